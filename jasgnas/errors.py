@@ -1,0 +1,40 @@
+"""Every error the library raises on purpose.
+
+Each message says what was given, what was expected and what to do about it.
+"""
+
+
+class JasgnasError(Exception):
+    """Base class of all errors raised by jasgnas."""
+
+
+class ArgumentError(JasgnasError, TypeError):
+    """An argument is of the wrong kind, or two arguments contradict each other."""
+
+
+class NoRemovableStructureError(JasgnasError, ValueError):
+    """The network has no structure that could be removed and leave a valid network."""
+
+
+class DisconnectedOutputError(JasgnasError, ValueError):
+    """A network output does not depend on any network input."""
+
+
+class TreeMismatchError(JasgnasError, ValueError):
+    """Parameters whose tree, shapes or dtypes do not match the search space."""
+
+
+class TargetError(JasgnasError, ValueError):
+    """A sparsity target that no valid removal can reach, or that makes no sense."""
+
+
+class InvalidRemovalError(JasgnasError, ValueError):
+    """Removing these groups would leave a network output unreachable."""
+
+
+class NonFiniteError(JasgnasError, ValueError):
+    """Parameters hold NaN or infinity."""
+
+
+class VerificationError(JasgnasError, RuntimeError):
+    """The sub-network does not return what the full network returns."""
