@@ -1,0 +1,19 @@
+import os
+
+# Before jax is imported: tests run on the CPU, split into eight devices so that sharded code is really sharded.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# No test is timed: a compilation may fall into any example.
+hypothesis.settings.register_profile("jasgnas", deadline=None)
+hypothesis.settings.load_profile("jasgnas")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
