@@ -1,0 +1,196 @@
+"""What is known about the entries of an array, axis by axis: which are zero, which are needed, which are kept.
+
+An `Axes` tuple holds one entry per axis of an array: a boolean NumPy vector over that axis, or None where nothing is
+said about the axis. All three analyses speak this language; what the vectors mean differs:
+
+- `Zeros`: entries marked on any axis are exactly zero.
+- a need (`Axes`, or `NOTHING`): only entries marked on every axis are needed; None marks all of them.
+- a layout (`Axes`, or `NOTHING`): the entries stored, again those marked on every axis; None stores all of them.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Axes: TypeAlias = tuple[np.ndarray | None, ...]
+Nothing: TypeAlias = Literal["nothing"]
+NOTHING: Final[Nothing] = "nothing"
+Need: TypeAlias = Axes | Nothing
+Layout: TypeAlias = Axes | Nothing
+
+
+class Zeros(NamedTuple):
+    """Entries of a value that are known to be zero.
+
+    Attributes:
+        axes: for each axis, the indices at which every entry is zero.
+        constant: the one scalar that all entries equal, if known. An entirely zero value has `constant` 0.
+    """
+
+    axes: Axes
+    constant: Any = None
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether the whole value is zero."""
+        return self.constant is not None and self.constant == 0
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether any entry is known to be zero."""
+        return self.everywhere or any(mask is not None for mask in self.axes)
+
+    def axis(self, index: int, size: int) -> np.ndarray:
+        """Returns the zero indices of one axis as a boolean vector of shape `[size]`."""
+        if self.everywhere:
+            return np.ones(size, bool)
+        mask = self.axes[index]
+        return np.zeros(size, bool) if mask is None else mask
+
+
+def unknown(ndim: int) -> Zeros:
+    """Nothing is known about a value of `ndim` axes."""
+    return Zeros((None,) * ndim)
+
+
+def zero(ndim: int) -> Zeros:
+    """A value of `ndim` axes that is zero everywhere."""
+    return Zeros((None,) * ndim, 0)
+
+
+def zeros(axes: Iterable[np.ndarray | None]) -> Zeros:
+    """Builds `Zeros` from vectors: an empty one says nothing, a full one means that all is zero."""
+    axes = tuple(None if mask is None or not mask.any() else mask for mask in axes)
+    if any(mask is not None and mask.all() for mask in axes):
+        return zero(len(axes))
+    return Zeros(axes)
+
+
+def meet(values: Sequence[Zeros]) -> Zeros:
+    """Returns what holds of all values alike, all of the same number of axes (at least one value)."""
+    unsure = [value for value in values if not value.everywhere]
+    if not unsure:
+        return values[0]
+    axes = []
+    for masks in zip(*(value.axes for value in unsure), strict=True):
+        common = [mask for mask in masks if mask is not None]
+        axes.append(np.logical_and.reduce(common) if len(common) == len(unsure) else None)
+    return zeros(axes)
+
+
+def join(values: Sequence[Zeros]) -> Zeros:
+    """Returns what holds of any of the values, all of the same number of axes (at least one value)."""
+    for value in values:
+        if value.everywhere:
+            return value
+    axes = []
+    for masks in zip(*(value.axes for value in values), strict=True):
+        known = [mask for mask in masks if mask is not None]
+        axes.append(np.logical_or.reduce(known) if known else None)
+    return zeros(axes)
+
+
+def everything(ndim: int) -> Axes:
+    """The need or the layout that holds every entry."""
+    return (None,) * ndim
+
+
+def normalize(axes: Iterable[np.ndarray | None]) -> Need:
+    """Brings a need or layout to its one form: a full vector becomes None, an empty one makes it `NOTHING`."""
+    axes = tuple(None if mask is None or mask.all() else mask for mask in axes)
+    return NOTHING if any(mask is not None and not mask.any() for mask in axes) else axes
+
+
+def union(first: Need, second: Need) -> Need:
+    """Returns the smallest need that holds both."""
+    if first == NOTHING or second == NOTHING:
+        return second if first == NOTHING else first
+    return normalize(None if a is None or b is None else a | b for a, b in zip(first, second, strict=True))
+
+
+def without(need: Need, known: Zeros) -> Need:
+    """Returns what is left to be needed once the entries known to be zero are not."""
+    if need == NOTHING or known.everywhere:
+        return NOTHING
+    return normalize(
+        mask if zero is None else (~zero if mask is None else mask & ~zero)
+        for mask, zero in zip(need, known.axes, strict=True)
+    )
+
+
+def same(first: Layout, second: Layout) -> bool:
+    """Tells whether two layouts store the same entries."""
+    if first == NOTHING or second == NOTHING:
+        return first == second
+    return all(
+        a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in zip(first, second, strict=True)
+    )
+
+
+def stored_shape(shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
+    """Returns the shape that an array of the given full shape has in a layout."""
+    if layout == NOTHING:
+        return (0,) * len(shape)
+    return tuple(size if mask is None else int(mask.sum()) for size, mask in zip(shape, layout, strict=True))
+
+
+class Sliced(NamedTuple):
+    """An array of which only the entries of a layout are stored; the others are zero, or needed by nobody.
+
+    Attributes:
+        array: the stored entries, None where the layout is `NOTHING`.
+        layout: which entries they are.
+        aval: shape and dtype of the full array.
+    """
+
+    array: Any
+    layout: Layout
+    aval: Any
+
+    def to(self, layout: Layout) -> "Sliced":
+        """Returns the same value in another layout: entries are dropped, or zeros put back."""
+        if layout == NOTHING:
+            return Sliced(None, NOTHING, self.aval)
+        if self.layout == NOTHING:
+            return Sliced(jnp.zeros(stored_shape(self.aval.shape, layout), self.aval.dtype), layout, self.aval)
+        array = self.array
+        for axis, (old, new) in enumerate(zip(self.layout, layout, strict=True)):
+            if old is not new:
+                size = self.aval.shape[axis]
+                array = _restore(array, axis, _mask(old, size), _mask(new, size))
+        return Sliced(array, layout, self.aval)
+
+    def full(self) -> Any:
+        """Returns the array with its zeros put back, of shape `aval.shape`."""
+        return self.to(everything(len(self.aval.shape))).array
+
+
+def _mask(mask: np.ndarray | None, size: int) -> np.ndarray:
+    return np.ones(size, bool) if mask is None else mask
+
+
+def _restore(array: Any, axis: int, old: np.ndarray, new: np.ndarray) -> Any:
+    """Moves one axis from the entries `old` to the entries `new`."""
+    if np.array_equal(old, new):
+        return array
+    # Position in the stored array of each wanted entry; -1 where it is a zero to be put back.
+    source = np.where(old, np.cumsum(old) - 1, -1)[new]
+    pieces = []
+    for run in np.split(source, np.flatnonzero(np.diff(source) != np.where(source[:-1] < 0, 0, 1)) + 1):
+        if run[0] < 0:
+            shape = (*array.shape[:axis], len(run), *array.shape[axis + 1 :])
+            pieces.append(jnp.zeros(shape, array.dtype))
+        else:
+            pieces.append(jax.lax.slice_in_dim(array, int(run[0]), int(run[-1]) + 1, axis=axis))
+    if len(pieces) > _MOST_PIECES:
+        taken = jnp.take(array, np.maximum(source, 0), axis=axis)
+        shown = np.reshape(source >= 0, [-1 if i == axis else 1 for i in range(array.ndim)])
+        return jnp.where(shown, taken, jnp.zeros((), array.dtype))
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+
+
+# Beyond this many contiguous runs one gather is cheaper to compile than a concatenation of slices.
+_MOST_PIECES = 16

@@ -1,0 +1,20 @@
+"""One rule per primitive: its zeros, its needs, its evaluation on sliced operands.
+
+The analysis knows primitives only, never layers. A primitive without a rule is an unknown operator: it is never
+removed, never assumed to keep zeros, and evaluated at full width.
+"""
+
+from jasgnas.rules import contraction, elementwise, reduction, shape
+from jasgnas.rules.base import PassThrough, Rule, is_known, register, rule_for
+
+__all__ = [
+    "PassThrough",
+    "Rule",
+    "contraction",
+    "elementwise",
+    "is_known",
+    "reduction",
+    "register",
+    "rule_for",
+    "shape",
+]

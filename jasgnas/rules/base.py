@@ -1,0 +1,119 @@
+"""What a rule is, the rule for operators nobody knows, and the registry.
+
+A rule answers three questions about one primitive: which entries of the results are zero, which entries of the
+operands are needed, and how the results are computed when only some entries are stored.
+"""
+
+from collections.abc import Sequence
+
+from jasgnas.jaxpr import Equation
+from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, everything, unknown, zero, zeros
+
+
+class Rule:
+    """The rule for an operator that is not understood: it keeps no zeros and is evaluated at full width."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        """Returns what is known of each result, given what is known of each operand."""
+        del operands
+        return [unknown(len(aval.shape)) for aval in eqn.out_avals]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        """Returns which entries of each operand the needed entries of the results depend on.
+
+        At least one result is needed, and none at entries that are known to be zero.
+        """
+        del operands, results
+        return [everything(len(aval.shape)) for aval in eqn.in_avals]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        """Computes the results, in the given layouts if it can; others are converted by the caller."""
+        del layouts
+        return [
+            Sliced(array, everything(len(aval.shape)), aval)
+            for array, aval in zip(eqn.bind(*(value.full() for value in operands)), eqn.out_avals, strict=True)
+        ]
+
+
+class PassThrough(Rule):
+    """Operators with one result whose axes are axes of their first operand, or mixtures that keep zeros.
+
+    A subclass says where each operand axis ends up. Zeros follow the first operand.
+    """
+
+    # Whether mixed axes are summed over, so that their zeros need not be put back.
+    sums = False
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        """Returns, for each operand, the result axis that each of its axes becomes; None for a mixed axis."""
+        raise NotImplementedError
+
+    def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
+        """Tells whether the result is zero where the first operand is."""
+        del eqn, operands
+        return True
+
+    def resized(self, eqn: Equation, stored: Sequence[Sequence[int]], result: Sequence[int]) -> dict[str, object]:
+        """Returns the parameters that change when the operands and the result have these stored shapes."""
+        del eqn, stored, result
+        return {}
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        ndim = len(eqn.out_avals[0].shape)
+        if not (operands[0].anywhere and self.keeps_zeros(eqn, operands)):
+            return [unknown(ndim)]
+        if operands[0].everywhere:
+            return [zero(ndim)]
+        axes: list = [None] * ndim
+        for mask, destination in zip(operands[0].axes, self.destinations(eqn)[0], strict=True):
+            if destination is not None:
+                axes[destination] = mask
+        return [zeros(axes)]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        del operands
+        (need,) = results
+        assert need != NOTHING
+        return [tuple(None if d is None else need[d] for d in axes) for axes in self.destinations(eqn)]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (layout,) = layouts
+        assert layout != NOTHING
+        destinations = self.destinations(eqn)
+        # An axis that comes from nowhere (a new one, a window, a gathered one) is computed in full.
+        reached = {d for axes in destinations for d in axes}
+        natural = tuple(mask if axis in reached else None for axis, mask in enumerate(layout))
+        stored = [
+            value.to(self._wanted(value, axes, natural)).array
+            for value, axes in zip(operands, destinations, strict=True)
+        ]
+        aval = eqn.out_avals[0]
+        shape = tuple(
+            size if mask is None else int(mask.sum()) for size, mask in zip(aval.shape, natural, strict=True)
+        )
+        results = eqn.bind(*stored, **self.resized(eqn, [array.shape for array in stored], shape))
+        return [Sliced(results[0], natural, aval)]
+
+    def _wanted(self, value: Sliced, axes: Sequence[int | None], natural: Axes) -> Layout:
+        own = everything(len(axes)) if value.layout == NOTHING or not self.sums else value.layout
+        return tuple(mask if d is None else natural[d] for d, mask in zip(axes, own, strict=True))
+
+
+_RULES: dict[str, Rule] = {}
+_UNKNOWN = Rule()
+
+
+def register(rule: Rule, *primitives: str) -> None:
+    """Makes `rule` the rule for the primitives of these names."""
+    for primitive in primitives:
+        _RULES[primitive] = rule
+
+
+def rule_for(primitive: str) -> Rule:
+    """Returns the rule of a primitive; unknown ones get the rule that assumes nothing."""
+    return _RULES.get(primitive, _UNKNOWN)
+
+
+def is_known(primitive: str) -> bool:
+    """Tells whether a primitive has a rule of its own."""
+    return primitive in _RULES

@@ -1,0 +1,395 @@
+"""Operators that move entries about: broadcast, transpose, reshape, slice, concatenate, pad, split, gather."""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jasgnas.jaxpr import Equation
+from jasgnas.masks import (
+    NOTHING,
+    Axes,
+    Layout,
+    Need,
+    Sliced,
+    Zeros,
+    meet,
+    normalize,
+    stored_shape,
+    zero,
+    zeros,
+)
+from jasgnas.rules.base import PassThrough, Rule, register
+
+
+class Broadcast(PassThrough):
+    """`broadcast_in_dim`: axes keep their place unless they are stretched from size one."""
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        shape = eqn.out_avals[0].shape
+        kept = [
+            axis if shape[axis] == size else None
+            for axis, size in zip(eqn.params["broadcast_dimensions"], eqn.in_avals[0].shape, strict=True)
+        ]
+        return [kept, *((None,) * len(aval.shape) for aval in eqn.in_avals[1:])]
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        (result,) = super().zeros(eqn, operands)
+        return [result if result.everywhere else result._replace(constant=operands[0].constant)]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        # Every axis of the result may be made at the wanted width, also those that are stretched or new.
+        (layout,) = layouts
+        assert layout != NOTHING
+        wanted = tuple(None if d is None else layout[d] for d in self.destinations(eqn)[0])
+        aval = eqn.out_avals[0]
+        array = jax.lax.broadcast_in_dim(
+            operands[0].to(wanted).array, stored_shape(aval.shape, layout), eqn.params["broadcast_dimensions"]
+        )
+        return [Sliced(array, layout, aval)]
+
+
+class Transpose(PassThrough):
+    """`transpose`."""
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        return [np.argsort(eqn.params["permutation"]).tolist()]
+
+
+class Squeeze(PassThrough):
+    """`squeeze`."""
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        dropped = set(eqn.params["dimensions"])
+        left = iter(range(len(eqn.out_avals[0].shape)))
+        return [[None if axis in dropped else next(left) for axis in range(len(eqn.in_avals[0].shape))]]
+
+
+class Reverse(PassThrough):
+    """`rev`: reversed axes are taken in full."""
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        reversed_axes = set(eqn.params["dimensions"])
+        return [[None if axis in reversed_axes else axis for axis in range(len(eqn.out_avals[0].shape))]]
+
+
+class Reshape(Rule):
+    """`reshape`: axes are split, merged or kept; a merged or split range follows if it stays a product of axes."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        (value,) = operands
+        old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
+        if value.everywhere or not value.anywhere:
+            return [Zeros((None,) * len(new), value.constant)]
+        axes: list = [None] * len(new)
+        for sources, targets in _reshape_groups(old, new):
+            masks = [value.axes[axis] for axis in sources]
+            if any(mask is not None for mask in masks):
+                blocks = [np.zeros(old[a], bool) if m is None else m for a, m in zip(sources, masks, strict=True)]
+                flat = reduce(np.logical_or.outer, blocks).reshape([new[axis] for axis in targets])
+                for position, axis in enumerate(targets):
+                    axes[axis] = flat.all(tuple(i for i in range(flat.ndim) if i != position))
+        return [zeros(axes)]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        (need,) = results
+        assert need != NOTHING
+        axes: list = [None] * len(eqn.in_avals[0].shape)
+        for sources, targets in _reshape_groups(eqn.in_avals[0].shape, eqn.out_avals[0].shape):
+            for axis, mask in zip(sources, _carry(need, eqn.out_avals[0].shape, targets, eqn, sources), strict=True):
+                axes[axis] = mask
+        return [normalize(axes)]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (layout,) = layouts
+        assert layout != NOTHING
+        old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
+        wanted: list = [None] * len(old)
+        natural: list = [None] * len(new)
+        for sources, targets in _reshape_groups(old, new):
+            masks = _carry(layout, new, targets, eqn, sources)
+            # The range survives the reshape only if it is a block of the operand as well as of the result.
+            before = _flat(masks, [old[axis] for axis in sources])
+            after = _flat([layout[axis] for axis in targets], [new[axis] for axis in targets])
+            if np.array_equal(before, after):
+                for axis, mask in zip(sources, masks, strict=True):
+                    wanted[axis] = mask
+                for axis in targets:
+                    natural[axis] = layout[axis]
+        array = jnp.reshape(operands[0].to(tuple(wanted)).array, stored_shape(new, tuple(natural)))
+        return [Sliced(array, tuple(natural), eqn.out_avals[0])]
+
+
+def _flat(masks: Sequence[np.ndarray | None], sizes: Sequence[int]) -> np.ndarray:
+    """Returns the entries marked on every one of some neighbouring axes, as one vector."""
+    blocks = [np.ones(size, bool) if mask is None else mask for mask, size in zip(masks, sizes, strict=True)]
+    return reduce(np.logical_and.outer, blocks, np.ones((), bool)).reshape(-1)
+
+
+def _carry(
+    axes: Axes, shape: Sequence[int], targets: Sequence[int], eqn: Equation, sources: Sequence[int]
+) -> list[np.ndarray | None]:
+    """Carries a need on the result axes `targets` of a reshape over to the operand axes `sources`."""
+    if all(axes[axis] is None for axis in targets):
+        return [None] * len(sources)
+    flat = _flat([axes[axis] for axis in targets], [shape[axis] for axis in targets])
+    block = flat.reshape([eqn.in_avals[0].shape[axis] for axis in sources])
+    masks = [block.any(tuple(i for i in range(block.ndim) if i != position)) for position in range(block.ndim)]
+    return [None if mask.all() else mask for mask in masks]
+
+
+def _reshape_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Divides the axes of a reshape into the smallest runs of equal size; axes of size one stand alone."""
+    if 0 in old:
+        return [(list(range(len(old))), list(range(len(new))))]
+    groups = [([axis], []) for axis, size in enumerate(old) if size == 1]
+    groups += [([], [axis]) for axis, size in enumerate(new) if size == 1]
+    left = [axis for axis, size in enumerate(old) if size != 1]
+    right = [axis for axis, size in enumerate(new) if size != 1]
+    while left:
+        sources, targets = [left.pop(0)], [right.pop(0)]
+        m, n = old[sources[0]], new[targets[0]]
+        while m != n:
+            if m < n:
+                sources.append(left.pop(0))
+                m *= old[sources[-1]]
+            else:
+                targets.append(right.pop(0))
+                n *= new[targets[-1]]
+        groups.append((sources, targets))
+    return groups
+
+
+class Slice(Rule):
+    """`slice`: a range, perhaps strided, of every axis."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        (value,) = operands
+        if value.everywhere:
+            return [zero(len(value.axes))]
+        taken = _slices(eqn)
+        return [zeros(None if m is None else m[s] for m, s in zip(value.axes, taken, strict=True))]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        (need,) = results
+        assert need != NOTHING
+        return [normalize(self._spread(eqn, need))]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (layout,) = layouts
+        assert layout != NOTHING
+        # Taking the wanted entries of the operand is the slice.
+        array = operands[0].to(self._spread(eqn, layout)).array
+        return [Sliced(array, layout, eqn.out_avals[0])]
+
+    def _spread(self, eqn: Equation, axes: Axes) -> Axes:
+        spread = []
+        for size, mask, taken in zip(eqn.in_avals[0].shape, axes, _slices(eqn), strict=True):
+            full = np.zeros(size, bool)
+            full[taken] = True if mask is None else mask
+            spread.append(None if full.all() else full)
+        return tuple(spread)
+
+
+def _slices(eqn: Equation) -> list[slice]:
+    strides = eqn.params["strides"] or (1,) * len(eqn.params["start_indices"])
+    return [
+        slice(*bounds) for bounds in zip(eqn.params["start_indices"], eqn.params["limit_indices"], strides, strict=True)
+    ]
+
+
+class Split(Rule):
+    """`split`: one axis divided into several results."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        (value,) = operands
+        if value.everywhere:
+            return [zero(len(value.axes)) for _ in eqn.out_avals]
+        axis = eqn.params["axis"]
+        return [
+            zeros(m[part] if i == axis and m is not None else m for i, m in enumerate(value.axes))
+            for part in _ranges(eqn.params["sizes"])
+        ]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        return [reduce(_cover, (self._spread(eqn, need, part) for need, part in self._parts(eqn, results)))]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        results = []
+        for layout, part, aval in zip(layouts, _ranges(eqn.params["sizes"]), eqn.out_avals, strict=True):
+            if layout == NOTHING:
+                results.append(Sliced(None, NOTHING, aval))
+            else:
+                results.append(Sliced(operands[0].to(self._spread(eqn, layout, part)).array, layout, aval))
+        return results
+
+    def _parts(self, eqn: Equation, results: Sequence[Need]) -> list[tuple[Axes, slice]]:
+        pairs = zip(results, _ranges(eqn.params["sizes"]), strict=True)
+        return [(need, part) for need, part in pairs if need != NOTHING]
+
+    def _spread(self, eqn: Equation, axes: Axes, part: slice) -> Axes:
+        axis = eqn.params["axis"]
+        full = np.zeros(eqn.in_avals[0].shape[axis], bool)
+        mask = axes[axis]
+        full[part] = True if mask is None else mask
+        return tuple((None if full.all() else full) if i == axis else m for i, m in enumerate(axes))
+
+
+def _cover(first: Axes, second: Axes) -> Axes:
+    return tuple(_either(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _either(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    return None if first is None or second is None or (first | second).all() else first | second
+
+
+def _ranges(sizes: Sequence[int]) -> list[slice]:
+    ends = np.cumsum(sizes)
+    return [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+
+
+class Concatenate(Rule):
+    """`concatenate`: a zero operand is a range of zeros, and is left out where the range is not wanted."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        axis = eqn.params["dimension"]
+        common = meet(operands)
+        if common.everywhere:
+            return [zero(len(common.axes))]
+        along = np.concatenate(
+            [value.axis(axis, aval.shape[axis]) for value, aval in zip(operands, eqn.in_avals, strict=True)]
+        )
+        return [zeros(along if i == axis else mask for i, mask in enumerate(common.axes))]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        (need,) = results
+        assert need != NOTHING
+        return [normalize(axes) for axes in self._parts(eqn, need)]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (layout,) = layouts
+        assert layout != NOTHING
+        axis = eqn.params["dimension"]
+        pieces = []
+        for value, axes in zip(operands, self._parts(eqn, layout), strict=True):
+            if (wanted := normalize(axes)) != NOTHING:
+                pieces.append(value.to(wanted).array)
+        array = pieces[0] if len(pieces) == 1 else jax.lax.concatenate(pieces, axis)
+        return [Sliced(array, layout, eqn.out_avals[0])]
+
+    def _parts(self, eqn: Equation, axes: Axes) -> list[Axes]:
+        axis = eqn.params["dimension"]
+        mask = axes[axis]
+        parts = _ranges([aval.shape[axis] for aval in eqn.in_avals])
+        return [
+            tuple((None if mask is None else mask[part]) if i == axis else m for i, m in enumerate(axes))
+            for part in parts
+        ]
+
+
+class Pad(PassThrough):
+    """`pad`: padded axes are taken in full; zeros stay if zeros are padded."""
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        config = eqn.params["padding_config"]
+        return [[axis if tuple(pad) == (0, 0, 0) else None for axis, pad in enumerate(config)], ()]
+
+    def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
+        # Padding with something else fills whole slices of the other axes with it.
+        return operands[1].everywhere
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        (result,) = super().zeros(eqn, operands)
+        if result.everywhere or not operands[1].everywhere:
+            return [result]
+        axes = list(result.axes)
+        for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
+            if (low, high, interior) != (0, 0, 0):
+                size = eqn.in_avals[0].shape[axis]
+                axes[axis] = _padded(operands[0].axis(axis, size), low, high, interior)
+        return [zeros(axes)]
+
+
+def _padded(mask: np.ndarray, low: int, high: int, interior: int) -> np.ndarray:
+    spread = np.ones(max(len(mask) * (interior + 1) - interior, 0), bool)
+    spread[:: interior + 1] = mask
+    spread = np.concatenate([np.ones(max(low, 0), bool), spread, np.ones(max(high, 0), bool)])
+    return spread[max(-low, 0) : len(spread) - max(-high, 0)]
+
+
+class DynamicSlice(PassThrough):
+    """`dynamic_slice`: axes taken whole keep their zeros."""
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        sizes = zip(eqn.params["slice_sizes"], eqn.in_avals[0].shape, strict=True)
+        whole = [axis if taken == size else None for axis, (taken, size) in enumerate(sizes)]
+        return [whole, *((),) * (len(eqn.in_avals) - 1)]
+
+    def resized(self, eqn: Equation, stored: Sequence[Sequence[int]], result: Sequence[int]) -> dict[str, object]:
+        return {"slice_sizes": tuple(result)}
+
+
+class DynamicUpdateSlice(Rule):
+    """`dynamic_update_slice`: axes that are updated over their whole length pass through."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        both = meet(operands[:2])
+        if both.everywhere:
+            return [zero(len(both.axes))]
+        return [zeros(m if whole else None for m, whole in zip(both.axes, self._whole(eqn), strict=True))]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        (need,) = results
+        assert need != NOTHING
+        wanted = self._passed(eqn, need)
+        return [wanted, wanted, *((),) * (len(eqn.in_avals) - 2)]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (layout,) = layouts
+        assert layout != NOTHING
+        wanted = self._passed(eqn, layout)
+        stored = [value.to(wanted).array for value in operands[:2]]
+        array = eqn.bind(*stored, *(value.full() for value in operands[2:]))[0]
+        return [Sliced(array, wanted, eqn.out_avals[0])]
+
+    def _whole(self, eqn: Equation) -> list[bool]:
+        return [a == b for a, b in zip(eqn.in_avals[0].shape, eqn.in_avals[1].shape, strict=True)]
+
+    def _passed(self, eqn: Equation, axes: Axes) -> Axes:
+        return tuple(mask if whole else None for mask, whole in zip(axes, self._whole(eqn), strict=True))
+
+
+class Gather(PassThrough):
+    """`gather`: axes of the operand taken whole keep their zeros; embedding lookup and nearest-neighbour resize."""
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        numbers = eqn.params["dimension_numbers"]
+        shape = eqn.in_avals[0].shape
+        hidden = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+        offsets = iter(numbers.offset_dims)
+        axes: list[int | None] = []
+        for axis, size in enumerate(shape):
+            offset = None if axis in hidden else next(offsets)
+            whole = eqn.params["slice_sizes"][axis] == size and axis not in numbers.start_index_map
+            axes.append(offset if whole else None)
+        return [axes, (None,) * len(eqn.in_avals[1].shape)]
+
+    def resized(self, eqn: Equation, stored: Sequence[Sequence[int]], result: Sequence[int]) -> dict[str, object]:
+        sizes = zip(eqn.params["slice_sizes"], eqn.in_avals[0].shape, stored[0], strict=True)
+        return {"slice_sizes": tuple(now if taken == size else taken for taken, size, now in sizes)}
+
+
+register(Broadcast(), "broadcast_in_dim")
+register(Transpose(), "transpose")
+register(Squeeze(), "squeeze")
+register(Reverse(), "rev")
+register(Reshape(), "reshape")
+register(Slice(), "slice")
+register(Split(), "split")
+register(Concatenate(), "concatenate")
+register(Pad(), "pad")
+register(DynamicSlice(), "dynamic_slice")
+register(DynamicUpdateSlice(), "dynamic_update_slice")
+register(Gather(), "gather")
