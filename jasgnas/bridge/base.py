@@ -1,0 +1,76 @@
+"""What the library needs to know of a model, whatever it is written in."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from jasgnas.errors import TreeMismatchError
+from jasgnas.pytree import leaves_by_path
+
+
+class Leaf(NamedTuple):
+    """One array of a model.
+
+    Attributes:
+        path: its path, keys joined by `/`.
+        shape: its shape.
+        dtype: its dtype.
+        trainable: whether it is a trainable parameter; running statistics and random states are not.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    trainable: bool
+
+
+class Model(Protocol):
+    """A model of any flavour, as a pure function of its leaves."""
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Its arrays, in the order of its pytree."""
+
+    @property
+    def static(self) -> Any:
+        """Everything but its leaves that the function depends on, hashable."""
+
+    def in_mode(self, training: bool) -> "Model":
+        """Returns the model in training or inference mode."""
+
+    def values(self, holder: Any) -> list[Any]:
+        """Returns the leaves of a model, its variables or its parameters; raises `TreeMismatchError`."""
+
+    def replace(self, holder: Any, values: Sequence[Any]) -> Any:
+        """Returns the same kind of object with other leaves."""
+
+    def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+        """Calls the model; returns its outputs and all leaves after the call."""
+
+
+def leaf_of(path: str, value: Any, trainable: bool) -> Leaf:
+    """Describes an array, concrete or abstract."""
+    return Leaf(path, tuple(np.shape(value)), value.dtype, trainable)
+
+
+def matched(leaves: Sequence[Leaf], tree: Any, what: str) -> list[Any]:
+    """Returns the leaves of a pytree in the order of `leaves`.
+
+    Raises:
+        TreeMismatchError: a leaf is missing, superfluous or of another shape; all of them are named.
+    """
+    found = leaves_by_path(tree)
+    faults = [f"{path}: not in the search space" for path in found.keys() - {leaf.path for leaf in leaves}]
+    for leaf in leaves:
+        if leaf.path not in found:
+            faults.append(f"{leaf.path}: missing")
+        elif np.shape(found[leaf.path]) != leaf.shape:
+            faults.append(f"{leaf.path}: shape {np.shape(found[leaf.path])}, expected {leaf.shape}")
+    if faults:
+        raise TreeMismatchError(
+            f"the {what} does not match the search space:\n  "
+            + "\n  ".join(sorted(faults))
+            + "\nPass the model that the space was made for, or make a new space with jasgnas.search_space."
+        )
+    return [found[leaf.path] for leaf in leaves]

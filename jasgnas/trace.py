@@ -1,0 +1,96 @@
+"""From a model and example inputs to a program: nothing is computed, inputs may be abstract."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jasgnas.bridge import Leaf, Model
+from jasgnas.errors import ArgumentError
+from jasgnas.jaxpr import Atom, Program, abstract, is_array, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of a call, arrays apart from everything else.
+
+    Attributes:
+        arrays: the array arguments, concrete or abstract.
+        static: the other arguments, by position among all of them.
+        treedef: how they make up `(args, kwargs)`.
+    """
+
+    arrays: tuple[Any, ...]
+    static: tuple[tuple[int, Any], ...]
+    treedef: Any
+
+    @classmethod
+    def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "Call":
+        """Takes arguments apart; Python numbers and anything that is no array are static."""
+        flat, treedef = jax.tree.flatten((tuple(args), dict(kwargs)))
+        arrays = tuple(value for value in flat if is_array(value))
+        return cls(arrays, tuple((i, value) for i, value in enumerate(flat) if not is_array(value)), treedef)
+
+    @property
+    def avals(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and dtypes of the arrays."""
+        return tuple(map(abstract, self.arrays))
+
+    def arguments(self, arrays: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Puts the arguments together again, with other arrays."""
+        static, rest = dict(self.static), iter(arrays)
+        flat = [static[i] if i in static else next(rest) for i in range(self.treedef.num_leaves)]
+        return jax.tree.unflatten(self.treedef, flat)
+
+
+@dataclass(frozen=True, eq=False)
+class TracedModel:
+    """A model traced at certain shapes.
+
+    Attributes:
+        leaves: its leaves, which are the first inputs of the program; the network inputs follow.
+        program: the nested program. Its outputs are the network outputs, then each leaf after the call.
+        out_tree: tree structure of the network outputs.
+    """
+
+    leaves: tuple[Leaf, ...]
+    program: Program
+    out_tree: Any
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of arrays among the network outputs."""
+        return self.out_tree.num_leaves
+
+    @property
+    def outputs(self) -> tuple[Atom, ...]:
+        """The network outputs."""
+        return self.program.outputs[: self.num_outputs]
+
+    @property
+    def input_avals(self) -> list[Any]:
+        """Shapes and dtypes of the network inputs."""
+        return [self.program.avals[var] for var in self.program.inputs[len(self.leaves) :]]
+
+
+def trace_model(model: Model, call: Call) -> TracedModel:
+    """Traces a model.
+
+    Raises:
+        ArgumentError: there is no input array.
+    """
+    if not call.arrays:
+        raise ArgumentError("no network input was given: pass an example input, an array or a jax.ShapeDtypeStruct")
+    out_trees = []
+
+    def run(values: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        args, kwargs = call.arguments(arrays)
+        outputs, after = model.apply(values, args, kwargs)
+        flat, out_tree = jax.tree.flatten(outputs)
+        out_trees.append(out_tree)
+        return flat, after
+
+    values = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in model.leaves]
+    program = trace(run, values, call.avals)
+    return TracedModel(model.leaves, program, out_trees[-1])
