@@ -5,6 +5,7 @@ Nothing here knows of jasgnas: these are ordinary Flax NNX networks, and nothing
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,43 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from models.convnext import ConvNeXt
+from models.darts import DARTS_V2, Darts, LargeStem, SmallStem
+from models.decoder import DecoderTransformer
 from models.demo_net import DemoNet
+from models.densenet import DenseNet
+from models.mobilenet import MOBILENET_V3_SMALL, MobileNetV2, MobileNetV3
+from models.regnet import (
+    REGNET_X_200MF,
+    REGNET_X_400MF,
+    REGNET_X_800MF,
+    REGNET_Y_200MF,
+    REGNET_Y_400MF,
+    REGNET_Y_800MF,
+    RegNet,
+)
+from models.resnet import BottleneckBlock, ResNet
 from models.stacked_unets import StackedUnets
+from models.super_resnet import SuperResNet
+from models.vit import VisionTransformer
 
-__all__ = ["DemoNet", "StackedUnets", "create", "example_input", "list_models"]
+__all__ = [
+    "ConvNeXt",
+    "Darts",
+    "DecoderTransformer",
+    "DemoNet",
+    "DenseNet",
+    "MobileNetV2",
+    "MobileNetV3",
+    "RegNet",
+    "ResNet",
+    "StackedUnets",
+    "SuperResNet",
+    "VisionTransformer",
+    "create",
+    "example_input",
+    "list_models",
+]
 
 
 class _Entry(NamedTuple):
@@ -32,9 +66,44 @@ class _Entry(NamedTuple):
     input_dtype: DTypeLike = jnp.float32
 
 
+_SMALL, _LARGE = (32, 32, 3), (224, 224, 3)
+
+_REGNETS = {
+    "regnet_x_200mf": REGNET_X_200MF,
+    "regnet_x_400mf": REGNET_X_400MF,
+    "regnet_x_800mf": REGNET_X_800MF,
+    "regnet_y_200mf": REGNET_Y_200MF,
+    "regnet_y_400mf": REGNET_Y_400MF,
+    "regnet_y_800mf": REGNET_Y_800MF,
+}
+
 _REGISTRY: dict[str, _Entry] = {
+    "convnext_tiny": _Entry(ConvNeXt, _LARGE),
+    "darts_8": _Entry(partial(Darts, features=24, num_cells=8), _SMALL),
+    "darts_8_stl10": _Entry(partial(Darts, features=24, num_cells=8, stem=partial(SmallStem, strides=3)), (96, 96, 3)),
+    "darts_14": _Entry(partial(Darts, num_classes=1000, features=48, num_cells=14, stem=LargeStem), _LARGE),
+    "darts_v2_cifar": _Entry(partial(Darts, features=36, num_cells=20, genotype=DARTS_V2), _SMALL),
+    "darts_v2_imagenet": _Entry(
+        partial(Darts, num_classes=1000, features=48, num_cells=14, stem=LargeStem, genotype=DARTS_V2), _LARGE
+    ),
+    "decoder_small": _Entry(DecoderTransformer, (64,), jnp.int32),
     "demo_net": _Entry(DemoNet, (28, 28, 1)),
-    "stacked_unets": _Entry(StackedUnets, (32, 32, 3)),
+    "densenet121": _Entry(DenseNet, _LARGE),
+    "mobilenet_v2": _Entry(MobileNetV2, _LARGE),
+    "mobilenet_v3_large": _Entry(MobileNetV3, _LARGE),
+    "mobilenet_v3_small": _Entry(partial(MobileNetV3, spec=MOBILENET_V3_SMALL), _LARGE),
+    "resnet18": _Entry(ResNet, _LARGE),
+    "resnet18_cifar": _Entry(partial(ResNet, num_classes=10, small_images=True), _SMALL),
+    "resnet50": _Entry(partial(ResNet, depths=(3, 4, 6, 3), block=BottleneckBlock), _LARGE),
+    "stacked_unets": _Entry(StackedUnets, _SMALL),
+    "super_resnet": _Entry(SuperResNet, _SMALL),
+    "vit_b16": _Entry(partial(VisionTransformer, features=768, num_heads=12), _LARGE),
+    "vit_s16": _Entry(VisionTransformer, _LARGE),
+}
+_REGISTRY |= {name: _Entry(partial(RegNet, config=config), _LARGE) for name, config in _REGNETS.items()}
+_REGISTRY |= {
+    f"{name}_cifar": _Entry(partial(RegNet, num_classes=10, config=config, small_images=True), _SMALL)
+    for name, config in _REGNETS.items()
 }
 
 

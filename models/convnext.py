@@ -72,7 +72,7 @@ class ConvNeXt(nnx.Module):
         self.stem = layers.conv(in_channels, widths[0], 4, strides=4, use_bias=True)
         self.stem_norm = layers.layer_norm(widths[0])
         rate_step = drop_path_rate / max(1, sum(depths) - 1)
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[ConvNeXtBlock | Downsample] = nnx.List()
         num_blocks = 0
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             if stage > 0:

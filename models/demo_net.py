@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from models.layers import Layers, global_mean
+
 
 class DemoNet(nnx.Module):
     """DemoNet of ASGNAS (arXiv 2305.18030), for small images such as Fashion-MNIST's 28×28×1.
@@ -45,28 +47,27 @@ class DemoNet(nnx.Module):
             rngs: random streams of the initialisation.
         """
         stem, middle, joined, last, hidden = (max(1, round(width * features)) for features in (56, 72, 112, 192, 640))
-        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        conv = partial(nnx.Conv, kernel_size=(3, 3), kernel_init=nnx.initializers.he_normal(), **settings)
-        batch_norm = partial(nnx.BatchNorm, momentum=0.9, **settings)
+        layers = Layers(rngs, dtype, param_dtype)
+        conv = partial(layers.conv, kernel_size=3, use_bias=True)
 
         self.conv1 = conv(in_channels, stem)
-        self.bn1 = batch_norm(stem)
+        self.bn1 = layers.batch_norm(stem)
         self.conv2 = conv(stem, stem)
-        self.bn2 = batch_norm(stem)
+        self.bn2 = layers.batch_norm(stem)
         self.conv3 = conv(stem, stem)
-        self.bn3 = batch_norm(stem)
+        self.bn3 = layers.batch_norm(stem)
         self.conv4 = conv(stem, middle)
-        self.bn4 = batch_norm(middle)
+        self.bn4 = layers.batch_norm(middle)
         self.conv5 = conv(middle, stem)
-        self.bn5 = batch_norm(stem)
+        self.bn5 = layers.batch_norm(stem)
         self.conv6 = conv(3 * stem, joined, strides=2)
-        self.bn6 = batch_norm(joined)
+        self.bn6 = layers.batch_norm(joined)
         self.conv7 = conv(joined, last)
-        self.bn7 = batch_norm(last)
+        self.bn7 = layers.batch_norm(last)
         self.conv8 = conv(joined, last)
-        self.bn8 = batch_norm(last)
-        self.fc1 = nnx.Linear(last, hidden, **settings)
-        self.fc2 = nnx.Linear(hidden, num_classes, **settings)
+        self.bn8 = layers.batch_norm(last)
+        self.fc1 = layers.linear(last, hidden)
+        self.fc2 = layers.linear(hidden, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logits `[batch, num_classes]` of images `[batch, height, width, in_channels]`."""
@@ -78,5 +79,5 @@ class DemoNet(nnx.Module):
         x = jnp.concatenate([wide, largest, smooth], axis=-1)
         x = nnx.relu(self.bn6(self.conv6(x)))
         x = self.bn7(self.conv7(x)) + self.bn8(self.conv8(x))
-        x = jnp.mean(x, axis=(1, 2))
+        x = global_mean(x)
         return self.fc2(self.fc1(x))

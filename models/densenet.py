@@ -67,7 +67,7 @@ class DenseNet(nnx.Module):
         features = 2 * growth
         self.stem = layers.conv(in_channels, features, 7, strides=2)
         self.stem_norm = layers.batch_norm(features)
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[DenseLayer | Transition] = nnx.List()
         for index, depth in enumerate(depths):
             if index > 0:
                 self.blocks.append(Transition(layers, features))

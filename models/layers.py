@@ -32,7 +32,7 @@ class Layers:
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     conv_init: nnx.Initializer = HE_NORMAL_FAN_OUT
-    linear_init: nnx.Initializer = nnx.initializers.normal(0.01)
+    linear_init: nnx.Initializer = nnx.initializers.lecun_normal()
     momentum: float = 0.9
     epsilon: float = 1e-5
 

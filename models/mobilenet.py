@@ -55,24 +55,35 @@ class InvertedResidual(nnx.Module):
         return x + y if self.has_shortcut else y
 
 
-class MobileNetV2(nnx.Module):
-    """MobileNetV2 at width 1.0 (arXiv 1801.04381, table 2)."""
+class StageSpec(NamedTuple):
+    """One row of MobileNetV2's table: blocks with the same number of output channels."""
 
-    # Rows of table 2: expansion, output channels, number of blocks, stride of the first block.
-    stages = (
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    )
+    expansion: int
+    out_features: int
+    depth: int
+    strides: int
+
+
+MOBILENET_V2 = (
+    StageSpec(1, 16, 1, 1),
+    StageSpec(6, 24, 2, 2),
+    StageSpec(6, 32, 3, 2),
+    StageSpec(6, 64, 4, 2),
+    StageSpec(6, 96, 3, 1),
+    StageSpec(6, 160, 3, 2),
+    StageSpec(6, 320, 1, 1),
+)
+"""Table 2 of arXiv 1801.04381."""
+
+
+class MobileNetV2(nnx.Module):
+    """MobileNetV2 at width 1.0 (arXiv 1801.04381)."""
 
     def __init__(
         self,
         num_classes: int = 1000,
         *,
+        stages: tuple[StageSpec, ...] = MOBILENET_V2,
         in_channels: int = 3,
         dropout_rate: float = 0.0,
         dtype: DTypeLike | None = None,
@@ -83,23 +94,24 @@ class MobileNetV2(nnx.Module):
 
         Args:
             num_classes: number of logits.
+            stages: the inverted residual blocks.
             in_channels: channels of the input images.
             dropout_rate: dropout before the last layer (usual for ImageNet: 0.2).
             dtype: dtype of the computation, or None to let inputs and parameters decide.
             param_dtype: dtype of the parameters.
             rngs: random streams of the initialisation.
         """
-        layers = Layers(rngs, dtype, param_dtype)
+        layers = Layers(rngs, dtype, param_dtype, linear_init=nnx.initializers.normal(0.01))
         features = 32
         self.stem = ConvNorm(layers, in_channels, features, 3, strides=2)
-        self.blocks = nnx.List()
-        for expansion, out_features, depth, first_strides in self.stages:
-            for index in range(depth):
-                strides = first_strides if index == 0 else 1
-                expanded = expansion * features
-                block = InvertedResidual(layers, features, out_features, expanded=expanded, strides=strides)
+        self.blocks: nnx.List[InvertedResidual] = nnx.List()
+        for stage in stages:
+            for index in range(stage.depth):
+                strides = stage.strides if index == 0 else 1
+                expanded = stage.expansion * features
+                block = InvertedResidual(layers, features, stage.out_features, expanded=expanded, strides=strides)
                 self.blocks.append(block)
-                features = out_features
+                features = stage.out_features
         self.last = ConvNorm(layers, features, 1280)
         self.dropout = layers.dropout(dropout_rate)
         self.head = layers.linear(1280, num_classes)
@@ -204,10 +216,12 @@ class MobileNetV3(nnx.Module):
             param_dtype: dtype of the parameters.
             rngs: random streams of the initialisation.
         """
-        layers = Layers(rngs, dtype, param_dtype, momentum=0.99, epsilon=1e-3)
+        layers = Layers(
+            rngs, dtype, param_dtype, linear_init=nnx.initializers.normal(0.01), momentum=0.99, epsilon=1e-3
+        )
         features = 16
         self.stem = ConvNorm(layers, in_channels, features, 3, strides=2)
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[InvertedResidual] = nnx.List()
         for block in spec.blocks:
             self.blocks.append(
                 InvertedResidual(

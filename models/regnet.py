@@ -106,11 +106,11 @@ class RegNet(nnx.Module):
             param_dtype: dtype of the parameters.
             rngs: random streams of the initialisation.
         """
-        layers = Layers(rngs, dtype, param_dtype)
+        layers = Layers(rngs, dtype, param_dtype, linear_init=nnx.initializers.normal(0.01))
         first_strides = 1 if small_images else 2
         features = 32
         self.stem = ConvNorm(layers, in_channels, features, 3, strides=first_strides)
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[RegNetBlock] = nnx.List()
         for stage, (width, depth) in enumerate(config.stages()):
             for index in range(depth):
                 strides = 1 if index > 0 else first_strides if stage == 0 else 2

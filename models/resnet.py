@@ -86,7 +86,7 @@ class ResNet(nnx.Module):
         self.small_images = small_images
         stem: dict[str, Any] = {"kernel_size": 3} if small_images else {"kernel_size": 7, "strides": 2}
         self.stem = ConvNorm(layers, in_channels, 64, **stem)
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[BasicBlock | BottleneckBlock] = nnx.List()
         features = 64
         for stage, depth in enumerate(depths):
             for index in range(depth):

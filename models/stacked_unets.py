@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from models.layers import Layers, global_mean
+
 _max_pool = partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME")
 
 
@@ -52,32 +54,31 @@ class StackedUnets(nnx.Module):
             rngs: random streams of the initialisation.
         """
         outer, inner = (max(1, round(width * features)) for features in (56, 80))
-        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        conv = partial(nnx.Conv, kernel_size=(3, 3), kernel_init=nnx.initializers.he_normal(), **settings)
-        batch_norm = partial(nnx.BatchNorm, momentum=0.9, **settings)
+        layers = Layers(rngs, dtype, param_dtype)
+        conv = partial(layers.conv, kernel_size=3, use_bias=True)
 
         self.conv0 = conv(in_channels, outer)
-        self.bn1 = batch_norm(outer)
+        self.bn1 = layers.batch_norm(outer)
         self.conv3 = conv(outer, outer)
         self.conv5 = conv(outer, inner)
         self.conv7 = conv(inner, inner)
-        self.bn9 = batch_norm(inner)
+        self.bn9 = layers.batch_norm(inner)
         self.conv11 = conv(inner, inner)
         self.conv12 = conv(inner, inner)
         self.conv14 = conv(inner, inner)
         self.conv15 = conv(inner, inner)
         self.conv26 = conv(inner, inner)
         self.conv27 = conv(inner, outer)
-        self.bn28 = batch_norm(outer)
+        self.bn28 = layers.batch_norm(outer)
         self.conv36 = conv(outer, outer)
-        self.bn38 = batch_norm(outer)
+        self.bn38 = layers.batch_norm(outer)
 
         self.conv39 = conv(in_channels, outer)
-        self.bn40 = batch_norm(outer)
+        self.bn40 = layers.batch_norm(outer)
         self.conv42 = conv(outer, outer, strides=2)
         self.conv43 = conv(outer, outer)
         self.conv45 = conv(outer, outer, strides=2)
-        self.bn47 = batch_norm(outer)
+        self.bn47 = layers.batch_norm(outer)
         self.conv48 = conv(outer, outer)
         self.conv49 = conv(outer, outer)
         self.conv50 = conv(outer, outer, strides=2)
@@ -85,16 +86,16 @@ class StackedUnets(nnx.Module):
         self.conv52 = conv(outer, outer)
         self.conv63 = conv(outer, outer)
         self.conv64 = conv(outer, outer)
-        self.bn65 = batch_norm(outer)
+        self.bn65 = layers.batch_norm(outer)
         self.conv73 = conv(outer, outer)
-        self.bn75 = batch_norm(outer)
+        self.bn75 = layers.batch_norm(outer)
 
-        self.fc = nnx.Linear(outer, num_classes, **settings)
+        self.fc = layers.linear(outer, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logits `[batch, num_classes]` of images `[batch, height, width, in_channels]`."""
         x = self._pooled_unet(x) + self._strided_unet(x)
-        return self.fc(jnp.mean(x, axis=(1, 2)))
+        return self.fc(global_mean(x))
 
     def _pooled_unet(self, x: jax.Array) -> jax.Array:
         """Returns what operators 0 to 38 make of the image, `[batch, height, width, outer]`."""

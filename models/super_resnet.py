@@ -17,7 +17,10 @@ class SuperResidualBlock(nnx.Module):
     def __init__(self, layers: Layers, in_features: int, features: int, kernel_sizes: tuple[int, ...], strides: int):
         """Initialises one convolution with batch norm for each kernel size, and a projection where shapes change."""
         self.candidates = nnx.Dict(
-            {f"conv{size}x{size}": ConvNorm(layers, in_features, features, size, strides=strides) for size in kernel_sizes}
+            {
+                f"conv{size}x{size}": ConvNorm(layers, in_features, features, size, strides=strides)
+                for size in kernel_sizes
+            }
         )
         changes = strides > 1 or in_features != features
         self.shortcut = ConvNorm(layers, in_features, features, strides=strides) if changes else None
@@ -33,16 +36,16 @@ class SuperResNet(nnx.Module):
     """Super-network of residual networks for 32×32 images.
 
     Removing candidates chooses each block's kernel sizes; removing all candidates of a block leaves its shortcut and
-    so chooses the depth. Widths and depths are unpublished; with those chosen here the whole network has DEFAULT_SIZE
-    parameters, and its space holds one of 2.0 M (only the 3×3 candidates) and one of 1.0 M (of these, SMALL_DEPTHS
-    blocks in the three stages).
+    so chooses the depth. Widths and depths are unpublished; with those chosen here the whole network has 18.2 M
+    parameters. Its space holds one of 2.0 M, only the 3×3 candidates, and one of 1.0 M, of these only two blocks in the
+    last stage.
     """
 
     def __init__(
         self,
         num_classes: int = 10,
         *,
-        depths: tuple[int, ...] = (4, 6, 4),
+        depths: tuple[int, ...] = (5, 5, 5),
         widths: tuple[int, ...] = (48, 96, 192),
         kernel_sizes: tuple[int, ...] = (3, 5, 7),
         in_channels: int = 3,
@@ -65,7 +68,7 @@ class SuperResNet(nnx.Module):
         layers = Layers(rngs, dtype, param_dtype)
         features = widths[0]
         self.stem = ConvNorm(layers, in_channels, features, 3)
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[SuperResidualBlock] = nnx.List()
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             for index in range(depth):
                 strides = 2 if stage > 0 and index == 0 else 1
