@@ -108,25 +108,23 @@ class Graph:
         return {equation: operator.index for operator in self.operators for equation in operator.equations}
 
 
-def build_graph(program: Program, num_leaves: int, trainable: Sequence[bool], state: Sequence[bool]) -> Graph:
+def build_graph(program: Program, num_leaves: int, trainable: Sequence[bool]) -> Graph:
     """Finds the operators and segments of a flat program.
 
     Args:
         program: an inlined program; its first `num_leaves` inputs are the leaves, the others the network inputs.
         num_leaves: number of leaves.
-        trainable: for each leaf, whether it is a trainable parameter.
-        state: for each leaf, whether it is an array that is not trained, such as a running mean.
+        trainable: for each leaf, whether it is a trainable parameter; others are state, such as a running mean.
     """
-    return _Builder(program, num_leaves, trainable, state).build()
+    return _Builder(program, num_leaves, trainable).build()
 
 
 class _Builder:
     """The steps from equations to segments, each a method; what they find is kept by equation position."""
 
-    def __init__(self, program: Program, num_leaves: int, trainable: Sequence[bool], state: Sequence[bool]):
+    def __init__(self, program: Program, num_leaves: int, trainable: Sequence[bool]):
         self.program = program
         self.trainable = trainable
-        self.state = state
         self.static_leaves: dict[int, frozenset[int]] = {
             **{var: frozenset() for var in program.constants},
             **{var: frozenset([leaf]) for leaf, var in enumerate(program.inputs[:num_leaves])},
@@ -270,7 +268,8 @@ class _Builder:
         if isinstance(rule_for(eqn.primitive), Elementwise) and not self._has_stem(before):
             if used and eqn.primitive in ("add", "sub", "mul", "div"):
                 return self._is_affine(last) or self._has_reduction(before)
-            return not used and eqn.primitive in ("div", "mul") and last.primitive in ("reduce_sum", "reduce_window_sum")
+            averages = eqn.primitive in ("div", "mul") and last.primitive in ("reduce_sum", "reduce_window_sum")
+            return averages and not used
         return False
 
     def _plain_calls(self) -> dict[int, int | None]:
@@ -334,7 +333,7 @@ class _Builder:
         return Operator(
             index=index,
             kind=kind,
-            name=operator_name(eqns, kind, [self.state[leaf] for leaf in leaves]),
+            name=operator_name(eqns, kind, [not self.trainable[leaf] for leaf in leaves]),
             equations=tuple(equations),
             sources=sources,
             additive=kind == "joint" and len(eqns) == 1 and eqns[0].primitive in ADDITIVE,

@@ -39,11 +39,11 @@ class Model(Protocol):
     def in_mode(self, training: bool) -> "Model":
         """Returns the model in training or inference mode."""
 
-    def values(self, holder: Any) -> list[Any]:
-        """Returns the leaves of a model, its variables or its parameters; raises `TreeMismatchError`."""
+    def tree(self, holder: Any) -> Any:
+        """Returns the pytree of arrays that a model, its variables or its parameters hold."""
 
-    def replace(self, holder: Any, values: Sequence[Any]) -> Any:
-        """Returns the same kind of object with other leaves."""
+    def like(self, holder: Any, tree: Any) -> Any:
+        """Returns the same kind of object as `holder`, holding other arrays in the same tree structure."""
 
     def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """Calls the model; returns its outputs and all leaves after the call."""

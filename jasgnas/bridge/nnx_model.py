@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jasgnas.bridge.base import Leaf, leaf_of, matched
-from jasgnas.errors import ArgumentError
+from jasgnas.bridge.base import Leaf, leaf_of
 from jasgnas.pytree import leaves_by_path
 
 
@@ -48,22 +47,13 @@ class NNXModel:
         module.train() if training else module.eval()
         return replace(self, graphdef=nnx.graphdef(module))
 
-    def values(self, holder: Any) -> list[Any]:
-        """Returns the arrays of a module or of its state."""
-        if isinstance(holder, nnx.Module):
-            holder = nnx.state(holder)
-        if not isinstance(holder, nnx.State):
-            raise ArgumentError(
-                f"expected the nnx.Module that the search space was made for (or its nnx.State), got {type(holder)}"
-            )
-        return matched(self.leaves, holder, "module")
+    def tree(self, holder: Any) -> Any:
+        """Returns the state of a module; a state or pure pytree as it is."""
+        return nnx.state(holder) if isinstance(holder, nnx.Module) else holder
 
-    def replace(self, holder: Any, values: Sequence[Any]) -> Any:
-        """Returns a copy of the module (or state) with other arrays."""
-        state = jax.tree.unflatten(jax.tree.structure(self.abstract), values)
-        if isinstance(holder, nnx.State):
-            return state
-        return nnx.merge(nnx.graphdef(holder), state, copy=True)
+    def like(self, holder: Any, tree: Any) -> Any:
+        """Returns a copy of the module with another state, or that state."""
+        return nnx.merge(nnx.graphdef(holder), tree, copy=True) if isinstance(holder, nnx.Module) else tree
 
     def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """Calls a copy of the module."""

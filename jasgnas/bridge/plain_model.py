@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jasgnas.bridge.base import Leaf, leaf_of, matched
+from jasgnas.bridge.base import Leaf, leaf_of
 from jasgnas.pytree import leaves_by_path
 
 
@@ -43,13 +43,14 @@ class PlainModel:
         del training
         return self
 
-    def values(self, holder: Any) -> list[Any]:
-        """Returns the leaves of a parameter pytree."""
-        return matched(self.leaves, holder, "parameter pytree")
+    def tree(self, holder: Any) -> Any:
+        """Returns the parameters as they are."""
+        return holder
 
-    def replace(self, holder: Any, values: Sequence[Any]) -> Any:
-        """Returns the parameter pytree with other leaves."""
-        return jax.tree.unflatten(jax.tree.structure(holder), values)
+    def like(self, holder: Any, tree: Any) -> Any:
+        """Returns the parameters as they are."""
+        del holder
+        return tree
 
     def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """Calls the function."""
