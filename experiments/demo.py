@@ -19,7 +19,7 @@ import optax
 import rich
 import tyro
 from flax import nnx
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import jasgnas
@@ -62,6 +62,16 @@ class Config:
     """Factor on DemoNet's numbers of channels; 1 gives the paper's size."""
     seed: int = 0
     """Seed of the initialisation and of the order of the images."""
+
+    def __post_init__(self) -> None:
+        """Refuses settings that no run could meet, before any work is done."""
+        if self.epochs < 1 or self.width <= 0:
+            raise ValueError(f"epochs and width must be positive, got {self.epochs} and {self.width}")
+        if self.warmup_fraction + self.projection_fraction > 1:
+            raise ValueError(
+                "warm-up and projection must end with the training: the two fractions may add up to 1 at most, "
+                f"got {self.warmup_fraction} and {self.projection_fraction}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,31 +130,17 @@ def run(config: Config) -> Results:
     sgd, h2spg = _optimizers(config, dataset, space)
     with _progress_bars() as progress:
         with _timed(seconds, "full training"):
-            full, _ = _train(config, dataset, sgd, progress, "full training", lambda _: "")
+            full, _ = _train(config, dataset, sgd, progress, "full", lambda _: "")
         with _timed(seconds, "H2SPG training"):
             sparse, optimizer = _train(
-                config, dataset, optax.chain(sgd, h2spg), progress, "H2SPG training", partial(_sparsity_status, space)
+                config, dataset, optax.chain(sgd, h2spg), progress, "H2SPG", partial(_sparsity_status, space)
             )
     with _timed(seconds, "construction"):
         subnet = jasgnas.construct_subnet(space, sparse)
 
-    networks = {"full": full, "sparse": sparse, "subnet": subnet}
-    outputs = {name: logits(network, dataset.test, batch_size=config.batch_size) for name, network in networks.items()}
-    results = Results(
-        full=_network_results(full, dataset, outputs["full"]),
-        subnet=_network_results(subnet, dataset, outputs["subnet"]),
-        removed=[group.name for group in space.groups if jasgnas.h2spg_state(optimizer.opt_state).zero[group.index]],
-        largest_output=float(np.abs(outputs["sparse"]).max()),
-        largest_difference=float(np.abs(outputs["sparse"] - outputs["subnet"]).max()),
-        seconds=seconds,
-        device=jax.devices()[0].device_kind,
-    )
-    if results.largest_difference > OUTPUT_TOLERANCE * results.largest_output:
-        raise jasgnas.VerificationError(
-            f"the sub-network's outputs differ from the sparse network's by up to {results.largest_difference:.3g}, "
-            f"where {OUTPUT_TOLERANCE:g} of the largest output, {results.largest_output:.3g}, passes for rounding"
-        )
-    for name, network in networks.items():
+    removed = [group.name for group in space.groups if jasgnas.h2spg_state(optimizer.opt_state).zero[group.index]]
+    results = _compare(config, dataset, full, sparse, subnet, removed, seconds)
+    for name, network in {"full": full, "sparse": sparse, "subnet": subnet}.items():
         np.savez(config.output_dir / f"{name}.npz", **_variables(network))
     _write_json(config.output_dir / "results.json", results)
     return results
@@ -163,7 +159,11 @@ def results_table(config: Config, results: Results) -> Table:
         before, after = getattr(full, field), getattr(subnet, field)
         table.add_row(label, f"{before:,}", f"{after:,} ({after / before:.0%})")
     table.add_row("test accuracy", f"{full.test_accuracy:.2%}", f"{subnet.test_accuracy:.2%}")
-    table.add_row("training seconds", *(f"{results.seconds[part]:.1f}" for part in ("full training", "H2SPG training")))
+    table.add_row(
+        "seconds of training", *(f"{results.seconds[part]:.1f}" for part in ("full training", "H2SPG training"))
+    )
+    for part in ("search space", "construction"):
+        table.add_row(f"seconds of {part}", "", f"{results.seconds[part]:.1f}")
     table.add_section()
     table.add_row("removed", "", "\n".join(results.removed))
     table.add_row("largest output difference", "", f"{results.largest_difference:.1e} of {results.largest_output:.1f}")
@@ -178,7 +178,7 @@ def main() -> None:
     except (DataError, OSError, jasgnas.JasgnasError) as error:
         raise SystemExit(f"error: {error}") from error
     rich.print(results_table(config, results))
-    rich.print(f"Saved in {config.output_dir}")
+    print(f"Saved in {config.output_dir}")
 
 
 def _network(config: Config, dataset: Dataset) -> DemoNet:
@@ -233,7 +233,38 @@ def _train(
 
 def _sparsity_status(space: jasgnas.SearchSpace, optimizer: nnx.Optimizer) -> str:
     state = jasgnas.h2spg_state(optimizer.opt_state)
-    return f"{PHASES[int(state.phase)]}  {int(state.zero.sum())}/{len(space.groups)} structures zero"
+    return f"{PHASES[int(state.phase)]}, {int(state.zero.sum())}/{len(space.groups)} zero"
+
+
+def _compare(
+    config: Config,
+    dataset: Dataset,
+    full: nnx.Module,
+    sparse: nnx.Module,
+    subnet: nnx.Module,
+    removed: list[str],
+    seconds: dict[str, float],
+) -> Results:
+    """Evaluates the networks on the test images; the sub-network must return what the sparse network returns."""
+    full_logits, sparse_logits, subnet_logits = (
+        logits(network, dataset.test, batch_size=config.batch_size) for network in (full, sparse, subnet)
+    )
+    largest_output = float(np.abs(sparse_logits).max())
+    largest_difference = float(np.abs(sparse_logits - subnet_logits).max())
+    if not largest_difference <= OUTPUT_TOLERANCE * largest_output:  # refuses NaN, too
+        raise jasgnas.VerificationError(
+            f"the sub-network's outputs differ from the sparse network's by up to {largest_difference:.3g}, where "
+            f"{OUTPUT_TOLERANCE:g} of the largest output, {largest_output:.3g}, would pass for rounding"
+        )
+    return Results(
+        full=_network_results(full, dataset, full_logits),
+        subnet=_network_results(subnet, dataset, subnet_logits),
+        removed=removed,
+        largest_output=largest_output,
+        largest_difference=largest_difference,
+        seconds=seconds,
+        device=jax.devices()[0].device_kind,
+    )
 
 
 def _network_results(network: nnx.Module, dataset: Dataset, logits: np.ndarray) -> NetworkResults:
@@ -247,10 +278,9 @@ def _network_results(network: nnx.Module, dataset: Dataset, logits: np.ndarray) 
 def _progress_bars() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[status]}"),
     )
 

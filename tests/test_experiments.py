@@ -170,6 +170,14 @@ def test_main_job_end_to_end(tmp_path: Path) -> None:
     assert subnet.keys() < sparse.keys()
 
 
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 0}, {"width": 0.0}, {"warmup_fraction": 0.6, "projection_fraction": 0.6}]
+)
+def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        demo.Config(**settings)
+
+
 def test_table_shows_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = demo.Results(
         full=demo.NetworkResults(1000, 2000, 0.5),
@@ -189,7 +197,7 @@ def test_table_shows_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target-groups", "6"], "error: .*5"),
+        (["--target-groups", "4"], "error: .*at most 3"),
         (["--dataset", "fashion_mnist", "--data-dir", "nowhere"], "error: no file .*apt-get install"),
         (["--batch-size", "2000"], "error: .*1437 training images"),
     ],
