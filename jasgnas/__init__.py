@@ -1,0 +1,47 @@
+"""Automatic erasing of network structures in JAX: ASGNAS / OTOv3 (arXiv 2305.18030, arXiv 2312.09411).
+
+space = jasgnas.search_space(model, x)
+tx = optax.chain(optax.sgd(lr), jasgnas.h2spg(space, learning_rate=lr, target_groups=3, ...))
+subnet = jasgnas.construct_subnet(space, model)
+"""
+
+from jasgnas.counting import count_macs, count_params
+from jasgnas.errors import (
+    ArgumentError,
+    DisconnectedOutputError,
+    InvalidRemovalError,
+    JasgnasError,
+    NonFiniteError,
+    NoRemovableStructureError,
+    TargetError,
+    TreeMismatchError,
+    VerificationError,
+)
+from jasgnas.h2spg import H2SPGState, h2spg, h2spg_metrics, h2spg_state
+from jasgnas.scores import GroupStats
+from jasgnas.space import Group, LeafSlice, SearchSpace, search_space
+from jasgnas.subnet import construct_subnet
+
+__all__ = [
+    "ArgumentError",
+    "DisconnectedOutputError",
+    "Group",
+    "GroupStats",
+    "H2SPGState",
+    "InvalidRemovalError",
+    "JasgnasError",
+    "LeafSlice",
+    "NoRemovableStructureError",
+    "NonFiniteError",
+    "SearchSpace",
+    "TargetError",
+    "TreeMismatchError",
+    "VerificationError",
+    "construct_subnet",
+    "count_macs",
+    "count_params",
+    "h2spg",
+    "h2spg_metrics",
+    "h2spg_state",
+    "search_space",
+]

@@ -1,32 +1,44 @@
-"""Multiply-adds of equations."""
+"""How large a network is: its parameters, and the multiply-adds of a forward pass."""
 
-import math
+from typing import Any
 
-from jasgnas.jaxpr import Equation, Program, from_jaxpr
+import jax
+import numpy as np
+from flax import nnx
 
-
-def equation_macs(eqn: Equation) -> int:
-    """Returns the multiply-adds of one equation: those of contractions; everything else counts as none."""
-    if eqn.primitive == "dot_general":
-        (summed, _), _ = eqn.params["dimension_numbers"]
-        return math.prod(eqn.out_avals[0].shape) * math.prod(eqn.in_avals[0].shape[axis] for axis in summed)
-    if eqn.primitive == "conv_general_dilated":
-        numbers = eqn.params["dimension_numbers"]
-        kernel = eqn.in_avals[1].shape
-        window = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-        # A transposed convolution meets only the entries between the zeros it is dilated with.
-        return math.prod(eqn.out_avals[0].shape) * window // math.prod(eqn.params["lhs_dilation"])
-    return 0
+from jasgnas.bridge import open_model
+from jasgnas.macs import program_macs
+from jasgnas.trace import Call, trace_model
 
 
-def program_macs(program: Program) -> int:
-    """Returns the multiply-adds of one evaluation of a program, calls included."""
-    total = 0
-    for eqn in program.equations:
-        if eqn.body is not None:
-            total += program_macs(eqn.body)
-        elif eqn.primitive == "scan":
-            total += eqn.params["length"] * program_macs(from_jaxpr(eqn.params["jaxpr"]))
-        else:
-            total += equation_macs(eqn)
-    return total
+def count_params(holder: Any) -> int:
+    """Returns the number of trainable parameters.
+
+    Args:
+        holder: an `nnx.Module`, of which `nnx.Param`s count; or a pytree of parameters, of which every array counts.
+
+    Example:
+        >>> import numpy as np
+        >>> count_params({"dense": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}})
+        16
+    """
+    tree = nnx.state(holder, nnx.Param) if isinstance(holder, nnx.Module) else holder
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def count_macs(model: Any, *inputs: Any, params: Any = None, **kwargs: Any) -> int:
+    """Returns the multiply-adds of one forward pass in inference mode: those of convolutions and matrix products.
+
+    Arguments are those of `jasgnas.search_space`. Nothing is computed: the model is traced with abstract values.
+
+    Args:
+        model: an `nnx.Module`, or a function `fn(params, *inputs)`.
+        *inputs: example inputs, arrays or `jax.ShapeDtypeStruct`s; the count is for their batch size.
+        params: the parameter pytree of a function.
+        **kwargs: further arguments of the call.
+
+    Raises:
+        ArgumentError: the model is of an unknown kind, or an argument is missing.
+    """
+    opened = open_model(model, params).in_mode(training=False)
+    return program_macs(trace_model(opened, Call.of(inputs, kwargs)).program)

@@ -82,7 +82,7 @@ def make_plan(program: Program, flows: Flows) -> Plan:
     """Chooses the layout of every value from what is known of it."""
     layouts: dict[int, Layout] = {}
     for var in flows.needs.needs:
-        layout = _layout(
+        layout = choose_layout(
             flows.zeros.zeros[var], flows.needs.read(var), flows.full_zeros.zeros[var], flows.full_needs.read(var)
         )
         if layout != NOTHING:
@@ -94,7 +94,7 @@ def make_plan(program: Program, flows: Flows) -> Plan:
     return Plan(program, layouts, bodies)
 
 
-def _layout(zeros: Zeros, need: Need, full_zeros: Zeros, full_need: Need) -> Layout:
+def choose_layout(zeros: Zeros, need: Need, full_zeros: Zeros, full_need: Need) -> Layout:
     """Leaves out what is zero or useless now and was not so before.
 
     Entries that the full network computes in vain (padding, rows that a slice skips) are left alone: they cost it
@@ -105,9 +105,7 @@ def _layout(zeros: Zeros, need: Need, full_zeros: Zeros, full_need: Need) -> Lay
     if full_zeros.everywhere or full_need == NOTHING:
         return everything(len(need))
     masks = []
-    for zero_now, needed, zero_then, needed_then in zip(
-        zeros.axes, need, full_zeros.axes, full_need, strict=True
-    ):
+    for zero_now, needed, zero_then, needed_then in zip(zeros.axes, need, full_zeros.axes, full_need, strict=True):
         dropped = []
         if zero_now is not None:
             dropped.append(zero_now if zero_then is None else zero_now & ~zero_then)
@@ -177,9 +175,7 @@ def _call(eqn: Equation, body: Plan, operands: Sequence[Sliced]) -> list[Sliced]
 
 def _full_width(eqn: Equation, operands: Sequence[Sliced]) -> list[Sliced]:
     arrays = eqn.bind(*(value.full() for value in operands))
-    return [
-        Sliced(array, everything(len(aval.shape)), aval) for array, aval in zip(arrays, eqn.out_avals, strict=True)
-    ]
+    return [Sliced(array, everything(len(aval.shape)), aval) for array, aval in zip(arrays, eqn.out_avals, strict=True)]
 
 
 def _stored_function(

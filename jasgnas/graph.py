@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from jasgnas.counting import equation_macs
 from jasgnas.jaxpr import Equation, Program
+from jasgnas.macs import equation_macs
 from jasgnas.rules import is_known, rule_for
 from jasgnas.rules.contraction import Convolution, DotGeneral
 from jasgnas.rules.elementwise import Elementwise
@@ -385,6 +385,8 @@ def operator_name(eqns: Sequence[Equation], kind: str, state: Sequence[bool]) ->
         kind: its kind.
         state: for each leaf it reads, whether that is an array that is not trained.
     """
+    if len(eqns) == 1 and not eqns[0].calls and kind in ("accessory", "unknown") and not state:
+        return _simple_name(eqns[0])
     names = [eqn.primitive for eqn in eqns]
     calls = [eqn.calls for eqn in eqns]
     for eqn in eqns:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -466,9 +466,7 @@ def _why_nothing(graph: Graph, reasons: Sequence[str]) -> str:
 
 
 def _topology(graph: Graph, groups: Sequence[Group]) -> SegmentTopology:
-    edges = [
-        (source, segment.index) for segment in graph.segments for source in segment.sources if source != INPUT
-    ]
+    edges = [(source, segment.index) for segment in graph.segments for source in segment.sources if source != INPUT]
     group = np.full(len(graph.segments), -1, np.int32)
     for each in groups:
         group[each.segment] = each.index

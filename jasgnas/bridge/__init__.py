@@ -4,12 +4,12 @@ from typing import Any
 
 from flax import nnx
 
-from jasgnas.bridge.base import Leaf, Model
+from jasgnas.bridge.base import Leaf, Model, matched
 from jasgnas.bridge.nnx_model import NNXModel
 from jasgnas.bridge.plain_model import PlainModel
 from jasgnas.errors import ArgumentError
 
-__all__ = ["Leaf", "Model", "NNXModel", "PlainModel", "open_model"]
+__all__ = ["Leaf", "Model", "NNXModel", "PlainModel", "matched", "open_model"]
 
 
 def open_model(model: Any, params: Any = None) -> Model:

@@ -25,6 +25,15 @@ class Leaf(NamedTuple):
     trainable: bool
 
 
+class Recipe(Protocol):
+    """How to compute what the full network computes from the arrays of a sub-network."""
+
+    def apply(
+        self, model: "Model", arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Returns the network outputs, and the arrays that the call has changed, by path."""
+
+
 class Model(Protocol):
     """A model of any flavour, as a pure function of its leaves."""
 
@@ -48,13 +57,22 @@ class Model(Protocol):
     def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """Calls the model; returns its outputs and all leaves after the call."""
 
+    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> Any:
+        """Returns the sub-network in the flavour of the model.
+
+        Args:
+            recipe: how the sub-network computes.
+            holder: the full model, its variables or its parameters.
+            arrays: the arrays of the sub-network, by path.
+        """
+
 
 def leaf_of(path: str, value: Any, trainable: bool) -> Leaf:
     """Describes an array, concrete or abstract."""
     return Leaf(path, tuple(np.shape(value)), value.dtype, trainable)
 
 
-def matched(leaves: Sequence[Leaf], tree: Any, what: str) -> list[Any]:
+def matched(leaves: Sequence[Leaf], tree: Any) -> list[Any]:
     """Returns the leaves of a pytree in the order of `leaves`.
 
     Raises:
@@ -69,7 +87,7 @@ def matched(leaves: Sequence[Leaf], tree: Any, what: str) -> list[Any]:
             faults.append(f"{leaf.path}: shape {np.shape(found[leaf.path])}, expected {leaf.shape}")
     if faults:
         raise TreeMismatchError(
-            f"the {what} does not match the search space:\n  "
+            "these arrays do not match the search space:\n  "
             + "\n  ".join(sorted(faults))
             + "\nPass the model that the space was made for, or make a new space with jasgnas.search_space."
         )

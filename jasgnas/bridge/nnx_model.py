@@ -1,18 +1,19 @@
 """Flax NNX modules."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import jax
 from flax import nnx
 
-from jasgnas.bridge.base import Leaf, leaf_of
-from jasgnas.pytree import leaves_by_path
+from jasgnas.bridge.base import Leaf, Recipe, leaf_of
+from jasgnas.errors import ArgumentError
+from jasgnas.pytree import leaves_by_path, path_str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class NNXModel:
     """An `nnx.Module`.
 
@@ -22,7 +23,7 @@ class NNXModel:
     """
 
     graphdef: Any
-    abstract: nnx.State
+    abstract: nnx.State = field(compare=False)
 
     @classmethod
     def of(cls, module: nnx.Module) -> "NNXModel":
@@ -62,3 +63,77 @@ class NNXModel:
         outputs = module(*args, **kwargs)
         after = leaves_by_path(nnx.state(module))
         return nnx.as_pure(outputs), [after[leaf.path] for leaf in self.leaves]
+
+    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> "SubNetwork":
+        """Returns the sub-network as a module, in the mode of the given one."""
+        if not isinstance(holder, nnx.Module):
+            raise ArgumentError(f"expected the nnx.Module that the search space was made for, got {type(holder)}")
+        graphdef, state = nnx.split(holder)
+        variables = {}
+        for keys, variable in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable):
+            path = path_str(keys)
+            if path in arrays:
+                array = arrays[path]
+                variables[path] = variable.copy(array) if _is_variable(variable) else nnx.Variable(array)
+        return SubNetwork(recipe, replace(self, graphdef=graphdef), variables)
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, nnx.Variable)
+
+
+class _Branch(nnx.Module):
+    """A node of the parameter tree; children are attributes, also by key where the original was a list."""
+
+    def __getitem__(self, key: str | int) -> Any:
+        return getattr(self, str(key))
+
+
+class SubNetwork(_Branch):
+    """A smaller module that computes what the full one does.
+
+    Its parameters and state have the names they had in the full module (`subnet.conv1.kernel`); what the full module
+    no longer needs is not there. It is called like the full module.
+    """
+
+    def __init__(self, recipe: Recipe, full: NNXModel, variables: Mapping[str, nnx.Variable]):
+        """Puts the variables into a tree of modules.
+
+        Args:
+            recipe: how the sub-network computes.
+            full: the full module's description, in the mode to start in.
+            variables: the variables of the sub-network, by path.
+        """
+        self._recipe = recipe
+        self._full = full
+        for path, variable in variables.items():
+            *parents, name = path.split("/")
+            node: nnx.Module = self
+            for parent in parents:
+                if not hasattr(node, parent):
+                    setattr(node, parent, _Branch())
+                node = getattr(node, parent)
+            setattr(node, name, variable)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the full module would; running statistics and random states are updated."""
+        leaves = jax.tree_util.tree_leaves_with_path(nnx.state(self), is_leaf=_is_variable)
+        arrays = {path_str(keys): variable.get_value() for keys, variable in leaves}
+        outputs, changed = self._recipe.apply(self._full, arrays, args, kwargs)
+        for path, array in changed.items():
+            self._variable(path).set_value(array)
+        return outputs
+
+    def set_attributes(
+        self, *filters: Any, raise_if_not_found: bool = True, graph: bool | None = None, **attributes: Any
+    ) -> None:
+        """Sets attributes of the layers of the full module, as `.train()` and `.eval()` do."""
+        module = nnx.merge(self._full.graphdef, self._full.abstract)
+        module.set_attributes(*filters, raise_if_not_found=raise_if_not_found, graph=graph, **attributes)
+        self._full = replace(self._full, graphdef=nnx.graphdef(module))
+
+    def _variable(self, path: str) -> nnx.Variable:
+        node: Any = self
+        for key in path.split("/"):
+            node = getattr(node, key)
+        return node

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from jasgnas.bridge.base import Leaf, leaf_of
-from jasgnas.pytree import leaves_by_path
+from jasgnas.bridge.base import Leaf, Recipe, leaf_of
+from jasgnas.pytree import leaves_by_path, path_str
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,3 +56,20 @@ class PlainModel:
         """Calls the function."""
         params = jax.tree.unflatten(jax.tree.structure(self.abstract), values)
         return self.fn(params, *args, **kwargs), list(values)
+
+    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> tuple[Callable[..., Any], Any]:
+        """Returns a function of the smaller parameters, and these; removed leaves are None, or missing keys."""
+
+        def sub_fn(params: Any, *args: Any, **kwargs: Any) -> Any:
+            return recipe.apply(self, leaves_by_path(params), args, kwargs)[0]
+
+        params = jax.tree_util.tree_map_with_path(lambda keys, _: arrays.get(path_str(keys)), holder)
+        return sub_fn, _without_empty(params)
+
+
+def _without_empty(tree: Any) -> Any:
+    """Drops the keys of dictionaries under which nothing is left."""
+    if not isinstance(tree, dict):
+        return tree
+    pruned = {key: _without_empty(value) for key, value in tree.items()}
+    return {key: value for key, value in pruned.items() if jax.tree.leaves(value)}

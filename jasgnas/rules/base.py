@@ -88,9 +88,7 @@ class PassThrough(Rule):
             for value, axes in zip(operands, destinations, strict=True)
         ]
         aval = eqn.out_avals[0]
-        shape = tuple(
-            size if mask is None else int(mask.sum()) for size, mask in zip(aval.shape, natural, strict=True)
-        )
+        shape = tuple(size if mask is None else int(mask.sum()) for size, mask in zip(aval.shape, natural, strict=True))
         results = eqn.bind(*stored, **self.resized(eqn, [array.shape for array in stored], shape))
         return [Sliced(results[0], natural, aval)]
 

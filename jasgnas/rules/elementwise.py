@@ -94,9 +94,7 @@ class Clamps(Elementwise):
 
     def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
         low, x, high = operands
-        inside = (
-            low.constant is not None and low.constant <= 0 and high.constant is not None and high.constant >= 0
-        )
+        inside = low.constant is not None and low.constant <= 0 and high.constant is not None and high.constant >= 0
         return _anonymous(x) if inside else unknown(len(x.axes))
 
 
@@ -135,7 +133,19 @@ register(
 register(
     KeepsZeros(),
     *("abs", "asin", "asinh", "atan", "atanh", "bessel_i1e", "cbrt", "ceil", "conj", "copy", "copy_p", "erf"),
-    *("erf_inv", "expm1", "floor", "imag", "log1p", "name", "neg", "or", "population_count", "real", "reduce_precision"),
+    *(
+        "erf_inv",
+        "expm1",
+        "floor",
+        "imag",
+        "log1p",
+        "name",
+        "neg",
+        "or",
+        "population_count",
+        "real",
+        "reduce_precision",
+    ),
     *("round", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "tan", "tanh", "xor"),
 )
 register(Absorbs(), "and", "mul")

@@ -1,0 +1,297 @@
+"""Sub-network construction: the full network partially evaluated at its zeros (arXiv 2305.18030, section 3.3).
+
+The sub-network holds the arrays that are still needed, sliced to the entries that are. Called, it traces the original
+model at the shapes and in the mode asked for, and evaluates that program on the smaller arrays; traces are cached.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jasgnas.analysis import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
+from jasgnas.bridge import Leaf, Model, matched
+from jasgnas.errors import ArgumentError, NonFiniteError, VerificationError
+from jasgnas.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
+from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, join, same, union, unknown, zero, zeros
+from jasgnas.space import LeafSlice, SearchSpace
+from jasgnas.trace import Call, TracedModel, trace_model
+
+
+@dataclass(frozen=True, eq=False)
+class _Flows:
+    """Zeros and needs of a traced model, without and with the removed parameters at zero.
+
+    Attributes:
+        traced: the traced model.
+        updated: leaves that a call changes.
+        zeros: zeros of every value.
+        full_zeros: the same in the full network.
+        full_needs: needs of every value in the full network.
+    """
+
+    traced: TracedModel
+    updated: tuple[int, ...]
+    zeros: ZeroFlow
+    full_zeros: ZeroFlow
+    full_needs: NeedFlow
+
+    @classmethod
+    def of(cls, traced: TracedModel, zeros: Sequence[Zeros]) -> "_Flows":
+        """Analyses a traced model, given the zeros of its leaves."""
+        program = traced.program
+        after = program.outputs[traced.num_outputs :]
+        updated = tuple(i for i, atom in enumerate(after) if atom is not program.inputs[i])
+        inputs = [unknown(len(aval.shape)) for aval in traced.input_avals]
+        full = full_zero_flow(program)
+        whole = [everything(len(leaf.shape)) for leaf in traced.leaves]
+        return cls(
+            traced,
+            updated,
+            propagate_zeros(program, [*zeros, *inputs]),
+            full,
+            propagate_needs(program, full, _output_needs(traced, updated, whole)),
+        )
+
+    def needs(self, state: Sequence[Need]) -> NeedFlow:
+        """Returns the needs of every value, given which entries of the changed leaves are to be kept up to date."""
+        return propagate_needs(self.traced.program, self.zeros, _output_needs(self.traced, self.updated, state))
+
+    def leaf_needs(self, needs: NeedFlow) -> list[Need]:
+        """Returns the needs of the leaves."""
+        return [needs.read(var) for var in self.traced.program.inputs[: len(self.traced.leaves)]]
+
+
+def _output_needs(traced: TracedModel, updated: Sequence[int], state: Sequence[Need]) -> list[Need]:
+    outputs = [
+        everything(np.ndim(atom.value) if not isinstance(atom, int) else len(traced.program.avals[atom].shape))
+        for atom in traced.outputs
+    ]
+    return [*outputs, *(need if index in updated else NOTHING for index, need in enumerate(state))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A traced call and how to evaluate it on the arrays of the sub-network."""
+
+    plan: Plan
+    num_outputs: int
+    out_tree: Any
+    updated: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to compute what the full network computes from the arrays of the sub-network.
+
+    Attributes:
+        leaves: the leaves of the full network.
+        zeros: what is known to be zero in each of them.
+        layouts: which entries of each the sub-network holds.
+    """
+
+    leaves: tuple[Leaf, ...]
+    zeros: tuple[Zeros, ...]
+    layouts: tuple[Layout, ...]
+    _calls: dict[Any, _Prepared] = field(default_factory=dict, repr=False)
+
+    def slice(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Returns the arrays of the sub-network by path, given those of the full network in the order of leaves."""
+        return {
+            leaf.path: _whole(value).to(layout).array
+            for leaf, layout, value in zip(self.leaves, self.layouts, values, strict=True)
+            if layout != NOTHING
+        }
+
+    def apply(
+        self, model: Model, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Calls the sub-network.
+
+        Args:
+            model: the full model, in the mode asked for.
+            arrays: the arrays of the sub-network, by path.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+
+        Returns:
+            The network outputs, and the arrays that the call has changed, by path.
+
+        Raises:
+            ArgumentError: the call needs parameters that were not needed when the sub-network was constructed.
+        """
+        call = Call.of(args, kwargs)
+        prepared = self._prepare(model, call)
+        inputs = [
+            Sliced(arrays.get(leaf.path), layout, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+            for leaf, layout in zip(self.leaves, self.layouts, strict=True)
+        ]
+        results = evaluate(prepared.plan, [*inputs, *map(_whole, call.arrays)])
+        outputs = [value.full() for value in results[: prepared.num_outputs]]
+        after = results[prepared.num_outputs :]
+        changed = {
+            self.leaves[index].path: after[index].to(self.layouts[index]).array
+            for index in prepared.updated
+            if self.layouts[index] != NOTHING
+        }
+        return jax.tree.unflatten(prepared.out_tree, outputs), changed
+
+    def _prepare(self, model: Model, call: Call) -> _Prepared:
+        key = (model.static, call.avals, call.static, call.treedef)
+        if (known := self._calls.get(key)) is not None:
+            return known
+        flows = _Flows.of(trace_model(model, call), self.zeros)
+        needs = flows.needs(self.layouts)
+        for leaf, layout, need in zip(self.leaves, self.layouts, flows.leaf_needs(needs), strict=True):
+            if not same(union(layout, need), layout):
+                raise ArgumentError(
+                    f"this call needs entries of {leaf.path} that were not needed by the calls that the sub-network "
+                    "was constructed for. Make the search space with example inputs that use all of the network."
+                )
+        plan = make_plan(flows.traced.program, Flows(flows.zeros, needs, flows.full_zeros, flows.full_needs))
+        prepared = _Prepared(plan, flows.traced.num_outputs, flows.traced.out_tree, flows.updated)
+        # Constants that belong to a transformation under way must not outlive it.
+        if not any(isinstance(value, jax.core.Tracer) for value in flows.traced.program.constants.values()):
+            self._calls[key] = prepared
+        return prepared
+
+
+def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -> Any:
+    """Constructs the sub-network: the groups that are entirely zero are gone, and all that only they needed.
+
+    Nothing but exact zeros of whole groups is removed, so the sub-network returns what the full network returns, up to
+    the order of floating-point sums, at any batch size, in training and in inference mode, and can be trained further.
+
+    Args:
+        space: the search space.
+        holder: the `nnx.Module`, or the parameter pytree of a function.
+        verify: whether to compare full and sub-network on random inputs of the traced shapes.
+
+    Returns:
+        For an `nnx.Module` a smaller `nnx.Module`; for a function and its parameters the tuple of a function
+        `sub_fn(sub_params, *inputs)` and its smaller parameters. Parameters keep their names.
+
+    Raises:
+        TreeMismatchError: the arrays do not match the search space.
+        NonFiniteError: an array holds NaN or infinity.
+        InvalidRemovalError: the zero groups cut off a network output.
+        VerificationError: full and sub-network differ (with `verify=True`).
+    """
+    values = matched(space.leaves, space.model.tree(holder))
+    _require_finite(space.leaves, values)
+    removed = _zero_groups(space, values)
+    space.require_valid(removed)
+    recipe = make_recipe(space, removed)
+    arrays = recipe.slice(values)
+    if verify:
+        _verify(space, recipe, values, arrays)
+    return space.model.wrap_subnet(recipe, holder, arrays)
+
+
+def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
+    """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
+    leaf_zeros = _leaf_zeros(space, removed)
+    modes = [
+        _Flows.of(trace_model(space.model.in_mode(training), space.call), leaf_zeros) for training in (False, True)
+    ]
+    needs: list[Need] = [NOTHING] * len(space.leaves)
+    settled = False
+    while not settled:
+        # State that is needed must be kept up to date, which may need more.
+        before = list(needs)
+        for flows in modes:
+            found = flows.leaf_needs(flows.needs(needs))
+            needs = [union(a, b) for a, b in zip(needs, found, strict=True)]
+        settled = all(same(a, b) for a, b in zip(before, needs, strict=True))
+    full_needs: list[Need] = [NOTHING] * len(space.leaves)
+    for flows in modes:
+        full_needs = [union(a, b) for a, b in zip(full_needs, flows.leaf_needs(flows.full_needs), strict=True)]
+    layouts: list[Layout] = []
+    for index, leaf in enumerate(space.leaves):
+        ndim = len(leaf.shape)
+        if index in space.kept:
+            layouts.append(everything(ndim))
+        else:
+            layouts.append(choose_layout(leaf_zeros[index], needs[index], unknown(ndim), full_needs[index]))
+    return Recipe(space.leaves, tuple(leaf_zeros), tuple(layouts))
+
+
+def _whole(value: Any) -> Sliced:
+    aval = jax.ShapeDtypeStruct(np.shape(value), jnp.result_type(value) if not hasattr(value, "dtype") else value.dtype)
+    return Sliced(value, everything(len(aval.shape)), aval)
+
+
+def _require_finite(leaves: Sequence[Leaf], values: Sequence[Any]) -> None:
+    bad = [
+        leaf.path
+        for leaf, value in zip(leaves, values, strict=True)
+        if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not bool(jnp.all(jnp.isfinite(value)))
+    ]
+    if bad:
+        raise NonFiniteError(
+            f"{', '.join(bad)} hold NaN or infinity. Construct from the last finite checkpoint; training has diverged "
+            "(a smaller learning rate or gradient clipping may help)."
+        )
+
+
+def _zero_groups(space: SearchSpace, values: Sequence[Any]) -> list[int]:
+    """Returns the groups whose every parameter is exactly zero."""
+    by_path = {leaf.path: value for leaf, value in zip(space.leaves, values, strict=True)}
+    return [
+        group.index
+        for group in space.groups
+        if all(not np.any(np.asarray(by_path[part.path][part.index])) for part in group.slices)
+    ]
+
+
+def _leaf_zeros(space: SearchSpace, removed: Sequence[int]) -> list[Zeros]:
+    found = {leaf.path: unknown(len(leaf.shape)) for leaf in space.leaves}
+    shapes = {leaf.path: leaf.shape for leaf in space.leaves}
+    for index in removed:
+        for part in space.groups[index].slices:
+            found[part.path] = join([found[part.path], _slice_zeros(part, shapes[part.path])])
+    return list(found.values())
+
+
+def _slice_zeros(part: LeafSlice, shape: Sequence[int]) -> Zeros:
+    if part.axis is None:
+        return zero(len(shape))
+    indices = np.arange(shape[part.axis])
+    mask = (indices >= part.start) & (indices < part.stop)
+    return zeros(mask if axis == part.axis else None for axis in range(len(shape)))
+
+
+def _verify(space: SearchSpace, recipe: Recipe, values: Sequence[Any], arrays: Mapping[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    inputs = [_random_array(aval, rng) for aval in space.call.avals]
+
+    def full(values: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        args, kwargs = space.call.arguments(inputs)
+        return space.model.apply(values, args, kwargs)[0]
+
+    def sub(arrays: Mapping[str, Any], inputs: Sequence[Any]) -> Any:
+        args, kwargs = space.call.arguments(inputs)
+        return recipe.apply(space.model, arrays, args, kwargs)[0]
+
+    expected = jax.tree.leaves(jax.jit(full)(values, inputs))
+    found = jax.tree.leaves(jax.jit(sub)(arrays, inputs))
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        a, b = np.asarray(a), np.asarray(b)
+        tolerance = float(jnp.finfo(a.dtype).eps) ** 0.5 if jnp.issubdtype(a.dtype, jnp.inexact) else 0.0
+        wide = np.result_type(a.dtype, np.float32)
+        error = np.max(np.abs(a.astype(wide) - b.astype(wide)), initial=0)
+        scale = np.max(np.abs(a.astype(wide)), initial=0)
+        if not error <= tolerance * max(scale, 1):
+            raise VerificationError(
+                f"output {index} of the sub-network differs by up to {error:.3g} from the full network's, whose "
+                f"largest entry is {scale:.3g}. This is a defect of jasgnas: please report it with the model."
+            )
+
+
+def _random_array(aval: jax.ShapeDtypeStruct, rng: np.random.Generator) -> jax.Array:
+    if jax.dtypes.issubdtype(aval.dtype, np.inexact):
+        return jnp.asarray(rng.normal(size=aval.shape), aval.dtype)
+    return jnp.asarray(rng.integers(0, 2, size=aval.shape), aval.dtype)
