@@ -274,7 +274,7 @@ class _Builder:
 
     def _plain_calls(self) -> dict[int, int | None]:
         """Returns, for each equation, the outermost call around it that uses no leaf and no joint, if there is one."""
-        tainted = set()
+        tainted: set[int] = set()
         for position in self.reads:
             if self._own_leaves([position]) or len(self._sources([position])) > 1:
                 tainted.update(number for number, _ in self.program.equations[position].calls)

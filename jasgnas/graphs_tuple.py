@@ -22,7 +22,7 @@ def trace_graph(graph: Graph, segment_group: np.ndarray, num_params: Sequence[in
         sender among the receiver's inputs.
     """
     segment = np.array([graph.segment_of[operator.index] for operator in graph.operators], np.int32)
-    nodes = {
+    nodes: dict[str, np.ndarray] = {
         "kind": np.array([KINDS.index(operator.kind) for operator in graph.operators], np.int32),
         "num_params": np.array(num_params, np.int64),
         "macs": np.array([operator.macs for operator in graph.operators], np.int64),
@@ -46,7 +46,7 @@ def segment_graph(graph: Graph, segment_group: np.ndarray, num_params: Sequence[
     """
     segments = graph.segments
     operators = [[graph.operators[index] for index in segment.operators] for segment in segments]
-    nodes = {
+    nodes: dict[str, np.ndarray] = {
         "kind": np.array([KINDS.index(chain[0].kind) for chain in operators], np.int32),
         "num_params": np.array([sum(num_params[o.index] for o in chain) for chain in operators], np.int64),
         "macs": np.array([sum(o.macs for o in chain) for chain in operators], np.int64),

@@ -36,6 +36,7 @@ class Prover:
     """Follows zeros from parameters through parts of a network."""
 
     def __init__(self, graph: Graph, num_leaves: int):
+        """Prepares a graph whose program takes `num_leaves` leaves first."""
         self._graph = graph
         self._program = graph.program
         self._baseline = full_zero_flow(graph.program)

@@ -1,7 +1,7 @@
 """The search space: which parts of a network may be removed, as groups of parameters."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -55,7 +55,7 @@ class LeafSlice(NamedTuple):
         return f"{self.path}[{':, ' * self.axis}{self.start}:{self.stop}]"
 
     @property
-    def index(self) -> tuple[slice, ...]:
+    def indices(self) -> tuple[slice, ...]:
         """The index that takes the range out of the leaf."""
         if self.axis is None:
             return ()
@@ -209,7 +209,7 @@ class SearchSpace:
 
         def cleared(keys: Any, leaf: Any) -> Any:
             for part in slices.get(path_str(keys), ()):
-                leaf = jnp.asarray(leaf).at[part.index].set(0)
+                leaf = jnp.asarray(leaf).at[part.indices].set(0)
             return leaf
 
         return self.model.like(holder, jax.tree_util.tree_map_with_path(cleared, tree))
@@ -331,16 +331,17 @@ def _skeleton(tree: Any) -> Any:
 def _kept_leaves(leaves: Sequence[Leaf], patterns: Sequence[KeepPattern]) -> frozenset[int]:
     kept: set[int] = set()
     for pattern in patterns:
-        matches: Callable[[str], Any] = (
-            pattern.search if isinstance(pattern, re.Pattern) else lambda path, p=pattern: fnmatchcase(path, p)
-        )
-        found = {index for index, leaf in enumerate(leaves) if matches(leaf.path)}
+        found = {index for index, leaf in enumerate(leaves) if _matches(pattern, leaf.path)}
         if not found:
             raise ArgumentError(
                 f"keep={pattern!r} matches no parameter path; paths look like {leaves[0].path!r} (`*` also matches `/`)"
             )
         kept |= found
     return frozenset(kept)
+
+
+def _matches(pattern: KeepPattern, path: str) -> bool:
+    return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
 
 
 class _GroupFinder:

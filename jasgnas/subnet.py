@@ -243,7 +243,7 @@ def _zero_groups(space: SearchSpace, values: Sequence[Any]) -> list[int]:
     return [
         group.index
         for group in space.groups
-        if all(not np.any(np.asarray(by_path[part.path][part.index])) for part in group.slices)
+        if all(not np.any(np.asarray(by_path[part.path][part.indices])) for part in group.slices)
     ]
 
 

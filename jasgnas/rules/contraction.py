@@ -110,7 +110,7 @@ class Convolution(Rule):
         (need,) = results
         assert need != NOTHING
         lhs, rhs, out = eqn.params["dimension_numbers"]
-        groups = self._groups(eqn, need[out[1]]).any(1)
+        groups = np.asarray(self._groups(eqn, need[out[1]]).any(1))
         data_axes: list = [None] * len(lhs)
         data_axes[lhs[0]] = need[out[0]]
         data_axes[lhs[1]] = (groups[:, None] & ~self._kernel_zeros(eqn, kernel)).reshape(-1)
@@ -127,11 +127,11 @@ class Convolution(Rule):
         assert layout != NOTHING and data.layout != NOTHING and kernel.layout != NOTHING
         lhs, rhs, out = eqn.params["dimension_numbers"]
         wanted = self._groups(eqn, layout[out[1]])
-        groups = wanted.any(1)
+        groups = np.asarray(wanted.any(1))
         # Every group that stays must stay with the same number of outputs and of inputs.
         outputs = groups[:, None] & wanted.any(0)
         stored = self._grouped(eqn, data.layout[lhs[1]])
-        inputs = stored[groups].any(0)
+        inputs = np.asarray(stored[groups].any(0))
         if kernel.layout[rhs[1]] is not None:
             inputs = inputs & kernel.layout[rhs[1]]
         data_axes: list = [None] * len(lhs)

@@ -136,7 +136,8 @@ def _carry(
         return [None] * len(sources)
     flat = _flat([axes[axis] for axis in targets], [shape[axis] for axis in targets])
     block = flat.reshape([eqn.in_avals[0].shape[axis] for axis in sources])
-    masks = [block.any(tuple(i for i in range(block.ndim) if i != position)) for position in range(block.ndim)]
+    rest = [tuple(i for i in range(block.ndim) if i != position) for position in range(block.ndim)]
+    masks = [np.asarray(block.any(others)) for others in rest]
     return [None if mask.all() else mask for mask in masks]
 
 
@@ -144,7 +145,7 @@ def _reshape_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[i
     """Divides the axes of a reshape into the smallest runs of equal size; axes of size one stand alone."""
     if 0 in old:
         return [(list(range(len(old))), list(range(len(new))))]
-    groups = [([axis], []) for axis, size in enumerate(old) if size == 1]
+    groups: list[tuple[list[int], list[int]]] = [([axis], []) for axis, size in enumerate(old) if size == 1]
     groups += [([], [axis]) for axis, size in enumerate(new) if size == 1]
     left = [axis for axis, size in enumerate(old) if size != 1]
     right = [axis for axis, size in enumerate(new) if size != 1]
