@@ -1,5 +1,6 @@
 """How large a network is: its parameters, and the multiply-adds of a forward pass."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,30 +16,38 @@ def count_params(holder: Any) -> int:
     """Returns the number of trainable parameters.
 
     Args:
-        holder: an `nnx.Module`, of which `nnx.Param`s count; or a pytree of parameters, of which every array counts.
+        holder: an `nnx.Module`, of which `nnx.Param`s count; the variables of a Linen module, of which the collection
+            `params` counts; or a pytree of parameters, of which every array counts.
 
     Example:
         >>> import numpy as np
         >>> count_params({"dense": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}})
         16
     """
-    tree = nnx.state(holder, nnx.Param) if isinstance(holder, nnx.Module) else holder
+    if isinstance(holder, nnx.Module):
+        tree = nnx.state(holder, nnx.Param)
+    else:
+        tree = holder["params"] if isinstance(holder, Mapping) and "params" in holder else holder
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def count_macs(model: Any, *inputs: Any, params: Any = None, **kwargs: Any) -> int:
+def count_macs(
+    model: Any, *inputs: Any, variables: Any = None, params: Any = None, method: Any = None, **kwargs: Any
+) -> int:
     """Returns the multiply-adds of one forward pass in inference mode: those of convolutions and matrix products.
 
     Arguments are those of `jasgnas.search_space`. Nothing is computed: the model is traced with abstract values.
 
     Args:
-        model: an `nnx.Module`, or a function `fn(params, *inputs)`.
+        model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
         *inputs: example inputs, arrays or `jax.ShapeDtypeStruct`s; the count is for their batch size.
+        variables: the variables of a Linen module, as `module.init` returns them.
         params: the parameter pytree of a function.
-        **kwargs: further arguments of the call.
+        method: the method of a Linen module that is called, instead of `__call__`.
+        **kwargs: further arguments of the call (`train=False`, for a Linen module also `rngs`).
 
     Raises:
         ArgumentError: the model is of an unknown kind, or an argument is missing.
     """
-    opened = open_model(model, params).in_mode(training=False)
+    opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
     return program_macs(trace_model(opened, Call.of(inputs, kwargs)).program)

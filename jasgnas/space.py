@@ -272,7 +272,9 @@ class SearchSpace:
 def search_space(
     model: Any,
     *inputs: Any,
+    variables: Any = None,
     params: Any = None,
+    method: Any = None,
     keep: Sequence[KeepPattern] | KeepPattern = (),
     **kwargs: Any,
 ) -> SearchSpace:
@@ -281,11 +283,13 @@ def search_space(
     The model is traced once, in inference mode, with abstract values: nothing is computed.
 
     Args:
-        model: an `nnx.Module`, or a function `fn(params, *inputs)`.
+        model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
         *inputs: example inputs, arrays or `jax.ShapeDtypeStruct`s (or pytrees of them).
+        variables: the variables of a Linen module, as `module.init` returns them.
         params: the parameter pytree of a function.
+        method: the method of a Linen module that is called, instead of `__call__`.
         keep: patterns (as in a shell, or compiled regular expressions) of parameter paths that are never candidates.
-        **kwargs: further arguments of the call.
+        **kwargs: further arguments of the call (`train=False`, for a Linen module also `rngs`).
 
     Returns:
         The search space. Group indices and names follow the order of the trace: the same model gives the same space.
@@ -295,7 +299,7 @@ def search_space(
         DisconnectedOutputError: a network output does not depend on the input.
         NoRemovableStructureError: nothing can be removed.
     """
-    opened = open_model(model, params).in_mode(training=False)
+    opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
     call = Call.of(inputs, kwargs)
     traced = trace_model(opened, call)
     program = inline(replace(traced.program, outputs=traced.outputs))
@@ -488,12 +492,8 @@ def _topology(graph: Graph, groups: Sequence[Group]) -> SegmentTopology:
 
 def _modules(operators: Iterable[Operator], leaves: Sequence[Leaf]) -> list[str]:
     """Returns the modules whose parameters some operators hold, in order."""
-    found: dict[str, None] = {}
-    for operator in operators:
-        for leaf in operator.leaves:
-            path = leaves[leaf].path
-            found[path.rpartition("/")[0] or path] = None
-    return list(found)
+    paths = [leaves[leaf].path for operator in operators for leaf in operator.leaves if leaves[leaf].trainable]
+    return list(dict.fromkeys(path.rpartition("/")[0] or path for path in paths))
 
 
 def _operator_label(operator: Operator, leaves: Sequence[Leaf]) -> str:

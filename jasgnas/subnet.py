@@ -167,12 +167,13 @@ def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -
 
     Args:
         space: the search space.
-        holder: the `nnx.Module`, or the parameter pytree of a function.
+        holder: the `nnx.Module`, the variables of the Linen module, or the parameter pytree of the function.
         verify: whether to compare full and sub-network on random inputs of the traced shapes.
 
     Returns:
-        For an `nnx.Module` a smaller `nnx.Module`; for a function and its parameters the tuple of a function
-        `sub_fn(sub_params, *inputs)` and its smaller parameters. Parameters keep their names.
+        For an `nnx.Module` a smaller `nnx.Module`; for the variables of a Linen module the tuple of a smaller module
+        and its variables; for the parameters of a function the tuple of a function `sub_fn(sub_params, *inputs)` and
+        its smaller parameters. Parameters keep their names.
 
     Raises:
         TreeMismatchError: the arrays do not match the search space.
@@ -217,6 +218,19 @@ def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
         else:
             layouts.append(choose_layout(leaf_zeros[index], needs[index], unknown(ndim), full_needs[index]))
     return Recipe(space.leaves, tuple(leaf_zeros), tuple(layouts))
+
+
+def _all_modes(space: SearchSpace) -> list[TracedModel]:
+    """Traces the network in inference and training mode, and with its boolean arguments inverted if it bears that."""
+    traces = [trace_model(space.model.in_mode(training), space.call) for training in (False, True)]
+    for call in space.call.variants[1:]:
+        for training in (False, True):
+            try:
+                traces.append(trace_model(space.model.in_mode(training), call))
+            except Exception:  # noqa: BLE001
+                # The model does not accept these arguments, so that no call will ever bring them.
+                continue
+    return traces
 
 
 def _whole(value: Any) -> Sliced:

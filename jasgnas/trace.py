@@ -1,7 +1,7 @@
 """From a model and example inputs to a program: nothing is computed, inputs may be abstract."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -36,6 +36,12 @@ class Call:
     def avals(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes and dtypes of the arrays."""
         return tuple(map(abstract, self.arrays))
+
+    @property
+    def variants(self) -> "tuple[Call, ...]":
+        """The call itself and, where it has boolean arguments (`train=False`), the call with all of them inverted."""
+        flipped = tuple((i, not value if isinstance(value, bool) else value) for i, value in self.static)
+        return (self,) if flipped == self.static else (self, replace(self, static=flipped))
 
     def arguments(self, arrays: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """Puts the arguments together again, with other arrays."""

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from jasgnas.errors import TreeMismatchError
-from jasgnas.pytree import leaves_by_path
+from jasgnas.pytree import leaves_by_path, path_str
 
 
 class Leaf(NamedTuple):
@@ -92,3 +93,15 @@ def matched(leaves: Sequence[Leaf], tree: Any) -> list[Any]:
             + "\nPass the model that the space was made for, or make a new space with jasgnas.search_space."
         )
     return [found[leaf.path] for leaf in leaves]
+
+
+def pruned(tree: Any, arrays: Mapping[str, Any]) -> Any:
+    """Returns a tree with the arrays of a sub-network; other leaves are None, keys with nothing below them are gone."""
+    return _without_empty(jax.tree_util.tree_map_with_path(lambda keys, _: arrays.get(path_str(keys)), tree))
+
+
+def _without_empty(tree: Any) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    children = {key: _without_empty(value) for key, value in tree.items()}
+    return {key: value for key, value in children.items() if jax.tree.leaves(value)}

@@ -1,17 +1,17 @@
 """Plain functions `fn(params, *inputs)` of a pytree of parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import jax
 
-from jasgnas.bridge.base import Leaf, Recipe, leaf_of
-from jasgnas.pytree import leaves_by_path, path_str
+from jasgnas.bridge.base import Leaf, Recipe, leaf_of, pruned
+from jasgnas.pytree import leaves_by_path
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class PlainModel:
     """A function and the pytree of its parameters.
 
@@ -21,7 +21,7 @@ class PlainModel:
     """
 
     fn: Callable[..., Any]
-    abstract: Any
+    abstract: Any = field(compare=False)
 
     @classmethod
     def of(cls, fn: Callable[..., Any], params: Any) -> "PlainModel":
@@ -63,13 +63,4 @@ class PlainModel:
         def sub_fn(params: Any, *args: Any, **kwargs: Any) -> Any:
             return recipe.apply(self, leaves_by_path(params), args, kwargs)[0]
 
-        params = jax.tree_util.tree_map_with_path(lambda keys, _: arrays.get(path_str(keys)), holder)
-        return sub_fn, _without_empty(params)
-
-
-def _without_empty(tree: Any) -> Any:
-    """Drops the keys of dictionaries under which nothing is left."""
-    if not isinstance(tree, dict):
-        return tree
-    pruned = {key: _without_empty(value) for key, value in tree.items()}
-    return {key: value for key, value in pruned.items() if jax.tree.leaves(value)}
+        return sub_fn, pruned(holder, arrays)

@@ -1,0 +1,133 @@
+"""Flax Linen modules."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from jasgnas.bridge.base import Leaf, Recipe, leaf_of, pruned
+from jasgnas.errors import ArgumentError
+from jasgnas.pytree import leaves_by_path
+
+
+@dataclass(frozen=True)
+class LinenModel:
+    """A Linen module and its variables.
+
+    The paths of parameters do not mention the collection (`Dense_0/kernel`); those of other variables start with it
+    (`batch_stats/BatchNorm_0/mean`).
+
+    Attributes:
+        module: the module.
+        method: the method that is called, or None for `__call__`.
+        abstract: its variables as one tree, shapes and dtypes only.
+        collections: names of the collections other than `params`.
+    """
+
+    module: nn.Module
+    method: Any
+    abstract: Any = field(compare=False)
+    collections: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, module: nn.Module, variables: Mapping[str, Any], method: Any = None) -> "LinenModel":
+        """Describes a module; the variables are only looked at for their shapes.
+
+        Raises:
+            ArgumentError: the variables have no collection `params`.
+        """
+        if not isinstance(variables, Mapping) or "params" not in variables:
+            raise ArgumentError("expected variables={'params': …, …}, as module.init(…) returns them")
+        tree = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), _as_tree(variables))
+        return cls(module, method, tree, tuple(name for name in variables if name != "params"))
+
+    @cached_property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Its variables; those of the collection `params` are trainable."""
+        return tuple(
+            leaf_of(path, value, path.partition("/")[0] not in self.collections)
+            for path, value in leaves_by_path(self.abstract).items()
+        )
+
+    @property
+    def static(self) -> Any:
+        """The module and the method."""
+        return self.module, self.method
+
+    def in_mode(self, training: bool) -> "LinenModel":
+        """Returns itself: the mode of a Linen module is an argument of the call."""
+        del training
+        return self
+
+    def tree(self, holder: Any) -> Any:
+        """Returns variables (or parameters alone) as one tree."""
+        return _as_tree(holder) if isinstance(holder, Mapping) and "params" in holder else holder
+
+    def like(self, holder: Any, tree: Any) -> Any:
+        """Returns variables (or parameters alone) with the arrays of a tree."""
+        if not (isinstance(holder, Mapping) and "params" in holder):
+            return tree
+        return _as_variables(tree, [name for name in holder if name != "params"])
+
+    def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+        """Calls `module.apply`; `rngs` among the keyword arguments are its random streams."""
+        tree = jax.tree.unflatten(jax.tree.structure(self.abstract), values)
+        variables = _as_variables(tree, self.collections)
+        outputs, updated = self.module.apply(
+            variables, *args, **kwargs, method=self.method, mutable=list(self.collections)
+        )
+        after = leaves_by_path(_as_tree({**variables, **updated}))
+        return outputs, [after[leaf.path] for leaf in self.leaves]
+
+    def wrap_subnet(
+        self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]
+    ) -> tuple["SubNetworkModule", dict[str, Any]]:
+        """Returns the sub-network as a module, and its variables."""
+        variables = _as_variables(pruned(self.tree(holder), arrays), self.collections)
+        return SubNetworkModule(recipe, self), {"params": {}} | variables
+
+
+def _as_tree(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {**variables["params"], **{name: value for name, value in variables.items() if name != "params"}}
+
+
+def _as_variables(tree: Mapping[str, Any], collections: Sequence[str]) -> dict[str, Any]:
+    params = {name: value for name, value in tree.items() if name not in collections}
+    return {"params": params} | {name: tree[name] for name in collections if name in tree}
+
+
+class SubNetworkModule(nn.Module):
+    """A smaller module that computes what the full one does; `apply` takes the same arguments.
+
+    Attributes:
+        recipe: how the sub-network computes.
+        full: the full module.
+    """
+
+    recipe: Recipe
+    full: LinenModel
+
+    @nn.compact
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the full module would; mutable collections are updated."""
+        if self.is_initializing():
+            raise ArgumentError("a sub-network is not initialised: use the variables that construct_subnet returned")
+        assert self.scope is not None
+        if self.scope.rngs:
+            kwargs["rngs"] = {name: rng.as_jax_rng() for name, rng in self.scope.rngs.items()}
+        tree = _as_tree({"params": {}, **self.variables})
+        outputs, changed = self.recipe.apply(self.full, leaves_by_path(tree), args, kwargs)
+        after = _as_variables(_updated(tree, changed), self.full.collections)
+        for collection in self.full.collections:
+            if self.is_mutable_collection(collection):
+                for name, value in after.get(collection, {}).items():
+                    self.put_variable(collection, name, value)
+        return outputs
+
+
+def _updated(tree: Any, changed: Mapping[str, Any]) -> Any:
+    flat = leaves_by_path(tree)
+    return jax.tree.unflatten(jax.tree.structure(tree), [changed.get(path, value) for path, value in flat.items()])
