@@ -44,7 +44,7 @@ class Config:
     """Folder for config, results, parameters and the printed search space; an earlier run's are overwritten."""
     target_groups: int = 3
     """Number of removal structures that must go."""
-    epochs: int = 20
+    epochs: int = 15
     """Passes over the training images, in each of the two trainings."""
     batch_size: int = 64
     """Images per step."""
@@ -123,8 +123,9 @@ def run(config: Config) -> Results:
     dataset = load(config.dataset, config.data_dir)
     _prepare_output(config)
     seconds: dict[str, float] = {}
+    network = _network(config, dataset)
     with _timed(seconds, "search space"):
-        space = jasgnas.search_space(_network(config, dataset), _example(dataset))
+        space = jasgnas.search_space(network, _example(dataset))
     (config.output_dir / "search_space.txt").write_text(f"{space}\n")
 
     sgd, h2spg = _optimizers(config, dataset, space)
