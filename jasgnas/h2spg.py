@@ -384,14 +384,19 @@ def _lay_out(space: "SearchSpace", params: optax.Params) -> _Layout:
 
 def _sum_over_groups(layout: _Layout, xs: list[jax.Array], us: list[jax.Array]) -> _Sums:
     """Returns the inner products over each group, in one pass over the grouped leaves of parameters and updates."""
-    partial_sums = []
+    partial_sums, ids = [], []
     for leaf in layout.leaves:
         x, u = xs[leaf.position].astype(layout.dtype), us[leaf.position].astype(layout.dtype)
         axes = tuple(axis for axis in range(x.ndim) if axis != leaf.axis)
-        partial_sums.append(jnp.stack([jnp.sum(each, axes).reshape(-1) for each in (x * x, x * u, u * u)], axis=1))
-    ids = np.concatenate([leaf.ids for leaf in layout.leaves])
-    sums = jax.ops.segment_sum(jnp.concatenate(partial_sums), ids, layout.num_groups + 1)
-    return _Sums(*sums[:-1].T)
+        sums = jnp.stack([jnp.sum(each, axes).reshape(-1) for each in (x * x, x * u, u * u)], axis=1)
+        groups = np.setdiff1d(leaf.ids, layout.num_groups)
+        if leaf.axis is not None:
+            # Where the axis is sharded, devices thus exchange one sum per group and not the whole axis.
+            sums = jnp.sum(jnp.where((groups[:, None] == leaf.ids)[..., None], sums, 0), axis=1)
+        partial_sums.append(sums)
+        ids.append(groups)
+    totals = jax.ops.segment_sum(jnp.concatenate(partial_sums), np.concatenate(ids), layout.num_groups)
+    return _Sums(*totals.T)
 
 
 def _group_stats(sums: _Sums, alpha: jax.Array, num_params: jax.Array) -> GroupStats:

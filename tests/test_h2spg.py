@@ -1,8 +1,10 @@
 """H2SPG against its oracle, in every company an optax transformation can find itself in."""
 
 import dataclasses
+import math
+import re
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -129,6 +131,9 @@ def make_chain(**options):
     return optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, momentum=0.9), make_h2spg(**options))
 
 
+DEFAULT = make_chain()
+
+
 def make_step(tx, grads_fn=jax_grads):
     def step(params, opt_state, number):
         updates, opt_state = tx.update(grads_fn(params, number), opt_state, params)
@@ -137,9 +142,14 @@ def make_step(tx, grads_fn=jax_grads):
     return step
 
 
+@cache
+def jit_step(tx, grads_fn):
+    return jax.jit(make_step(tx, grads_fn))
+
+
 def train(tx, params, num_steps, grads_fn=jax_grads, opt_state=None, start=0):
-    """Runs steps `start` … `num_steps` − 1 jitted; returns parameters and state after each, and the last of them."""
-    step = jax.jit(make_step(tx, grads_fn))
+    """Runs steps `start` … `num_steps` − 1 jitted; returns parameters and state after each of them."""
+    step = jit_step(tx, grads_fn)
     opt_state = tx.init(params) if opt_state is None else opt_state
     history = []
     for number in range(start, num_steps):
@@ -252,7 +262,7 @@ def test_oracle_cases_meet_every_branch(oracle_runs):
 @pytest.fixture(scope="module")
 def history():
     """Parameters and state after each of 16 steps of the default chain: 4 of warm-up, 6 of projection, 6 after."""
-    return train(make_chain(), make_params(), 16)
+    return train(DEFAULT, make_params(), 16)
 
 
 def test_phases_follow_the_step_numbers(history):
@@ -294,7 +304,7 @@ BASES = {
 
 @pytest.mark.parametrize(
     ("base", "dtype"),
-    [*((base, jnp.float32) for base in BASES), ("clipped momentum", jnp.bfloat16), ("adam", jnp.bfloat16)],
+    [*((base, jnp.float32) for base in BASES), ("clipped momentum", jnp.bfloat16)],
 )
 def test_exactly_the_target_is_zero_and_stays_so(base, dtype):
     tx = optax.chain(optax.add_decayed_weights(0.1), BASES[base](), make_h2spg())
@@ -314,10 +324,9 @@ def test_zero_groups_stay_zero_where_updates_are_not_finite(history):
     zero = zero_groups(params)
 
     def grads_fn(params, number):
-        bad = {path: jnp.where(params[path] == 0, jnp.nan, grad) for path, grad in jax_grads(params, number).items()}
-        return bad
+        return {path: jnp.where(params[path] == 0, jnp.nan, grad) for path, grad in jax_grads(params, number).items()}
 
-    params, _ = train(make_chain(), params, 20, grads_fn, opt_state, start=16)[-1]
+    params, _ = train(DEFAULT, params, 20, grads_fn, opt_state, start=16)[-1]
     assert zero_groups(params) == zero
     assert all(np.isfinite(params[path]).all() for path in SHAPES)
 
@@ -424,7 +433,7 @@ def test_default_score_is_finite_for_tiny_and_huge_groups():
 
 
 def test_scan_with_donated_state_equals_single_steps_and_compiles_once(history):
-    tx, num_traces = make_chain(), 0
+    tx, num_traces = DEFAULT, 0
 
     def body(carry, number):
         nonlocal num_traces
@@ -443,7 +452,7 @@ def test_scan_with_donated_state_equals_single_steps_and_compiles_once(history):
 
 
 def test_accumulated_gradients(history):
-    tx = optax.MultiSteps(make_chain(), every_k_schedule=2)
+    tx = optax.MultiSteps(DEFAULT, every_k_schedule=2)
     params, opt_state = train(tx, make_params(), 32, lambda params, number: jax_grads(params, number // 2))[-1]
     assert_trees_equal(zero_groups(params), zero_groups(history[-1][0]))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), params, history[-1][0])
@@ -452,7 +461,7 @@ def test_accumulated_gradients(history):
 
 def test_multi_transform(history):
     labels = {path: "stem" if path == "stem/kernel" else "search" for path in SHAPES}
-    tx = optax.multi_transform({"search": make_chain(), "stem": optax.adam(0.1)}, labels)
+    tx = optax.multi_transform({"search": DEFAULT, "stem": optax.adam(0.1)}, labels)
     params, opt_state = train(tx, make_params(), 16)[-1]
     assert int(h2spg_state(opt_state).phase) == DONE
     for path in SHAPES.keys() - {"stem/kernel"}:
@@ -479,7 +488,7 @@ def test_steps_that_are_not_finite_are_as_if_they_had_not_been(history):
         number = number - (number > 2) - (number > 7) - (number > 13)
         return jax.tree.map(lambda grad: jnp.where(bad, jnp.nan, grad), jax_grads(params, number))
 
-    tx = optax.apply_if_finite(make_chain(), max_consecutive_errors=3)
+    tx = optax.apply_if_finite(DEFAULT, max_consecutive_errors=3)
     params, opt_state = train(tx, make_params(), 19, grads_fn)[-1]
     assert int(h2spg_state(opt_state).step) == 16
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), params, history[-1][0])
@@ -501,26 +510,33 @@ def nest(params):
 
 
 TREES = {
-    "nested": nest,
     "linen": lambda params: {"params": nest(params)},
     "state of variables": lambda params: nnx.State(jax.tree.map(nnx.Param, nest(params))),
     "pure state": lambda params: nnx.State(nest(params)),
 }
 
 
+# In the middle of the projection, so that every kind of group is met.
+TREE_TX = make_h2spg()
+TREE_STATE = TREE_TX.init(make_params())._replace(
+    step=jnp.int32(6), redundant=mask([0, 3]), zero=mask([0]), start_norms=jnp.full(5, 3.0), phase=jnp.int32(PROJECTION)
+)
+TREE_UPDATES = jax.tree.map(lambda x: -0.1 * x + 0.01, make_params(1))
+
+
+@pytest.fixture(scope="module")
+def flat_tree_result():
+    return jax.jit(TREE_TX.update)(TREE_UPDATES, TREE_STATE, make_params())
+
+
 @pytest.mark.parametrize("make_tree", TREES.values(), ids=TREES)
-def test_trees_of_every_flavour_give_the_same_updates(make_tree):
-    tx = make_h2spg()
-    params, updates = make_params(), jax.tree.map(lambda x: -0.1 * x + 0.01, make_params(1))
-    # In the middle of the projection, so that every group is treated.
-    state = tx.init(params)._replace(
-        step=jnp.int32(6), redundant=mask([0, 3]), zero=mask([0]), start_norms=jnp.full(5, 3.0), phase=jnp.int32(1)
-    )
-    expected, expected_state = jax.jit(tx.update)(updates, state, params)
-    found, found_state = jax.jit(tx.update)(make_tree(updates), state, make_tree(params))
-    assert_trees_equal(found, make_tree(expected))
-    assert_trees_equal(found_state, expected_state)
-    assert_trees_equal(tx.init(make_tree(params)), tx.init(params))
+def test_trees_of_every_flavour_give_the_same_updates(make_tree, flat_tree_result):
+    updates, state = flat_tree_result
+    params = make_tree(make_params())
+    found, found_state = jax.jit(TREE_TX.update)(make_tree(TREE_UPDATES), TREE_STATE, params)
+    assert_trees_equal(found, make_tree(updates))
+    assert_trees_equal(found_state, state)
+    assert_trees_equal(TREE_TX.init(params), TREE_TX.init(make_params()))
 
 
 class Net(nnx.Module):
@@ -534,7 +550,7 @@ class Net(nnx.Module):
 
 def test_nnx_optimizer():
     model = Net(make_params())
-    optimizer = nnx.Optimizer(model, make_chain(), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, DEFAULT, wrt=nnx.Param)
     grads = make_problem()
 
     @nnx.jit
@@ -559,37 +575,34 @@ def test_nnx_optimizer():
 # --- Devices
 
 
-def device_grads(params, number, device):
-    """Gradients of one of eight shards of the data: those of the problem on average."""
-    return jax.tree.map(lambda grad: grad * (1 + 0.1 * (device - 3.5)), jax_grads(params, number))
-
-
-@pytest.mark.parametrize("num_devices", [1, 2, 8])
+@pytest.mark.parametrize("num_devices", [2, 8])
 def test_pmap_selects_the_same_on_every_device(num_devices, history):
-    tx = make_chain()
-    per_device = 8 // num_devices
-
     @partial(jax.pmap, axis_name="data", in_axes=(0, 0, None, 0), devices=jax.devices()[:num_devices])
-    def step(params, opt_state, number, shards):
+    def step(params, opt_state, number, shard):
         def grads_fn(params, number):
-            return jax.lax.pmean(jax.tree.map(partial(jnp.mean, axis=0), jax.vmap(
-                lambda shard: device_grads(params, number, shard))(shards)), "data")  # fmt: skip
+            # Every device's own gradient is off; their mean is not.
+            grads = jax.tree.map(lambda grad: shard * grad, jax_grads(params, number))
+            return jax.lax.pmean(grads, "data")
 
-        return make_step(tx, grads_fn)(params, opt_state, number)
+        return make_step(DEFAULT, grads_fn)(params, opt_state, number)
 
     params = make_params()
-    carry = jax.tree.map(lambda x: jnp.stack([x] * num_devices), (params, tx.init(params)))
+    carry = jax.tree.map(lambda x: jnp.stack([x] * num_devices), (params, DEFAULT.init(params)))
     for number in range(12):
-        carry = step(*carry, number, jnp.arange(8.0).reshape(num_devices, per_device))
+        carry = step(*carry, number, jnp.linspace(0.5, 1.5, num_devices))
     for device in range(num_devices):
         found = jax.tree.map(lambda x, device=device: x[device], carry)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, history[11])
         for name in ("redundant", "zero"):
-            ours, theirs = (getattr(h2spg_state(carry[1]), name) for carry in (found, history[11]))
+            ours, theirs = (getattr(h2spg_state(opt_state), name) for _, opt_state in (found, history[11]))
             np.testing.assert_array_equal(ours, theirs)
 
 
-COLLECTIVES = r"= \(?([^=]*?)\)? (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+def collective_sizes(compiled):
+    """The number of elements of every array that a collective operation of the compiled program returns."""
+    collective = r"= (.*) (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    shapes = re.findall(r"\w+\[([\d,]*)\]", " ".join(re.findall(collective, compiled.as_text())))
+    return [math.prod(int(length) for length in shape.split(",") if length) for shape in shapes]
 
 
 def test_sharded_parameters_cost_no_large_collective(history):
@@ -602,14 +615,14 @@ def test_sharded_parameters_cost_no_large_collective(history):
         "mixed/kernel": P(None, "model"),
     }
     params = {path: jax.device_put(x, NamedSharding(mesh, specs.get(path, P()))) for path, x in make_params().items()}
-    tx = make_chain()
-    step = jax.jit(make_step(tx))
-    carry = (params, jax.jit(tx.init)(params))
+    step = jit_step(DEFAULT, jax_grads)
+    carry = (params, DEFAULT.init(params))
+    sizes = collective_sizes(step.lower(*carry, 0).compile())
+    assert len(sizes) > 0 and max(sizes) <= 3 * len(SPACE.groups)
     for number in range(12):
         carry = step(*carry, number)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), carry, history[11])
     np.testing.assert_array_equal(h2spg_state(carry[1]).zero, h2spg_state(history[11][1]).zero)
-    print(step.lower(*carry, 0).compile().as_text())
 
 
 # --- Checkpoints
@@ -621,9 +634,9 @@ def test_training_goes_on_bit_identically_from_a_checkpoint(saved_after, history
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", saved)
         checkpointer.wait_until_finished()
-        target = jax.eval_shape(lambda: (make_params(), make_chain().init(make_params())))
+        target = jax.eval_shape(lambda: (make_params(), DEFAULT.init(make_params())))
         params, opt_state = checkpointer.restore(tmp_path / "state", target)
-    resumed = train(make_chain(), params, 16, opt_state=opt_state, start=saved_after)
+    resumed = train(DEFAULT, params, 16, opt_state=opt_state, start=saved_after)
     assert_trees_equal(resumed[-1], history[-1])
 
 
@@ -706,10 +719,9 @@ def test_both_targets_at_once_are_refused():
         h2spg(SPACE, learning_rate=0.1, target_groups=1, target_sparsity=0.5, warmup_steps=1, projection_steps=1)
 
 
-@pytest.mark.parametrize(("sparsity", "expected"), [(0.2, 1), (0.59, 2), (0.6, 3)])
-def test_sparsity_is_rounded_down(sparsity, expected):
-    params, _ = train(make_chain(target_sparsity=sparsity), make_params(), 11)[-1]
-    assert len(zero_groups(params)) == expected
+def test_sparsity_is_rounded_down():
+    params, _ = train(make_chain(target_sparsity=0.59), make_params(), 11)[-1]
+    assert len(zero_groups(params)) == 2
 
 
 def test_parameters_of_another_network_are_refused_with_every_fault():
