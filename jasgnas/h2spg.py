@@ -374,7 +374,8 @@ def _lay_out(space: "SearchSpace", params: optax.Params) -> _Layout:
         else:
             outside = np.full(shape[part.axis], num_groups)
             grouped.setdefault(path, _GroupedLeaf(position, part.axis, outside)).ids[part.start : part.stop] = index
-    if faults:
+    # A tree without leaves is what `optax.tree_map_params` finds out with which states are shaped like the parameters.
+    if faults and found:
         raise TreeMismatchError(
             f"the parameters do not belong to the search space: {'; '.join(dict.fromkeys(faults))}. Expected the "
             "parameters of the network that the space was made from"

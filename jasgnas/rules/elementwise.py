@@ -1,17 +1,21 @@
-"""Elementwise operators: entry for entry, so that every axis of the result is an axis of every operand."""
+"""Elementwise operators: entry for entry, so that every axis of the result is an axis of every operand.
+
+Operands without axes, and axes of size one, are broadcast.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, join, meet, unknown
+from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, join, meet, unknown
 from jasgnas.rules.base import Rule, register
 
 
 class Elementwise(Rule):
-    """An elementwise operator of which nothing more is known. Operands without axes are broadcast."""
+    """An elementwise operator of which nothing more is known."""
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         ndim = len(eqn.out_avals[0].shape)
@@ -26,13 +30,22 @@ class Elementwise(Rule):
         del operands
         (need,) = results
         assert need != NOTHING
-        return [need if len(aval.shape) == len(need) else everything(len(aval.shape)) for aval in eqn.in_avals]
+        return [_fitted(need, aval, eqn.out_avals[0]) for aval in eqn.in_avals]
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         (layout,) = layouts
         assert layout != NOTHING
-        stored = [value.to(layout if len(value.aval.shape) == len(layout) else ()).array for value in operands]
-        return [Sliced(eqn.bind(*stored)[0], layout, eqn.out_avals[0])]
+        aval = eqn.out_avals[0]
+        stored = [value.to(_fitted(layout, value.aval, aval)).array for value in operands]
+        return [Sliced(eqn.bind(*stored)[0], layout, aval)]
+
+
+def _fitted(axes: Axes, operand: Any, result: Any) -> Axes:
+    """Carries what is said of the axes of the result over to an operand, which may be broadcast."""
+    if not operand.shape:
+        return ()
+    sizes = zip(axes, operand.shape, result.shape, strict=True)
+    return tuple(mask if size == full else None for mask, size, full in sizes)
 
 
 def _lift(value: Zeros, ndim: int) -> Zeros:
@@ -72,9 +85,10 @@ class Adds(KeepsZeros):
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         first, second = operands
         layout = layouts[0]
-        if second.layout == NOTHING and len(first.aval.shape) == len(layout):
+        shape = eqn.out_avals[0].shape
+        if second.layout == NOTHING and first.aval.shape == shape:
             return [first.to(layout)]
-        if first.layout == NOTHING and len(second.aval.shape) == len(layout):
+        if first.layout == NOTHING and second.aval.shape == shape:
             kept = second.to(layout)
             return [kept._replace(array=jax.lax.neg(kept.array)) if eqn.primitive == "sub" else kept]
         return super().execute(eqn, operands, layouts)
