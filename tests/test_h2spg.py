@@ -590,6 +590,7 @@ def test_pmap_selects_the_same_on_every_device(num_devices, history):
     carry = jax.tree.map(lambda x: jnp.stack([x] * num_devices), (params, DEFAULT.init(params)))
     for number in range(12):
         carry = step(*carry, number, jnp.linspace(0.5, 1.5, num_devices))
+    carry = jax.device_get(carry)
     for device in range(num_devices):
         found = jax.tree.map(lambda x, device=device: x[device], carry)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, history[11])
@@ -614,10 +615,16 @@ def test_sharded_parameters_cost_no_large_collective(history):
         "conv4/bias": P("model"),
         "mixed/kernel": P(None, "model"),
     }
-    params = {path: jax.device_put(x, NamedSharding(mesh, specs.get(path, P()))) for path, x in make_params().items()}
-    step = jit_step(DEFAULT, jax_grads)
-    carry = (params, DEFAULT.init(params))
-    sizes = collective_sizes(step.lower(*carry, 0).compile())
+    shardings = {path: NamedSharding(mesh, specs.get(path, P())) for path in SHAPES}
+    params = jax.device_put(make_params(), shardings)
+    opt_state = optax.tree_map_params(
+        DEFAULT, jax.device_put, DEFAULT.init(params), shardings,
+        transform_non_params=lambda x: jax.device_put(x, NamedSharding(mesh, P())),
+    )  # fmt: skip
+    carry = (params, opt_state)
+    shardings = jax.tree.map(lambda x: x.sharding, carry)
+    step = jax.jit(make_step(DEFAULT), out_shardings=shardings).lower(*carry, 0).compile()
+    sizes = collective_sizes(step)
     assert len(sizes) > 0 and max(sizes) <= 3 * len(SPACE.groups)
     for number in range(12):
         carry = step(*carry, number)
@@ -635,7 +642,8 @@ def test_training_goes_on_bit_identically_from_a_checkpoint(saved_after, history
         checkpointer.save(tmp_path / "state", saved)
         checkpointer.wait_until_finished()
         target = jax.eval_shape(lambda: (make_params(), DEFAULT.init(make_params())))
-        params, opt_state = checkpointer.restore(tmp_path / "state", target)
+        restored = checkpointer.restore(tmp_path / "state", target)
+    params, opt_state = jax.tree.map(jnp.array, jax.device_get(restored))
     resumed = train(DEFAULT, params, 16, opt_state=opt_state, start=saved_after)
     assert_trees_equal(resumed[-1], history[-1])
 
