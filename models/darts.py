@@ -353,7 +353,7 @@ class Darts(nnx.Module):
         reductions = (num_cells // 3, 2 * num_cells // 3)
         self.deterministic = False
         self.auxiliary_cell = reductions[1]
-        self.auxiliary: AuxiliaryHead | None = None
+        self.auxiliary: AuxiliaryHead | None = nnx.data(None)
         self.stem = stem(layers, in_channels, features)
         self.cells: nnx.List[Cell] = nnx.List()
         in_features = (self.stem.out_features, self.stem.out_features)
