@@ -1,0 +1,94 @@
+"""Helpers that tests of several modules share: networks with nothing left at its initial value, comparisons."""
+
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jasgnas.pytree import leaves_by_path, path_str
+
+
+def randomize(holder, seed=0):
+    """Sets every floating-point array to random values, those called `var` to positive ones."""
+    rng = np.random.default_rng(seed)
+
+    def draw(keys, leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 4
+        values = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+        return jnp.asarray(np.abs(values) + 0.5 if path_str(keys).endswith("var") else values, leaf.dtype)
+
+    if isinstance(holder, nnx.Module):
+        nnx.update(holder, jax.tree_util.tree_map_with_path(draw, nnx.state(holder)))
+        return holder
+    return jax.tree_util.tree_map_with_path(draw, holder)
+
+
+def build(constructor, seed=0, **options):
+    """Builds an `nnx.Module` without computing its initial values: every array is random."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: constructor(rngs=nnx.Rngs(0), **options)))
+    return nnx.merge(graphdef, randomize(abstract, seed))
+
+
+def random_input(shape, dtype=jnp.float32, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def error(found, expected):
+    """The largest difference between two pytrees of arrays, relative to the largest entry of the expected array."""
+    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    worst = 0.0
+    for a, b in zip(map(np.asarray, found), map(np.asarray, expected), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype, f"{a.shape} {a.dtype} and {b.shape} {b.dtype}"
+        assert np.isfinite(b).all()
+        difference = np.max(np.abs(a - b), initial=0) / max(np.max(np.abs(b), initial=0), np.finfo(b.dtype).tiny)
+        worst = max(worst, float(difference) if np.isfinite(difference) else np.inf)
+    return worst
+
+
+def subsets(num):
+    """All subsets of `range(num)`, small ones first."""
+    return [subset for size in range(num + 1) for subset in combinations(range(num), size)]
+
+
+def arrays(holder):
+    """The arrays of a module or pytree by path."""
+    return leaves_by_path(nnx.state(holder) if isinstance(holder, nnx.Module) else holder)
+
+
+def parameters(model):
+    return leaves_by_path(nnx.state(model, nnx.Param))
+
+
+def gradients(model, x, seed=0, wrt=nnx.Param):
+    """Gradients of a random combination of all outputs with respect to the parameters, by path."""
+    graphdef, params, rest = nnx.split(model, wrt, ...)
+
+    def loss(params):
+        return combination(nnx.merge(graphdef, params, rest, copy=True)(x), seed)
+
+    return leaves_by_path(jax.grad(loss)(params))
+
+
+def combination(outputs, seed=0):
+    """A random linear combination of all entries of all outputs."""
+    rng = np.random.default_rng(seed)
+    return sum(jnp.vdot(jnp.asarray(rng.normal(size=y.shape), y.dtype), y) for y in jax.tree.leaves(outputs))
+
+
+def idle_indices(gradients):
+    """Paths, axes and indices of parameters on which the gradient is zero throughout."""
+    found = []
+    for path, gradient in gradients.items():
+        for axis in range(gradient.ndim):
+            others = tuple(i for i in range(gradient.ndim) if i != axis)
+            found += [(path, axis, int(i)) for i in np.flatnonzero(~np.any(np.asarray(gradient), others))]
+    return found
+
+
+def primitives(graph, operators):
+    """The primitives that some operators of a graph consist of."""
+    return [graph.program.equations[position].primitive for operator in operators for position in operator.equations]
