@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from jasgnas.jaxpr import Equation, Program
 from jasgnas.macs import equation_macs
@@ -25,6 +26,18 @@ ADDITIVE = ("add", "sub", "add_any", "concatenate")
 INPUT = -1
 
 
+class Part(NamedTuple):
+    """What one operator may own: a leaf, or one row of a leaf that stacks the parameters of several layers.
+
+    Attributes:
+        leaf: index of the leaf.
+        row: index along axis 0, or None for the whole leaf.
+    """
+
+    leaf: int
+    row: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Operator:
     """A vertex of the trace graph.
@@ -36,7 +49,7 @@ class Operator:
         equations: positions of its data-dependent equations in the program.
         sources: operators whose outputs it reads, each once, in operand order; `INPUT` for each network input.
         additive: whether it is a joint that can lose an input (add, subtract, concatenate).
-        leaves: indices of the leaves it reads, in leaf order.
+        parts: indices of the parts of leaves it reads, in leaf order.
         macs: multiply-adds of one evaluation at the traced shapes.
         shape: shape of its (first) result.
     """
@@ -47,7 +60,7 @@ class Operator:
     equations: tuple[int, ...]
     sources: tuple[int, ...]
     additive: bool
-    leaves: tuple[int, ...]
+    parts: tuple[int, ...]
     macs: int
     shape: tuple[int, ...]
 
@@ -75,14 +88,18 @@ class Graph:
 
     Attributes:
         program: the flat program.
-        static_leaves: for each variable that depends on leaves or constants alone, the leaves it depends on.
+        parts: the parts that the leaves consist of.
+        part_vars: the variables that hold each part.
+        static_parts: for each variable that depends on leaves or constants alone, the parts it depends on.
         operators: vertices of the trace graph.
         segments: vertices of the segment graph.
         outputs: for each network output, the operator that computes it, or `INPUT`.
     """
 
     program: Program
-    static_leaves: dict[int, frozenset[int]]
+    parts: tuple[Part, ...]
+    part_vars: tuple[tuple[int, ...], ...]
+    static_parts: dict[int, frozenset[int]]
     operators: tuple[Operator, ...]
     segments: tuple[Segment, ...]
     outputs: tuple[int, ...]
@@ -96,6 +113,10 @@ class Graph:
                 if source != INPUT:
                     found[source][operator.index] = None
         return [list(readers) for readers in found]
+
+    def leaves_of(self, operator: int) -> list[int]:
+        """Returns the indices of the leaves that an operator reads, in order."""
+        return sorted({self.parts[part].leaf for part in self.operators[operator].parts})
 
     @cached_property
     def segment_of(self) -> dict[int, int]:
@@ -125,9 +146,11 @@ class _Builder:
     def __init__(self, program: Program, num_leaves: int, trainable: Sequence[bool]):
         self.program = program
         self.trainable = trainable
-        self.static_leaves: dict[int, frozenset[int]] = {
-            **{var: frozenset() for var in program.constants},
-            **{var: frozenset([leaf]) for leaf, var in enumerate(program.inputs[:num_leaves])},
+        self.parts, self.part_vars = _find_parts(program, num_leaves)
+        self.holds_part = {var: part for part, held in enumerate(self.part_vars) for var in held}
+        self.static_parts: dict[int, frozenset[int]] = {
+            var: frozenset([self.holds_part[var]] if var in self.holds_part else [])
+            for var in (*program.constants, *program.inputs[:num_leaves])
         }
         # Vertex that produces each data-dependent variable: the position of an equation, or a negative number, which
         # is a network input.
@@ -152,8 +175,9 @@ class _Builder:
             self.reads[position] = sources
             self.producer.update((var, position) for var in eqn.outputs)
         else:
-            leaves = frozenset().union(*(self.static_leaves[var] for var in operands))
-            self.static_leaves.update((var, leaves) for var in eqn.outputs)
+            parts = frozenset().union(*(self.static_parts[var] for var in operands))
+            for var in eqn.outputs:
+                self.static_parts[var] = frozenset([self.holds_part[var]]) if var in self.holds_part else parts
 
     def build(self) -> Graph:
         self._merge_regions()
@@ -165,7 +189,8 @@ class _Builder:
             for atom in self.program.outputs
             if isinstance(atom, int) and atom in self.producer
         )
-        return Graph(self.program, self.static_leaves, operators, _segments(operators, outputs), outputs)
+        segments = _segments(operators, outputs)
+        return Graph(self.program, self.parts, self.part_vars, self.static_parts, operators, segments, outputs)
 
     # Single-entry, single-exit regions of elementwise, broadcast and reduction equations are one operator.
 
@@ -262,9 +287,9 @@ class _Builder:
             return True
         if len(equations) > 1:
             return False
-        used = self._own_leaves([equations[0]])
+        used = self._own_parts([equations[0]])
         if eqn.primitive in ("add", "sub") and self._has_stem(before) and used:
-            return all(self.trainable[leaf] for leaf in used) and not self._is_affine(last)
+            return all(map(self._is_trainable, used)) and not self._is_affine(last)
         if isinstance(rule_for(eqn.primitive), Elementwise) and not self._has_stem(before):
             if used and eqn.primitive in ("add", "sub", "mul", "div"):
                 return self._is_affine(last) or self._has_reduction(before)
@@ -276,19 +301,19 @@ class _Builder:
         """Returns, for each equation, the outermost call around it that uses no leaf and no joint, if there is one."""
         tainted: set[int] = set()
         for position in self.reads:
-            if self._own_leaves([position]) or len(self._sources([position])) > 1:
+            if self._own_parts([position]) or len(self._sources([position])) > 1:
                 tainted.update(number for number, _ in self.program.equations[position].calls)
         return {
             position: next((n for n, _ in self.program.equations[position].calls if n not in tainted), None)
             for position in self.reads
         }
 
-    def _own_leaves(self, equations: Iterable[int]) -> list[int]:
+    def _own_parts(self, equations: Iterable[int]) -> list[int]:
         found: set[int] = set()
         for position in equations:
             for atom in self.program.equations[position].inputs:
                 if isinstance(atom, int):
-                    found |= self.static_leaves.get(atom, frozenset())
+                    found |= self.static_parts.get(atom, frozenset())
         return sorted(found)
 
     def _has_stem(self, equations: Iterable[int]) -> bool:
@@ -299,11 +324,14 @@ class _Builder:
         eqn = self.program.equations[position]
         if not isinstance(rule_for(eqn.primitive), Convolution | DotGeneral | Gather) or len(self.reads[position]) > 1:
             return False
-        return any(self.trainable[leaf] for leaf in self._own_leaves([position]))
+        return any(map(self._is_trainable, self._own_parts([position])))
+
+    def _is_trainable(self, part: int) -> bool:
+        return self.trainable[self.parts[part].leaf]
 
     def _is_affine(self, eqn: Equation) -> bool:
-        leaves = (self.static_leaves.get(a) for a in eqn.inputs if isinstance(a, int))
-        return eqn.primitive in ("add", "sub", "mul", "div") and any(leaves)
+        parts = (self.static_parts.get(atom) for atom in eqn.inputs if isinstance(atom, int))
+        return eqn.primitive in ("add", "sub", "mul", "div") and any(parts)
 
     def _has_reduction(self, equations: Sequence[int]) -> bool:
         return any(isinstance(rule_for(self.program.equations[p].primitive), Reduce) for p in equations)
@@ -329,18 +357,49 @@ class _Builder:
             kind = "stem"
         else:
             kind = "accessory"
-        leaves = tuple(self._own_leaves(equations))
+        parts = tuple(self._own_parts(equations))
         return Operator(
             index=index,
             kind=kind,
-            name=operator_name(eqns, kind, [not self.trainable[leaf] for leaf in leaves]),
+            name=operator_name(eqns, kind, [not self._is_trainable(part) for part in parts]),
             equations=tuple(equations),
             sources=sources,
             additive=kind == "joint" and len(eqns) == 1 and eqns[0].primitive in ADDITIVE,
-            leaves=leaves,
+            parts=parts,
             macs=sum(equation_macs(eqn) for eqn in eqns),
             shape=tuple(eqns[-1].out_avals[0].shape),
         )
+
+
+def _find_parts(program: Program, num_leaves: int) -> tuple[tuple[Part, ...], tuple[tuple[int, ...], ...]]:
+    """Divides leaves into parts: a leaf that is only ever read row by row is one part per row, any other a whole.
+
+    Returns:
+        The parts, and the variables that hold each of them.
+    """
+    readers: dict[int, list[Equation]] = {var: [] for var in program.inputs[:num_leaves]}
+    for eqn in program.equations:
+        for atom in eqn.inputs:
+            if atom in readers:
+                readers[atom].append(eqn)
+    held: dict[Part, list[int]] = {}
+    for leaf, (var, eqns) in enumerate(readers.items()):
+        rows = [_row_taken(eqn) for eqn in eqns]
+        if var in program.outputs or None in rows or len(set(rows)) < 2:
+            held[Part(leaf)] = [var]
+            continue
+        for row, eqn in sorted(zip(rows, eqns, strict=True), key=lambda pair: pair[0] or 0):
+            held.setdefault(Part(leaf, row), []).append(eqn.outputs[0])
+    return tuple(held), tuple(map(tuple, held.values()))
+
+
+def _row_taken(eqn: Equation) -> int | None:
+    """Returns the index of the one row along axis 0 that an equation takes of its operand, if that is what it does."""
+    if eqn.primitive != "slice":
+        return None
+    start, *others = zip(eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)
+    whole = [(0, size) for size in eqn.in_avals[0].shape[1:]]
+    return start[0] if start[1] == start[0] + 1 and others == whole else None
 
 
 _NO_OPS = ("convert_element_type", "copy", "copy_p", "name", "optimization_barrier", "stop_gradient")
@@ -383,7 +442,7 @@ def operator_name(eqns: Sequence[Equation], kind: str, state: Sequence[bool]) ->
     Args:
         eqns: its equations.
         kind: its kind.
-        state: for each leaf it reads, whether that is an array that is not trained.
+        state: for each part of a leaf it reads, whether that is not trained.
     """
     if len(eqns) == 1 and not eqns[0].calls and kind in ("accessory", "unknown") and not state:
         return _simple_name(eqns[0])

@@ -14,20 +14,20 @@ from jasgnas.analysis import of_literal
 from jasgnas.evaluate import full_zero_flow
 from jasgnas.graph import Graph, Operator
 from jasgnas.jaxpr import Atom, Literal
-from jasgnas.masks import NOTHING, Axes, Need, Zeros, everything, same, union, without, zeros
+from jasgnas.masks import NOTHING, Axes, Need, Zeros, everything, same, union, without, zero, zeros
 from jasgnas.rules import rule_for
 
 
 class Range(NamedTuple):
-    """Indices of one axis of a leaf.
+    """Indices of one axis of a part.
 
     Attributes:
-        leaf: index of the leaf.
+        part: index of the part, which is a whole leaf.
         axis: the axis.
         mask: the indices, bool `[size of the axis]`.
     """
 
-    leaf: int
+    part: int
     axis: int
     mask: np.ndarray
 
@@ -35,22 +35,23 @@ class Range(NamedTuple):
 class Prover:
     """Follows zeros from parameters through parts of a network."""
 
-    def __init__(self, graph: Graph, num_leaves: int):
-        """Prepares a graph whose program takes `num_leaves` leaves first."""
+    def __init__(self, graph: Graph):
+        """Prepares a graph."""
         self._graph = graph
         self._program = graph.program
         self._baseline = full_zero_flow(graph.program)
-        self._leaf_vars = graph.program.inputs[:num_leaves]
+        held = {var for variables in graph.part_vars for var in variables}
         self._static_producer = {
             var: position
             for position, eqn in enumerate(graph.program.equations)
             for var in eqn.outputs
-            if var in graph.static_leaves
+            if var in graph.static_parts and var not in held
         }
 
-    def zeros_of(self, operators: Iterable[int], leaves: Mapping[int, Zeros]) -> dict[int, Zeros]:
-        """Returns what is known of the results of a chain of operators when leaves are zero, whatever its input."""
-        known = {self._leaf_vars[leaf]: value for leaf, value in leaves.items()}
+    def zeros_of(self, operators: Iterable[int], parts: Iterable[int]) -> dict[int, Zeros]:
+        """Returns what is known of the results of a chain of operators when parts are zero, whatever its input."""
+        variables = [var for part in parts for var in self._graph.part_vars[part]]
+        known = {var: zero(len(self._program.avals[var].shape)) for var in variables}
         for operator in operators:
             self._run(self._graph.operators[operator], known)
         return known
@@ -68,7 +69,7 @@ class Prover:
         Args:
             operator: the operator whose output is zero.
             known: what is known to be zero so far; extended on the way.
-            eligible: leaves that may be asked to be zero on a range.
+            eligible: parts that may be asked to be zero on a range; whole leaves.
         """
         pending = list(self._graph.consumers[operator])
         heapq.heapify(pending)
@@ -77,7 +78,7 @@ class Prover:
             current = self._graph.operators[heapq.heappop(pending)]
             if current.kind in ("stem", "unknown"):
                 continue
-            if current.kind == "accessory" and current.leaves and (ranges := self._held(current, known, eligible)):
+            if current.kind == "accessory" and current.parts and (ranges := self._held(current, known, eligible)):
                 yield ranges
             self._run(current, known)
             if any(self._gained(var, known) for var in self.output(current.index)):
@@ -112,10 +113,10 @@ class Prover:
                 if not ranges:
                     continue
                 tried = dict(known)
-                for leaf, leaf_axis, leaf_mask in ranges:
-                    var = self._leaf_vars[leaf]
-                    ndim = len(self._program.avals[var].shape)
-                    tried[var] = zeros(leaf_mask if i == leaf_axis else None for i in range(ndim))
+                for part, part_axis, part_mask in ranges:
+                    (held,) = self._graph.part_vars[part]
+                    ndim = len(self._program.avals[held].shape)
+                    tried[held] = zeros(part_mask if i == part_axis else None for i in range(ndim))
                 self._run(operator, tried)
                 if not (mask & ~tried[result].axis(axis, shape[axis])).any():
                     known.update(tried)
@@ -126,24 +127,24 @@ class Prover:
         self, operator: Operator, result: int, axis: int, mask: np.ndarray, eligible: frozenset[int]
     ) -> list[Range]:
         ndim = len(self._program.avals[result].shape)
-        inside = self._leaf_needs(operator, result, tuple(mask if i == axis else None for i in range(ndim)))
-        outside = self._leaf_needs(operator, result, tuple(~mask if i == axis else None for i in range(ndim)))
+        inside = self._part_needs(operator, result, tuple(mask if i == axis else None for i in range(ndim)))
+        outside = self._part_needs(operator, result, tuple(~mask if i == axis else None for i in range(ndim)))
         ranges = []
-        for leaf in operator.leaves:
-            need = inside.get(leaf, NOTHING)
-            other = outside.get(leaf, NOTHING)
-            if leaf not in eligible or need == NOTHING or other == NOTHING:
+        for part in operator.parts:
+            need = inside.get(part, NOTHING)
+            other = outside.get(part, NOTHING)
+            if part not in eligible or need == NOTHING or other == NOTHING:
                 continue
-            axes = [i for i, part in enumerate(need) if part is not None]
+            axes = [i for i, taken in enumerate(need) if taken is not None]
             if len(axes) != 1:
                 continue
-            part, rest = need[axes[0]], other[axes[0]]
-            if part is not None and rest is not None and not (part & rest).any():
-                ranges.append(Range(leaf, axes[0], part))
+            taken, rest = need[axes[0]], other[axes[0]]
+            if taken is not None and rest is not None and not (taken & rest).any():
+                ranges.append(Range(part, axes[0], taken))
         return ranges
 
-    def _leaf_needs(self, operator: Operator, result: int, need: Axes) -> dict[int, Need]:
-        """Returns which entries of each leaf some entries of an operator's result depend on."""
+    def _part_needs(self, operator: Operator, result: int, need: Axes) -> dict[int, Need]:
+        """Returns which entries of each whole leaf some entries of an operator's result depend on."""
         needs: dict[int, Need] = {result: need}
         for position in reversed(sorted([*operator.equations, *self._static_equations(operator)])):
             eqn = self._program.equations[position]
@@ -151,17 +152,18 @@ class Prover:
             if all(need == NOTHING for need in results):
                 continue
             operands = [self._baseline.read(atom) for atom in eqn.inputs]
-            for atom, part in zip(eqn.inputs, rule_for(eqn.primitive).needs(eqn, operands, results), strict=True):
+            for atom, asked in zip(eqn.inputs, rule_for(eqn.primitive).needs(eqn, operands, results), strict=True):
                 if isinstance(atom, int):
-                    needs[atom] = union(needs.get(atom, NOTHING), part)
-        return {leaf: needs[var] for leaf, var in enumerate(self._leaf_vars) if var in needs}
+                    needs[atom] = union(needs.get(atom, NOTHING), asked)
+        held = {part: self._graph.part_vars[part][0] for part in operator.parts}
+        return {part: needs[var] for part, var in held.items() if var in needs}
 
     def _inputs(self, operator: Operator) -> list[int]:
         """Returns the data-dependent variables that an operator reads from others."""
         equations = [self._program.equations[position] for position in operator.equations]
         own = {var for eqn in equations for var in eqn.outputs}
         read = dict.fromkeys(atom for eqn in equations for atom in eqn.inputs if isinstance(atom, int))
-        return [var for var in read if var not in own and var not in self._graph.static_leaves]
+        return [var for var in read if var not in own and var not in self._graph.static_parts]
 
     def _static_equations(self, operator: Operator) -> set[int]:
         """Returns the equations on leaves and constants alone that an operator depends on."""

@@ -21,11 +21,11 @@ from jasgnas.errors import (
     TargetError,
     TreeMismatchError,
 )
-from jasgnas.graph import INPUT, Graph, Operator, Segment, build_graph
+from jasgnas.graph import INPUT, Graph, Operator, Part, Segment, build_graph
 from jasgnas.graphs_tuple import segment_graph, trace_graph
 from jasgnas.invariance import Prover, Range
 from jasgnas.jaxpr import inline
-from jasgnas.masks import Zeros, zero
+from jasgnas.masks import Zeros
 from jasgnas.pytree import leaves_by_path, path_str
 from jasgnas.trace import Call, TracedModel, trace_model
 from jasgnas.validity import SegmentTopology, is_valid, largest_removal
@@ -131,7 +131,7 @@ class SearchSpace:
     @cached_property
     def operator_names(self) -> tuple[str, ...]:
         """Name of every node of the trace graph: what it is, and the modules whose parameters it holds."""
-        return tuple(_operator_label(operator, self.leaves) for operator in self.graph.operators)
+        return tuple(_operator_label(operator, self.graph, self.leaves) for operator in self.graph.operators)
 
     @cached_property
     def segment_names(self) -> tuple[str, ...]:
@@ -148,9 +148,9 @@ class SearchSpace:
         counted: set[int] = set()
         numbers = []
         for operator in self.graph.operators:
-            own = [leaf for leaf in operator.leaves if self.leaves[leaf].trainable and leaf not in counted]
+            own = [part for part in operator.parts if part not in counted]
             counted.update(own)
-            numbers.append(sum(int(np.prod(self.leaves[leaf].shape)) for leaf in own))
+            numbers.append(sum(_num_params(self.graph.parts[part], self.leaves) for part in own))
         return numbers
 
     def removed(self, indices: Iterable[int]) -> np.ndarray:
@@ -254,7 +254,7 @@ class SearchSpace:
         """
         lines = []
         for segment, name, reason in zip(self.graph.segments, self.segment_names, self.reasons, strict=True):
-            owned = [self.leaves[i].path for o in segment.operators for i in self.graph.operators[o].leaves]
+            owned = [self.leaves[i].path for o in segment.operators for i in self.graph.leaves_of(o)]
             if path is None or any(fnmatchcase(leaf, path) for leaf in owned):
                 operators = ", ".join(self.graph.operators[index].name for index in segment.operators)
                 lines.append(f"{name} ({operators}): {reason}" if name != operators else f"{name}: {reason}")
@@ -319,7 +319,7 @@ def _require_connected(graph: Graph, traced: TracedModel) -> None:
     cut = [
         name or "output"
         for name, atom in zip(names, graph.program.outputs, strict=True)
-        if not isinstance(atom, int) or atom in graph.static_leaves
+        if not isinstance(atom, int) or atom in graph.static_parts
     ]
     if cut:
         raise DisconnectedOutputError(
@@ -355,12 +355,12 @@ class _GroupFinder:
         self._graph = graph
         self._leaves = leaves
         self._kept = kept
-        self._prover = Prover(graph, len(leaves))
+        self._prover = Prover(graph)
         self._users: dict[int, list[int]] = {}
         for operator in graph.operators:
-            for leaf in operator.leaves:
-                self._users.setdefault(leaf, []).append(operator.index)
-        # Indices of leaves that belong to groups of structures further up, by leaf and axis.
+            for part in operator.parts:
+                self._users.setdefault(part, []).append(operator.index)
+        # Axis and indices of parts that belong to groups of structures further up.
         self._claimed: dict[int, tuple[int, np.ndarray]] = {}
         self.reasons: list[str] = []
 
@@ -391,43 +391,46 @@ class _GroupFinder:
     def _parts(self, segment: Segment) -> list[LeafSlice] | str:
         """Returns the parameters of a segment's group, or why it has none."""
         last = segment.operators[-1]
-        used = {leaf for o in segment.operators for leaf in self._graph.operators[o].leaves}
-        trainable = {leaf for leaf in used if self._leaves[leaf].trainable}
+        used = {part for operator in segment.operators for part in self._graph.operators[operator].parts}
+        trainable = {part for part in used if self._leaf(part).trainable}
         if len(self._graph.operators[segment.operators[0]].sources) > 1:
             return "it joins several inputs"
         if last in self._graph.outputs:
             return "it computes a network output"
         if (reader := next((r for r in self._readers(last) if not r.additive), None)) is not None:
             joins = len(reader.sources) > 1
-            return f"it feeds {'a product' if joins else 'another operator'} ({_operator_label(reader, self._leaves)})"
+            return f"it feeds {'a product' if joins else 'another operator'} ({_operator_label(reader, self._graph, self._leaves)})"
         if not trainable:
             return "it has no trainable parameters"
-        if kept := sorted(self._leaves[leaf].path for leaf in used & self._kept):
+        if kept := sorted({self._leaf(part).path for part in used if self._graph.parts[part].leaf in self._kept}):
             return f"{', '.join(kept)} is to be kept"
         members = set(segment.operators)
-        shared = {leaf for leaf in trainable if not members.issuperset(self._users[leaf])}
+        shared = {part for part in trainable if not members.issuperset(self._users[part])}
         own = sorted(trainable - shared - self._claimed.keys())
-        known = self._prover.zeros_of(segment.operators, {leaf: self._zero(leaf) for leaf in own})
+        known = self._prover.zeros_of(segment.operators, own)
         if not all(known[var].everywhere for var in self._prover.output(last)):
             return self._why_not_invariant(segment, known, shared, trainable)
-        parts = [LeafSlice(self._leaves[leaf].path) for leaf in own]
-        eligible = frozenset(
-            leaf
-            for leaf, users in self._users.items()
-            if len(users) == 1 and leaf not in self._kept and self._leaves[leaf].trainable
+        slices = [self._slice(part) for part in own]
+        for ranges in self._prover.follow(last, known, self._eligible):
+            slices += [each for found in ranges for each in self._claim(found)]
+        return slices
+
+    @cached_property
+    def _eligible(self) -> frozenset[int]:
+        """Parts of which a range may join the group of a structure further up."""
+        whole = (part for part, users in self._users.items() if len(users) == 1 and self._graph.parts[part].row is None)
+        return frozenset(
+            part for part in whole if self._leaf(part).trainable and self._graph.parts[part].leaf not in self._kept
         )
-        for ranges in self._prover.follow(last, known, eligible):
-            parts += [part for each in ranges for part in self._claim(each)]
-        return parts
 
     def _why_not_invariant(
         self, segment: Segment, known: Mapping[int, Zeros], shared: set[int], trainable: set[int]
     ) -> str:
         if shared:
-            paths = ", ".join(sorted(self._leaves[leaf].path for leaf in shared))
+            paths = ", ".join(sorted(str(self._slice(part)) for part in shared))
             return f"{paths} is shared with other operators"
         if claimed := trainable & self._claimed.keys():
-            paths = ", ".join(sorted(self._leaves[leaf].path for leaf in claimed))
+            paths = ", ".join(sorted(self._leaf(part).path for part in claimed))
             return f"parts of {paths} belong to the structures before it"
         name = ""
         for index in reversed(segment.operators):
@@ -439,18 +442,23 @@ class _GroupFinder:
     def _readers(self, operator: int) -> list[Operator]:
         return [self._graph.operators[reader] for reader in self._graph.consumers[operator]]
 
-    def _zero(self, leaf: int) -> Zeros:
-        return zero(len(self._leaves[leaf].shape))
+    def _leaf(self, part: int) -> Leaf:
+        return self._leaves[self._graph.parts[part].leaf]
+
+    def _slice(self, part: int) -> LeafSlice:
+        row = self._graph.parts[part].row
+        path = self._leaf(part).path
+        return LeafSlice(path) if row is None else LeafSlice(path, 0, row, row + 1)
 
     def _claim(self, each: Range) -> list[LeafSlice]:
-        """Takes a range of a leaf into the group, except for what belongs to another one already."""
-        axis, taken = self._claimed.get(each.leaf, (each.axis, np.zeros_like(each.mask)))
+        """Takes a range of a part into the group, except for what belongs to another one already."""
+        axis, taken = self._claimed.get(each.part, (each.axis, np.zeros_like(each.mask)))
         if axis != each.axis:
             return []
         free = each.mask & ~taken
-        self._claimed[each.leaf] = axis, taken | free
+        self._claimed[each.part] = axis, taken | free
         edges = np.flatnonzero(np.diff(np.concatenate([[0], free.astype(np.int8), [0]])))
-        path = self._leaves[each.leaf].path
+        path = self._leaf(each.part).path
         return [LeafSlice(path, axis, int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
     def _size(self, part: LeafSlice) -> int:
@@ -490,20 +498,30 @@ def _topology(graph: Graph, groups: Sequence[Group]) -> SegmentTopology:
 # Names and tables for people.
 
 
-def _modules(operators: Iterable[Operator], leaves: Sequence[Leaf]) -> list[str]:
+def _num_params(part: Part, leaves: Sequence[Leaf]) -> int:
+    leaf = leaves[part.leaf]
+    shape = leaf.shape if part.row is None else leaf.shape[1:]
+    return int(np.prod(shape)) if leaf.trainable else 0
+
+
+def _modules(operators: Iterable[Operator], graph: Graph, leaves: Sequence[Leaf]) -> list[str]:
     """Returns the modules whose parameters some operators hold, in order."""
-    paths = [leaves[leaf].path for operator in operators for leaf in operator.leaves if leaves[leaf].trainable]
-    return list(dict.fromkeys(path.rpartition("/")[0] or path for path in paths))
+    found: dict[str, None] = {}
+    for part in (graph.parts[index] for operator in operators for index in operator.parts):
+        if leaves[part.leaf].trainable:
+            path = leaves[part.leaf].path
+            found[(path.rpartition("/")[0] or path) + ("" if part.row is None else f"[{part.row}]")] = None
+    return list(found)
 
 
-def _operator_label(operator: Operator, leaves: Sequence[Leaf]) -> str:
-    modules = _modules([operator], leaves)
+def _operator_label(operator: Operator, graph: Graph, leaves: Sequence[Leaf]) -> str:
+    modules = _modules([operator], graph, leaves)
     return f"{operator.name} {'-'.join(modules)}" if modules else operator.name
 
 
 def _segment_label(segment: Segment, graph: Graph, leaves: Sequence[Leaf]) -> str:
     operators = [graph.operators[index] for index in segment.operators]
-    modules = _modules(operators, leaves)
+    modules = _modules(operators, graph, leaves)
     if not modules:
         return ", ".join(operator.name for operator in operators)
     parents = {module.rpartition("/")[0] for module in modules}

@@ -8,7 +8,7 @@ import jax
 
 from jasgnas.bridge import Leaf, Model
 from jasgnas.errors import ArgumentError
-from jasgnas.jaxpr import Atom, Program, abstract, is_array, trace
+from jasgnas.jaxpr import Atom, Program, abstract, is_array, trace, unroll
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class TracedModel:
 
     Attributes:
         leaves: its leaves, which are the first inputs of the program; the network inputs follow.
-        program: the nested program. Its outputs are the network outputs, then each leaf after the call.
+        program: the nested program, scans over stacked leaves unrolled. Its outputs are the network outputs, then each leaf after the call.
         out_tree: tree structure of the network outputs.
     """
 
@@ -99,4 +99,5 @@ def trace_model(model: Model, call: Call) -> TracedModel:
 
     values = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in model.leaves]
     program = trace(run, values, call.avals)
+    program = unroll(program, [position < len(values) for position in range(len(program.inputs))])
     return TracedModel(model.leaves, program, out_trees[-1])
