@@ -461,9 +461,9 @@ def operator_name(eqns: Sequence[Equation], kind: str, state: Sequence[bool]) ->
         return "batch_norm"
     if state and any(isinstance(rule_for(name), Reduce) for name in names):
         return _norm_name(eqns)
-    common = [frame for frame in calls[0] if all(frame in other for other in calls)]
+    common = [name for number, name in calls[0] if name and all((number, name) in other for other in calls)]
     if common and not state:
-        return common[0][1].lstrip("_")
+        return common[0].lstrip("_")
     if "reduce_window_sum" in names:
         return "avg_pool"
     if "reduce_sum" in names and {"div", "mul"} & set(names) and len(eqns) == 2:

@@ -143,11 +143,11 @@ def _binder(eqn: Any) -> Callable[..., list[Any]]:
 
 
 def call_name(equation: Equation) -> str:
-    """Returns the name that a call was given by the user's function, or the primitive's name."""
+    """Returns the name of the function that is called, or nothing if it has none."""
     name = equation.params.get("name")
     if name is None and equation.body is not None and len(equation.body.equations) == 1:
         name = equation.body.equations[0].params.get("name")  # relu is a custom_jvp_call around a jit called relu
-    return str(name or equation.primitive)
+    return str(name or "")
 
 
 def inline(program: Program) -> Program:
@@ -210,9 +210,8 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
     avals = dict(program.avals)
     constants = dict(program.constants)
     # Variables that depend on leaves and constants alone, and whether any leaf is among them.
-    static = dict.fromkeys(constants, False) | {
-        var: True for var, leaf in zip(program.inputs, is_leaf, strict=True) if leaf
-    }
+    static = dict.fromkeys(constants, False)
+    static |= {var: True for var, leaf in zip(program.inputs, is_leaf, strict=True) if leaf}
     equations: list[Equation] = []
 
     def depends_on_leaves(atom: Atom) -> bool:
@@ -231,7 +230,7 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
             outputs = range(len(avals), len(avals) + len(out_avals))
             avals.update(zip(outputs, out_avals, strict=True))
         in_avals = tuple(body.avals[var] for var in body.inputs)
-        add(Equation(name, _no_bind, {"name": name}, tuple(operands), tuple(outputs), in_avals, out_avals, body))
+        add(Equation(name, _no_bind, {}, tuple(operands), tuple(outputs), in_avals, out_avals, body))
         return list(outputs)
 
     for eqn in program.equations:

@@ -398,8 +398,8 @@ class _GroupFinder:
         if last in self._graph.outputs:
             return "it computes a network output"
         if (reader := next((r for r in self._readers(last) if not r.additive), None)) is not None:
-            joins = len(reader.sources) > 1
-            return f"it feeds {'a product' if joins else 'another operator'} ({_operator_label(reader, self._graph, self._leaves)})"
+            what = "a product" if len(reader.sources) > 1 else "another operator"
+            return f"it feeds {what} ({_operator_label(reader, self._graph, self._leaves)})"
         if not trainable:
             return "it has no trainable parameters"
         if kept := sorted({self._leaf(part).path for part in used if self._graph.parts[part].leaf in self._kept}):

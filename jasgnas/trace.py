@@ -56,7 +56,8 @@ class TracedModel:
 
     Attributes:
         leaves: its leaves, which are the first inputs of the program; the network inputs follow.
-        program: the nested program, scans over stacked leaves unrolled. Its outputs are the network outputs, then each leaf after the call.
+        program: the nested program, scans over stacked leaves unrolled. Its outputs are the network outputs, then each
+            leaf after the call.
         out_tree: tree structure of the network outputs.
     """
 
