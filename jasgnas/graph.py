@@ -444,7 +444,7 @@ def operator_name(eqns: Sequence[Equation], kind: str, state: Sequence[bool]) ->
         kind: its kind.
         state: for each part of a leaf it reads, whether that is not trained.
     """
-    if len(eqns) == 1 and not eqns[0].calls and kind in ("accessory", "unknown") and not state:
+    if len(eqns) == 1 and not any(name for _, name in eqns[0].calls) and kind in ("accessory", "unknown") and not state:
         return _simple_name(eqns[0])
     names = [eqn.primitive for eqn in eqns]
     calls = [eqn.calls for eqn in eqns]

@@ -207,10 +207,11 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
         program: a nested program.
         is_leaf: for each of its inputs, whether it is a leaf (or computed from leaves alone).
     """
+    if not _has_scan(program):
+        return program
     avals = dict(program.avals)
-    constants = dict(program.constants)
     # Variables that depend on leaves and constants alone, and whether any leaf is among them.
-    static = dict.fromkeys(constants, False)
+    static = dict.fromkeys(program.constants, False)
     static |= {var: True for var, leaf in zip(program.inputs, is_leaf, strict=True) if leaf}
     equations: list[Equation] = []
 
@@ -242,7 +243,11 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
             add(eqn)
             continue
         _unroll_scan(eqn, from_jaxpr(eqn.params["jaxpr"]), call)
-    return replace(program, equations=tuple(equations), avals=avals, constants=constants)
+    return replace(program, equations=tuple(equations), avals=avals)
+
+
+def _has_scan(program: Program) -> bool:
+    return any(eqn.primitive == "scan" or (eqn.body is not None and _has_scan(eqn.body)) for eqn in program.equations)
 
 
 def _unroll_scan(eqn: Equation, body: Program, call: Callable[..., list[int]]) -> None:

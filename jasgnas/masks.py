@@ -115,6 +115,8 @@ def without(need: Need, known: Zeros) -> Need:
     """Returns what is left to be needed once the entries known to be zero are not."""
     if need == NOTHING or known.everywhere:
         return NOTHING
+    if not known.anywhere:
+        return need
     return normalize(
         mask if zero is None else (~zero if mask is None else mask & ~zero)
         for mask, zero in zip(need, known.axes, strict=True)

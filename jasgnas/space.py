@@ -355,6 +355,7 @@ class _GroupFinder:
         self._graph = graph
         self._leaves = leaves
         self._kept = kept
+        self._shapes = {leaf.path: leaf.shape for leaf in leaves}
         self._prover = Prover(graph)
         self._users: dict[int, list[int]] = {}
         for operator in graph.operators:
@@ -462,7 +463,7 @@ class _GroupFinder:
         return [LeafSlice(path, axis, int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
     def _size(self, part: LeafSlice) -> int:
-        shape = next(leaf.shape for leaf in self._leaves if leaf.path == part.path)
+        shape = self._shapes[part.path]
         size = int(np.prod(shape))
         return size if part.axis is None else size // shape[part.axis] * (part.stop - part.start)
 

@@ -222,15 +222,19 @@ def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
 
 def _all_modes(space: SearchSpace) -> list[TracedModel]:
     """Traces the network in inference and training mode, and with its boolean arguments inverted if it bears that."""
-    traces = [trace_model(space.model.in_mode(training), space.call) for training in (False, True)]
-    for call in space.call.variants[1:]:
+    traces: dict[Any, TracedModel] = {}
+    for call in space.call.variants:
         for training in (False, True):
-            try:
-                traces.append(trace_model(space.model.in_mode(training), call))
-            except Exception:  # noqa: BLE001
-                # The model does not accept these arguments, so that no call will ever bring them.
+            model = space.model.in_mode(training)
+            if (model.static, call.static) in traces:
                 continue
-    return traces
+            try:
+                traces[model.static, call.static] = trace_model(model, call)
+            except Exception:
+                # With inverted arguments a model may fail; then nobody will ever call it so.
+                if call is space.call:
+                    raise
+    return list(traces.values())
 
 
 def _whole(value: Any) -> Sliced:
