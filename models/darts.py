@@ -54,7 +54,7 @@ class Genotype(NamedTuple):
 
 def _nodes_of_pairs(pairs: list[tuple[str, int]]) -> tuple[Node, ...]:
     """Returns the nodes of a list that holds two pairs for each of them, checked."""
-    nodes = tuple((pairs[index], pairs[index + 1]) for index in range(0, len(pairs), 2))
+    nodes = tuple(zip(pairs[::2], pairs[1::2], strict=True))
     for index, node in enumerate(nodes):
         for name, source in node:
             if name not in OPERATIONS:
@@ -234,14 +234,14 @@ class Cell(nnx.Module):
         for index, node in enumerate(nodes):
             for name, source in node:
                 strides = 2 if reduction and source < 2 else 1
-                self.operations[_key(index, name, source)] = make_operation(layers, name, features, strides)
+                self.operations[operation_key(index, name, source)] = make_operation(layers, name, features, strides)
         self.drop_path = layers.drop_path(drop_path_rate)
 
     def __call__(self, before: jax.Array, last: jax.Array) -> jax.Array:
         """Returns `[batch, height, width, nodes · features]` from the outputs of the two cells before."""
         states = [self.input0(before), self.input1(last)]
         for index, node in enumerate(self.nodes):
-            outputs = [self._operate(_key(index, name, source), states[source]) for name, source in node]
+            outputs = [self._operate(operation_key(index, name, source), states[source]) for name, source in node]
             states.append(functools.reduce(operator.add, outputs))
         return jnp.concatenate(states[2:], axis=-1)
 
@@ -251,7 +251,7 @@ class Cell(nnx.Module):
         return x if isinstance(operation, Identity) else self.drop_path(operation(x))
 
 
-def _key(node: int, name: str, source: int) -> str:
+def operation_key(node: int, name: str, source: int) -> str:
     """Returns the name under which a cell holds one operation."""
     return f"node{node}_from{source}_{name}"
 

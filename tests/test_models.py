@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 import models
-from models.darts import DARTS_V2, OPERATIONS, SUPER_NETWORK, FactorizedReduce, Genotype, _key
+from models.darts import DARTS_V2, OPERATIONS, SUPER_NETWORK, FactorizedReduce, Genotype, operation_key
 from models.decoder import rotate
 from models.demo_net import DemoNet
 from models.layers import Layers, global_mean, make_divisible
@@ -208,7 +208,7 @@ def keep_operations(model: Any, keep: Keep) -> None:
             {
                 key: cell.operations[key]
                 for number, node in enumerate(nodes)
-                for key in [_key(number, name, source) for name, source in node]
+                for key in [operation_key(number, name, source) for name, source in node]
             }
         )
         cell.nodes = tuple(nodes)
