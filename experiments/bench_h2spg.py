@@ -1,0 +1,215 @@
+"""What H2SPG costs, and what its judgement of validity is worth: `python -m experiments.bench_h2spg`.
+
+Times are ratios of medians from interleaved runs in one process, so that a busy machine slows both sides alike.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich
+import tyro
+from flax import nnx
+from rich.table import Table
+
+import jasgnas
+import models
+from jasgnas.validity import (
+    SegmentTopology,
+    critical_segments,
+    falling_order,
+    first_in_order,
+    is_valid,
+    largest_removal,
+    select_redundant,
+)
+
+LEARNING_RATE = 1e-3
+WARMUP_STEPS = PROJECTION_STEPS = 10_000
+# The step that a measurement starts with, for each phase.
+PHASES = {"warm-up": 0, "projection": WARMUP_STEPS, "target met": WARMUP_STEPS + PROJECTION_STEPS - 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measures the cost of H2SPG and the share of valid networks without its hierarchy."""
+
+    steps: int = 20
+    """Timed steps of every variant."""
+    networks: tuple[tuple[str, int], ...] = (("demo_net", 64), ("resnet18_cifar", 32))
+    """Names of networks in `models.list_models()` and their batch sizes."""
+    num_blocks: int = 500
+    """Blocks of two groups and ten segments in the graph that the selection is timed on."""
+    draws: int = 100
+    """Random score vectors of the ablation."""
+
+
+def run(config: Config) -> None:
+    """Prints one table for each question."""
+    for name, batch_size in config.networks:
+        rich.print(measure_network(name, batch_size, config.steps))
+    rich.print(measure_selection(config.num_blocks))
+    rich.print(ablate_hierarchy(("demo_net", "stacked_unets"), config.draws))
+
+
+def measure_network(name: str, batch_size: int, steps: int) -> Table:
+    """Returns a table of seconds and ratios: training steps and optimizer updates with H2SPG and without."""
+    x = models.example_input(name, batch_size=batch_size)
+    model = models.create(name)
+    space = jasgnas.search_space(model, x)
+    plain = optax.sgd(LEARNING_RATE, momentum=0.9)
+    hybrid = optax.chain(
+        plain,
+        jasgnas.h2spg(
+            space,
+            learning_rate=LEARNING_RATE,
+            target_groups=1,
+            warmup_steps=WARMUP_STEPS,
+            projection_steps=PROJECTION_STEPS,
+        ),
+    )
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = map(nnx.as_pure, states)
+    images = jax.random.normal(jax.random.key(0), x.shape, x.dtype)
+
+    def loss_fn(params: Any, rest: Any) -> jax.Array:
+        return jnp.mean(nnx.merge(graphdef, params, rest, copy=True)(images) ** 2)
+
+    def train_step(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        updates, opt_state = tx.update(jax.grad(loss_fn)(params, rest), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def update_only(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        # Gradients of the right shape that cost nothing.
+        updates, opt_state = tx.update(params, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    table = Table("step", "phase", "ms", "ratio", "temporary MiB", "compile s", title=f"{name}, batch {batch_size}")
+    for label, step in (("training", train_step), ("update alone", update_only)):
+        compiled, facts = {}, {}
+        for tx_name, tx in (("sgd", plain), ("h2spg", hybrid)):
+            start = time.perf_counter()
+            compiled[tx_name] = jax.jit(partial(step, tx)).lower(params, tx.init(params)).compile()
+            seconds = time.perf_counter() - start
+            memory = compiled[tx_name].memory_analysis()
+            facts[tx_name] = f"{memory.temp_size_in_bytes / 2**20:.1f}" if memory else "unknown", f"{seconds:.1f}"
+        state = hybrid.init(params)
+        variants = {"plain": (compiled["sgd"], params, plain.init(params))} | {
+            phase: (compiled["h2spg"], params, (state[0], state[1]._replace(step=jnp.int32(start))))
+            for phase, start in PHASES.items()
+        }
+        seconds_of = time_interleaved(variants, steps)
+        for phase, seconds in seconds_of.items():
+            ratio = seconds / seconds_of["plain"]
+            table.add_row(
+                label, phase, f"{1e3 * seconds:.2f}", f"{ratio:.3f}", *facts["sgd" if phase == "plain" else "h2spg"]
+            )
+    state_size = sum(leaf.nbytes for leaf in jax.tree.leaves(jasgnas.h2spg_state(state)))
+    table.caption = f"{len(space.groups)} groups, {jasgnas.count_params(model):,} parameters, state {state_size} bytes"
+    return table
+
+
+def time_interleaved(variants: dict[str, tuple[Callable[..., Any], Any, Any]], steps: int) -> dict[str, float]:
+    """Returns the median seconds of a step of each variant: a function, and the two arguments that it returns anew.
+
+    The first two steps are not timed: they select, or meet the target.
+    """
+    carries = {name: carry for name, (_, *carry) in variants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(steps + 2):
+        for name, (step, *_) in variants.items():
+            start = time.perf_counter()
+            carries[name] = jax.block_until_ready(step(*carries[name]))
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def measure_selection(num_blocks: int) -> Table:
+    """Returns a table of the seconds that a selection takes on a chain of blocks of two parallel branches."""
+    topology = chain_of_blocks(num_blocks)
+    num_groups = 2 * num_blocks
+    start = time.perf_counter()
+    fallback = np.isin(np.arange(num_groups), largest_removal(topology, num_groups))
+    critical = critical_segments(topology)
+    host_seconds = time.perf_counter() - start
+
+    select = jax.jit(partial(select_redundant, topology, critical, num_redundant=num_blocks))
+    arguments = {"fallback": jnp.asarray(fallback), "accepted": jnp.zeros(num_groups, bool)}
+    start = time.perf_counter()
+    compiled = select.lower(scores=jnp.zeros(num_groups), **arguments).compile()
+    compile_seconds = time.perf_counter() - start
+
+    table = Table("visiting order", "s", title=f"selection, {num_groups} groups, {len(topology.group)} segments")
+    table.caption = f"once: {host_seconds:.2f} s on the host, {compile_seconds:.2f} s to compile"
+    orders = {
+        "random": np.random.default_rng(0).random(num_groups),
+        "from the input": -np.arange(num_groups),
+        "from the output": np.arange(num_groups),
+    }
+    for name, scores in orders.items():
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(scores=jnp.asarray(scores, jnp.float32), **arguments))
+        table.add_row(name, f"{time.perf_counter() - start:.3f}")
+    return table
+
+
+def chain_of_blocks(num_blocks: int) -> SegmentTopology:
+    """Returns a chain of blocks, each of two groups side by side, the sum of them, and seven segments in a row."""
+    edges: list[tuple[int, int]] = []
+    for first in range(1, 10 * num_blocks, 10):
+        edges += [(first - 1, first), (first - 1, first + 1), (first, first + 2), (first + 1, first + 2)]
+        edges += [(segment, segment + 1) for segment in range(first + 2, first + 9)]
+    senders, receivers = np.array(edges, np.int32).T
+    place = (np.arange(10 * num_blocks + 1) - 1) % 10
+    place[0] = -1
+    group = np.full(len(place), -1, np.int32)
+    group[(place == 0) | (place == 1)] = np.arange(2 * num_blocks)
+    return SegmentTopology(
+        senders=senders,
+        receivers=receivers,
+        additive=place == 2,
+        num_external=(place == -1).astype(np.int32),
+        outputs=np.array([10 * num_blocks], np.int32),
+        group=group,
+    )
+
+
+def ablate_hierarchy(names: tuple[str, ...], draws: int) -> Table:
+    """Returns a table of the share of random score vectors for which a selection leaves a valid network."""
+    table = Table("network", "groups", "target", "H2SPG", "hierarchical=False", title=f"valid of {draws} selections")
+    for name in names:
+        space = jasgnas.search_space(models.create(name), models.example_input(name))
+        num_groups = len(space.groups)
+        largest = np.isin(np.arange(num_groups), largest_removal(space.topology, num_groups))
+        none = jnp.zeros(num_groups, bool)
+        scores = jax.random.normal(jax.random.key(0), (draws, num_groups))
+        for target in sorted({max(1, int(largest.sum()) // 2), int(largest.sum())}):
+            select = partial(
+                select_redundant,
+                space.topology,
+                critical_segments(space.topology),
+                num_redundant=target,
+                fallback=jnp.asarray(largest),
+                accepted=none,
+            )
+
+            def take_best(scores: jax.Array, target: int = target, none: jax.Array = none) -> jax.Array:
+                return first_in_order(falling_order(scores, none), ~none, target)
+
+            shares = [
+                sum(is_valid(space.topology, selected) for selected in np.asarray(jax.vmap(method)(scores))) / draws
+                for method in (lambda scores, select=select: select(scores=scores), take_best)
+            ]
+            table.add_row(name, str(num_groups), str(target), *(f"{share:.0%}" for share in shares))
+    return table
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Config))
