@@ -17,9 +17,10 @@ from jasgnas.errors import (
     TreeMismatchError,
     VerificationError,
 )
+from jasgnas.groups import Group, LeafSlice
 from jasgnas.h2spg import H2SPGState, h2spg, h2spg_metrics, h2spg_state
 from jasgnas.scores import GroupStats
-from jasgnas.space import Group, LeafSlice, SearchSpace, search_space
+from jasgnas.space import SearchSpace, search_space
 from jasgnas.subnet import construct_subnet
 
 __all__ = [

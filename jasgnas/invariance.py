@@ -14,7 +14,7 @@ from jasgnas.analysis import of_literal
 from jasgnas.evaluate import full_zero_flow
 from jasgnas.graph import Graph, Operator
 from jasgnas.jaxpr import Atom, Literal
-from jasgnas.masks import NOTHING, Axes, Need, Zeros, everything, same, union, without, zero, zeros
+from jasgnas.masks import NOTHING, Need, Zeros, everything, same, union, without, zero, zeros
 from jasgnas.rules import rule_for
 
 
@@ -30,6 +30,20 @@ class Range(NamedTuple):
     part: int
     axis: int
     mask: np.ndarray
+
+
+class Effect(NamedTuple):
+    """What a zero range does to the parameters of an operator.
+
+    Attributes:
+        operator: index of the operator.
+        ranges: the parameters that act on the range, or meet nothing but its zeros.
+        joins: whether they must be zero themselves for the range to stay zero; the others are merely of no use.
+    """
+
+    operator: int
+    ranges: list[Range]
+    joins: bool
 
 
 class Prover:
@@ -60,11 +74,12 @@ class Prover:
         """Returns the variables that an operator hands on."""
         return self._program.equations[self._graph.operators[operator].equations[-1]].outputs
 
-    def follow(self, operator: int, known: dict[int, Zeros], eligible: frozenset[int]) -> Iterator[list[Range]]:
+    def follow(self, operator: int, known: dict[int, Zeros], eligible: frozenset[int]) -> Iterator[Effect]:
         """Follows a zero range beyond an operator, as far as parameters can keep it zero.
 
         A concatenation makes a range of channels of an operator's zero output. The parameters that act on that range
-        up to the next stem are yielded, operator by operator, and are taken to be zero from there on.
+        up to the next stem are yielded, operator by operator, and are taken to be zero from there on; then those of
+        the stem that meet nothing but zeros.
 
         Args:
             operator: the operator whose output is zero.
@@ -76,16 +91,30 @@ class Prover:
         seen = set(pending)
         while pending:
             current = self._graph.operators[heapq.heappop(pending)]
-            if current.kind in ("stem", "unknown"):
+            if current.kind == "unknown":
                 continue
-            if current.kind == "accessory" and current.parts and (ranges := self._held(current, known, eligible)):
-                yield ranges
+            if current.parts:
+                if ranges := self._held(current, known, eligible):
+                    yield Effect(current.index, ranges, joins=True)
+                elif current.kind == "stem":
+                    yield Effect(current.index, self._idle(current, known), joins=False)
+                    continue
             self._run(current, known)
             if any(self._gained(var, known) for var in self.output(current.index)):
                 for consumer in self._graph.consumers[current.index]:
                     if consumer not in seen:
                         seen.add(consumer)
                         heapq.heappush(pending, consumer)
+
+    def passes_zeros(self, operators: Iterable[int], source: int) -> bool:
+        """Tells whether a chain of operators is zero, whatever its parameters, where what it reads of `source` is."""
+        chain = [self._graph.operators[operator] for operator in operators]
+        read = self.inputs(chain[0])
+        given = self.output(source)
+        known = {var: zero(len(self._program.avals[var].shape)) for var in read if var in given}
+        for operator in chain:
+            self._run(operator, known)
+        return all(known[var].everywhere for var in self.output(chain[-1].index))
 
     def _gained(self, var: int, known: Mapping[int, Zeros]) -> bool:
         """Tells whether more of a variable is zero than in the full network."""
@@ -100,16 +129,18 @@ class Prover:
 
         They are taken to be zero if that, or nothing more, keeps the range zero.
         """
-        (result,) = self.output(operator.index)
+        result, *others = self.output(operator.index)
         shape = self._program.avals[result].shape
-        for var in self._inputs(operator):
+        if others:
+            return []
+        for var in self.inputs(operator):
             value = known.get(var)
-            if value is None or not self._gained(var, known) or self._program.avals[var].shape != shape:
+            if value is None or not self._gained(var, known) or len(value.axes) != len(shape):
                 continue
             for axis, mask in enumerate(value.axes):
-                if mask is None:
+                if mask is None or len(mask) != shape[axis]:
                     continue
-                ranges = self._acting(operator, result, axis, mask, eligible)
+                ranges = self._acting(operator, var, axis, mask, eligible)
                 if not ranges:
                     continue
                 tried = dict(known)
@@ -124,41 +155,60 @@ class Prover:
         return []
 
     def _acting(
-        self, operator: Operator, result: int, axis: int, mask: np.ndarray, eligible: frozenset[int]
+        self, operator: Operator, var: int, axis: int, mask: np.ndarray, eligible: frozenset[int]
     ) -> list[Range]:
+        """Returns the ranges of parameters that act on a range of the result's channels and on no other."""
+        (result,) = self.output(operator.index)
         ndim = len(self._program.avals[result].shape)
-        inside = self._part_needs(operator, result, tuple(mask if i == axis else None for i in range(ndim)))
-        outside = self._part_needs(operator, result, tuple(~mask if i == axis else None for i in range(ndim)))
+        inside = self.needs(operator, {result: tuple(mask if i == axis else None for i in range(ndim))}, {})
+        outside = self.needs(operator, {result: tuple(~mask if i == axis else None for i in range(ndim))}, {})
+        if operator.kind == "stem" and not _disjoint(inside.get(var, NOTHING), outside.get(var, NOTHING)):
+            return []  # It mixes channels: the range ends here.
         ranges = []
         for part in operator.parts:
-            need = inside.get(part, NOTHING)
-            other = outside.get(part, NOTHING)
-            if part not in eligible or need == NOTHING or other == NOTHING:
+            if part not in eligible:
                 continue
-            axes = [i for i, taken in enumerate(need) if taken is not None]
-            if len(axes) != 1:
-                continue
-            taken, rest = need[axes[0]], other[axes[0]]
-            if taken is not None and rest is not None and not (taken & rest).any():
-                ranges.append(Range(part, axes[0], taken))
+            (held,) = self._graph.part_vars[part]
+            need, other = inside.get(held, NOTHING), outside.get(held, NOTHING)
+            if need != NOTHING and _disjoint(need, other):
+                axes = [i for i, taken in enumerate(need) if taken is not None]
+                if len(axes) == 1 and (taken := need[axes[0]]) is not None:
+                    ranges.append(Range(part, axes[0], taken))
         return ranges
 
-    def _part_needs(self, operator: Operator, result: int, need: Axes) -> dict[int, Need]:
-        """Returns which entries of each whole leaf some entries of an operator's result depend on."""
-        needs: dict[int, Need] = {result: need}
+    def _idle(self, operator: Operator, known: Mapping[int, Zeros]) -> list[Range]:
+        """Returns the ranges of an operator's parameters that meet nothing but zeros."""
+        whole: dict[int, Need] = {
+            var: everything(len(self._program.avals[var].shape)) for var in self.output(operator.index)
+        }
+        before = self.needs(operator, whole, {})
+        after = self.needs(operator, whole, known)
+        ranges = []
+        for part in operator.parts:
+            for held in self._graph.part_vars[part]:
+                old, new = before.get(held, NOTHING), after.get(held, NOTHING)
+                if old == NOTHING or new == NOTHING:
+                    continue
+                for axis, (was, still) in enumerate(zip(old, new, strict=True)):
+                    if was is None and still is not None:
+                        ranges.append(Range(part, axis, ~still))
+        return ranges
+
+    def needs(self, operator: Operator, results: dict[int, Need], known: Mapping[int, Zeros]) -> dict[int, Need]:
+        """Returns which entries of what an operator reads some entries of its results depend on."""
+        needs = dict(results)
         for position in reversed(sorted([*operator.equations, *self._static_equations(operator)])):
             eqn = self._program.equations[position]
-            results = [needs.get(var, NOTHING) for var in eqn.outputs]
-            if all(need == NOTHING for need in results):
+            wanted = [needs.get(var, NOTHING) for var in eqn.outputs]
+            if all(need == NOTHING for need in wanted):
                 continue
-            operands = [self._baseline.read(atom) for atom in eqn.inputs]
-            for atom, asked in zip(eqn.inputs, rule_for(eqn.primitive).needs(eqn, operands, results), strict=True):
+            operands = [self._read(atom, known) for atom in eqn.inputs]
+            for atom, asked in zip(eqn.inputs, rule_for(eqn.primitive).needs(eqn, operands, wanted), strict=True):
                 if isinstance(atom, int):
                     needs[atom] = union(needs.get(atom, NOTHING), asked)
-        held = {part: self._graph.part_vars[part][0] for part in operator.parts}
-        return {part: needs[var] for part, var in held.items() if var in needs}
+        return needs
 
-    def _inputs(self, operator: Operator) -> list[int]:
+    def inputs(self, operator: Operator) -> list[int]:
         """Returns the data-dependent variables that an operator reads from others."""
         equations = [self._program.equations[position] for position in operator.equations]
         own = {var for eqn in equations for var in eqn.outputs}
@@ -188,3 +238,11 @@ class Prover:
         if isinstance(atom, Literal):
             return of_literal(atom)
         return known.get(atom, self._baseline.zeros[atom])
+
+
+def _disjoint(first: Need, second: Need) -> bool:
+    """Tells whether two needs have no entry in common."""
+    if first == NOTHING or second == NOTHING:
+        return True
+    pairs = zip(first, second, strict=True)
+    return any(a is not None and b is not None and not (a & b).any() for a, b in pairs)

@@ -1,11 +1,11 @@
 """The search space: which parts of a network may be removed, as groups of parameters."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,71 +21,17 @@ from jasgnas.errors import (
     TargetError,
     TreeMismatchError,
 )
-from jasgnas.graph import INPUT, Graph, Operator, Part, Segment, build_graph
+from jasgnas.graph import Graph, build_graph
 from jasgnas.graphs_tuple import segment_graph, trace_graph
-from jasgnas.invariance import Prover, Range
+from jasgnas.groups import Group, LeafSlice, Saving, find_groups, num_params
 from jasgnas.jaxpr import inline
-from jasgnas.masks import Zeros
+from jasgnas.labels import operator_label, segment_label
 from jasgnas.pytree import leaves_by_path, path_str
+from jasgnas.topology import SegmentCosts, build_costs, build_topology, subnet_size
 from jasgnas.trace import Call, TracedModel, trace_model
 from jasgnas.validity import SegmentTopology, is_valid, largest_removal
 
 KeepPattern = str | re.Pattern[str]
-
-
-class LeafSlice(NamedTuple):
-    """A leaf, or a range of one of its axes.
-
-    Attributes:
-        path: path of the leaf.
-        axis: the axis, or None for the whole leaf.
-        start: first index of the range along the axis.
-        stop: index after the last one.
-    """
-
-    path: str
-    axis: int | None = None
-    start: int = 0
-    stop: int = 0
-
-    def __str__(self) -> str:
-        """Returns the path, with the range as in NumPy indexing."""
-        if self.axis is None:
-            return self.path
-        return f"{self.path}[{':, ' * self.axis}{self.start}:{self.stop}]"
-
-    @property
-    def indices(self) -> tuple[slice, ...]:
-        """The index that takes the range out of the leaf."""
-        if self.axis is None:
-            return ()
-        return (*(slice(None),) * self.axis, slice(self.start, self.stop))
-
-
-@dataclass(frozen=True)
-class Group:
-    """The parameters of one minimal removal structure.
-
-    Attributes:
-        index: its position in the search space.
-        name: the modules it covers.
-        slices: the leaves and ranges of leaves it holds.
-        num_params: number of parameters in them.
-        operators: names of the operators of its structure, in order.
-        segment: index of its structure in the segment graph.
-    """
-
-    index: int
-    name: str
-    slices: tuple[LeafSlice, ...]
-    num_params: int
-    operators: tuple[str, ...]
-    segment: int
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The leaf paths; where only a range of a leaf belongs to the group, it follows as in NumPy indexing."""
-        return tuple(map(str, self.slices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +44,7 @@ class SearchSpace:
         graph: its operators and segments.
         groups: the parameters of each minimal removal structure.
         reasons: for each segment, why it is or is not removable.
+        savings: what the groups save in other segments than their own.
         kept: indices of the leaves that `keep=` names.
     """
 
@@ -106,6 +53,7 @@ class SearchSpace:
     graph: Graph
     groups: tuple[Group, ...]
     reasons: tuple[str, ...]
+    savings: tuple[Saving, ...]
     kept: frozenset[int]
 
     @property
@@ -116,7 +64,20 @@ class SearchSpace:
     @cached_property
     def topology(self) -> SegmentTopology:
         """The segment graph as the index arrays that validity is judged on."""
-        return _topology(self.graph, self.groups)
+        return build_topology(self.graph, self.groups)
+
+    @cached_property
+    def costs(self) -> SegmentCosts:
+        """What each segment contributes to the size of a sub-network."""
+        return build_costs(self.graph, self.leaves, self.topology, self.savings)
+
+    def subnet_size(self, indices: Iterable[int]) -> tuple[int, int]:
+        """Returns the parameters and multiply-adds that are left without some groups, at most.
+
+        Branches that only the removed groups made use of are gone too. Nothing is constructed: the count follows the
+        segment graph, and is exact unless a branch is left with nothing but its biases.
+        """
+        return subnet_size(self.topology, self.costs, self.removed(indices))
 
     @cached_property
     def trace_graph(self) -> jraph.GraphsTuple:
@@ -131,12 +92,12 @@ class SearchSpace:
     @cached_property
     def operator_names(self) -> tuple[str, ...]:
         """Name of every node of the trace graph: what it is, and the modules whose parameters it holds."""
-        return tuple(_operator_label(operator, self.graph, self.leaves) for operator in self.graph.operators)
+        return tuple(operator_label(operator, self.graph, self.leaves) for operator in self.graph.operators)
 
     @cached_property
     def segment_names(self) -> tuple[str, ...]:
         """Name of every node of the segment graph: its modules, or its operators where it has none."""
-        return tuple(_segment_label(segment, self.graph, self.leaves) for segment in self.graph.segments)
+        return tuple(segment_label(segment, self.graph, self.leaves) for segment in self.graph.segments)
 
     @cached_property
     def largest_removal(self) -> tuple[int, ...]:
@@ -150,7 +111,7 @@ class SearchSpace:
         for operator in self.graph.operators:
             own = [part for part in operator.parts if part not in counted]
             counted.update(own)
-            numbers.append(sum(_num_params(self.graph.parts[part], self.leaves) for part in own))
+            numbers.append(sum(num_params(self.graph.parts[part], self.leaves) for part in own))
         return numbers
 
     def removed(self, indices: Iterable[int]) -> np.ndarray:
@@ -307,11 +268,10 @@ def search_space(
     graph = build_graph(program, len(opened.leaves), trainable)
     _require_connected(graph, traced)
     kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
-    finder = _GroupFinder(graph, opened.leaves, kept)
-    groups = finder.find()
-    if not groups:
-        raise NoRemovableStructureError(_why_nothing(graph, finder.reasons))
-    return SearchSpace(opened, Call(call.avals, call.static, call.treedef), graph, groups, tuple(finder.reasons), kept)
+    found = find_groups(graph, opened.leaves, kept)
+    if not found.groups:
+        raise NoRemovableStructureError(_why_nothing(graph, found.reasons))
+    return SearchSpace(opened, Call(call.avals, call.static, call.treedef), graph, *found, kept)
 
 
 def _require_connected(graph: Graph, traced: TracedModel) -> None:
@@ -348,126 +308,6 @@ def _matches(pattern: KeepPattern, path: str) -> bool:
     return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
 
 
-class _GroupFinder:
-    """Decides for every segment whether it is a minimal removal structure, and which parameters make its group."""
-
-    def __init__(self, graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int]):
-        self._graph = graph
-        self._leaves = leaves
-        self._kept = kept
-        self._shapes = {leaf.path: leaf.shape for leaf in leaves}
-        self._prover = Prover(graph)
-        self._users: dict[int, list[int]] = {}
-        for operator in graph.operators:
-            for part in operator.parts:
-                self._users.setdefault(part, []).append(operator.index)
-        # Axis and indices of parts that belong to groups of structures further up.
-        self._claimed: dict[int, tuple[int, np.ndarray]] = {}
-        self.reasons: list[str] = []
-
-    def find(self) -> tuple[Group, ...]:
-        """Returns the groups, in the order of their segments; `reasons` says why the other segments have none."""
-        groups: list[Group] = []
-        names: set[str] = set()
-        # Structures come before those that read them, so a claim on a leaf is known when its own segment is judged.
-        for segment in self._graph.segments:
-            parts = self._parts(segment)
-            if isinstance(parts, str):
-                self.reasons.append(f"not removable: {parts}")
-                continue
-            name = _unique(_segment_label(segment, self._graph, self._leaves), names)
-            self.reasons.append(f"removable, group {len(groups)}")
-            groups.append(
-                Group(
-                    index=len(groups),
-                    name=name,
-                    slices=tuple(parts),
-                    num_params=sum(self._size(part) for part in parts),
-                    operators=tuple(self._graph.operators[index].name for index in segment.operators),
-                    segment=segment.index,
-                )
-            )
-        return tuple(groups)
-
-    def _parts(self, segment: Segment) -> list[LeafSlice] | str:
-        """Returns the parameters of a segment's group, or why it has none."""
-        last = segment.operators[-1]
-        used = {part for operator in segment.operators for part in self._graph.operators[operator].parts}
-        trainable = {part for part in used if self._leaf(part).trainable}
-        if len(self._graph.operators[segment.operators[0]].sources) > 1:
-            return "it joins several inputs"
-        if last in self._graph.outputs:
-            return "it computes a network output"
-        if (reader := next((r for r in self._readers(last) if not r.additive), None)) is not None:
-            what = "a product" if len(reader.sources) > 1 else "another operator"
-            return f"it feeds {what} ({_operator_label(reader, self._graph, self._leaves)})"
-        if not trainable:
-            return "it has no trainable parameters"
-        if kept := sorted({self._leaf(part).path for part in used if self._graph.parts[part].leaf in self._kept}):
-            return f"{', '.join(kept)} is to be kept"
-        members = set(segment.operators)
-        shared = {part for part in trainable if not members.issuperset(self._users[part])}
-        own = sorted(trainable - shared - self._claimed.keys())
-        known = self._prover.zeros_of(segment.operators, own)
-        if not all(known[var].everywhere for var in self._prover.output(last)):
-            return self._why_not_invariant(segment, known, shared, trainable)
-        slices = [self._slice(part) for part in own]
-        for ranges in self._prover.follow(last, known, self._eligible):
-            slices += [each for found in ranges for each in self._claim(found)]
-        return slices
-
-    @cached_property
-    def _eligible(self) -> frozenset[int]:
-        """Parts of which a range may join the group of a structure further up."""
-        whole = (part for part, users in self._users.items() if len(users) == 1 and self._graph.parts[part].row is None)
-        return frozenset(
-            part for part in whole if self._leaf(part).trainable and self._graph.parts[part].leaf not in self._kept
-        )
-
-    def _why_not_invariant(
-        self, segment: Segment, known: Mapping[int, Zeros], shared: set[int], trainable: set[int]
-    ) -> str:
-        if shared:
-            paths = ", ".join(sorted(str(self._slice(part)) for part in shared))
-            return f"{paths} is shared with other operators"
-        if claimed := trainable & self._claimed.keys():
-            paths = ", ".join(sorted(self._leaf(part).path for part in claimed))
-            return f"parts of {paths} belong to the structures before it"
-        name = ""
-        for index in reversed(segment.operators):
-            if all(known[var].everywhere for var in self._prover.output(index)):
-                break
-            name = self._graph.operators[index].name
-        return f"not zero-invariant: {name} does not keep zeros"
-
-    def _readers(self, operator: int) -> list[Operator]:
-        return [self._graph.operators[reader] for reader in self._graph.consumers[operator]]
-
-    def _leaf(self, part: int) -> Leaf:
-        return self._leaves[self._graph.parts[part].leaf]
-
-    def _slice(self, part: int) -> LeafSlice:
-        row = self._graph.parts[part].row
-        path = self._leaf(part).path
-        return LeafSlice(path) if row is None else LeafSlice(path, 0, row, row + 1)
-
-    def _claim(self, each: Range) -> list[LeafSlice]:
-        """Takes a range of a part into the group, except for what belongs to another one already."""
-        axis, taken = self._claimed.get(each.part, (each.axis, np.zeros_like(each.mask)))
-        if axis != each.axis:
-            return []
-        free = each.mask & ~taken
-        self._claimed[each.part] = axis, taken | free
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], free.astype(np.int8), [0]])))
-        path = self._leaf(each.part).path
-        return [LeafSlice(path, axis, int(a), int(b)) for a, b in edges.reshape(-1, 2)]
-
-    def _size(self, part: LeafSlice) -> int:
-        shape = self._shapes[part.path]
-        size = int(np.prod(shape))
-        return size if part.axis is None else size // shape[part.axis] * (part.stop - part.start)
-
-
 def _why_nothing(graph: Graph, reasons: Sequence[str]) -> str:
     if not any(segment.additive for segment in graph.segments):
         return (
@@ -477,69 +317,6 @@ def _why_nothing(graph: Graph, reasons: Sequence[str]) -> str:
         )
     listed = "\n  ".join(dict.fromkeys(reasons))
     return f"the network has no removable structure. What was found of its segments:\n  {listed}"
-
-
-def _topology(graph: Graph, groups: Sequence[Group]) -> SegmentTopology:
-    edges = [(source, segment.index) for segment in graph.segments for source in segment.sources if source != INPUT]
-    group = np.full(len(graph.segments), -1, np.int32)
-    for each in groups:
-        group[each.segment] = each.index
-    outputs = {graph.segment_of[operator] for operator in graph.outputs if operator != INPUT}
-    senders, receivers = np.array(edges, np.int32).reshape(-1, 2).T
-    return SegmentTopology(
-        senders=senders,
-        receivers=receivers,
-        additive=np.array([segment.additive for segment in graph.segments], bool),
-        num_external=np.array([segment.sources.count(INPUT) for segment in graph.segments], np.int32),
-        outputs=np.array(sorted(outputs), np.int32),
-        group=group,
-    )
-
-
-# Names and tables for people.
-
-
-def _num_params(part: Part, leaves: Sequence[Leaf]) -> int:
-    leaf = leaves[part.leaf]
-    shape = leaf.shape if part.row is None else leaf.shape[1:]
-    return int(np.prod(shape)) if leaf.trainable else 0
-
-
-def _modules(operators: Iterable[Operator], graph: Graph, leaves: Sequence[Leaf]) -> list[str]:
-    """Returns the modules whose parameters some operators hold, in order."""
-    found: dict[str, None] = {}
-    for part in (graph.parts[index] for operator in operators for index in operator.parts):
-        if leaves[part.leaf].trainable:
-            path = leaves[part.leaf].path
-            found[(path.rpartition("/")[0] or path) + ("" if part.row is None else f"[{part.row}]")] = None
-    return list(found)
-
-
-def _operator_label(operator: Operator, graph: Graph, leaves: Sequence[Leaf]) -> str:
-    modules = _modules([operator], graph, leaves)
-    return f"{operator.name} {'-'.join(modules)}" if modules else operator.name
-
-
-def _segment_label(segment: Segment, graph: Graph, leaves: Sequence[Leaf]) -> str:
-    operators = [graph.operators[index] for index in segment.operators]
-    modules = _modules(operators, graph, leaves)
-    if not modules:
-        return ", ".join(operator.name for operator in operators)
-    parents = {module.rpartition("/")[0] for module in modules}
-    prefix = ""
-    if len(parents) == 1 and (parent := parents.pop()):
-        prefix = f"{parent}/"
-        modules = [module.rpartition("/")[2] for module in modules]
-    return prefix + ("-".join(modules) if len(modules) <= 4 else f"{modules[0]}-…-{modules[-1]}")
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    number = 2
-    unique = name
-    while unique in taken:
-        unique, number = f"{name} ({number})", number + 1
-    taken.add(unique)
-    return unique
 
 
 def _table(space: SearchSpace) -> str:

@@ -16,8 +16,9 @@ from jasgnas.analysis import NeedFlow, ZeroFlow, propagate_needs, propagate_zero
 from jasgnas.bridge import Leaf, Model, matched
 from jasgnas.errors import ArgumentError, NonFiniteError, VerificationError
 from jasgnas.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
+from jasgnas.groups import LeafSlice
 from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, join, same, union, unknown, zero, zeros
-from jasgnas.space import LeafSlice, SearchSpace
+from jasgnas.space import SearchSpace
 from jasgnas.trace import Call, TracedModel, trace_model
 
 

@@ -18,6 +18,8 @@ from jax.typing import ArrayLike
 # number of joints; without truncation the search is exact.
 _MAX_ALTERNATIVES = 16
 
+_ALL = -1  # the bit mask of every set there is
+
 
 class SegmentTopology(NamedTuple):
     """The segment graph as index arrays, all that validity depends on.
@@ -51,12 +53,11 @@ def alive_segments(topology: SegmentTopology, removed: np.ndarray) -> np.ndarray
         topology: the segment graph.
         removed: bool `[num_groups]`, groups taken away.
     """
-    gone = np.append(removed, False)[topology.group].tolist()  # group -1 finds the appended entry
     alive: list[bool] = []
-    for segment, (senders, additive, num_external) in enumerate(_segments(topology)):
+    for (senders, additive, num_external), gone in zip(_segments(topology), _gone(topology, removed), strict=True):
         inputs = (alive[sender] for sender in senders)
         fed = num_external > 0 or any(inputs) if additive else all(inputs)
-        alive.append(fed and not gone[segment])
+        alive.append(fed and not gone)
     return np.array(alive, dtype=bool)
 
 
@@ -93,27 +94,21 @@ def largest_removal(topology: SegmentTopology, num_groups: int) -> tuple[int, ..
         keepers.append([kept | 1 << group for kept in fed] if group >= 0 else fed)
     kept = _needing_all([keepers[output] for output in topology.outputs])[0]
     removed = np.array([not kept >> group & 1 for group in range(num_groups)], dtype=bool)
-    for group in np.flatnonzero(~removed):
-        removed[group] = True
-        removed[group] = is_valid(topology, removed)
-    return tuple(np.flatnonzero(removed).tolist())
+    bits = [1 << group if group >= 0 else 0 for group in topology.group.tolist()]
+    while True:
+        needed = _sole_killers(topology, bits, removed)
+        spare = [group for group in range(num_groups) if not removed[group] and not needed >> group & 1]
+        if not spare:
+            return tuple(np.flatnonzero(removed).tolist())
+        removed[spare[0]] = True
 
 
 def critical_segments(topology: SegmentTopology) -> np.ndarray:
     """Returns the segments whose death alone kills a network output, bool `[num_segments]`. Runs on the host."""
-    # killers[s]: the segments whose death alone kills segment s, as a bit mask.
-    killers: list[int] = []
-    for segment, (senders, additive, num_external) in enumerate(_segments(topology)):
-        inputs = [killers[sender] for sender in senders]
-        if not additive:
-            shared = reduce(or_, inputs, 0)
-        elif num_external or not inputs:
-            shared = 0
-        else:
-            shared = reduce(and_, inputs)
-        killers.append(shared | 1 << segment)
-    critical = reduce(or_, [killers[output] for output in topology.outputs], 0)
-    return np.array([critical >> segment & 1 for segment in range(len(killers))], dtype=bool)
+    num_segments = len(topology.group)
+    nothing = np.zeros(topology.group.max(initial=-1) + 1, bool)
+    killers = _sole_killers(topology, [1 << segment for segment in range(num_segments)], nothing)
+    return np.array([killers >> segment & 1 for segment in range(num_segments)], dtype=bool)
 
 
 def select_redundant(
@@ -253,12 +248,36 @@ def _segments(topology: SegmentTopology) -> list[tuple[list[int], bool, int]]:
     return list(zip(senders, topology.additive.tolist(), topology.num_external.tolist(), strict=True))
 
 
+def _gone(topology: SegmentTopology, removed: np.ndarray) -> list[bool]:
+    """Returns for every segment whether its own group is in `removed`, bool `[num_groups]`."""
+    return np.append(removed, False)[topology.group].tolist()  # group -1 finds the appended entry
+
+
+def _sole_killers(topology: SegmentTopology, bits: list[int], removed: np.ndarray) -> int:
+    """Returns everything that, if it alone went beside `removed`, would kill a network output, as a bit mask.
+
+    Args:
+        topology: the segment graph.
+        bits: for each segment the bit of that whose going takes the segment, 0 where nothing does.
+        removed: bool `[num_groups]`, groups taken away already, without which every output is alive.
+    """
+    killers: list[int] = []
+    rows = zip(_segments(topology), bits, _gone(topology, removed), strict=True)
+    for (senders, additive, num_external), bit, gone in rows:
+        inputs = [killers[sender] for sender in senders]
+        if not additive:
+            shared = reduce(or_, inputs, 0)
+        else:
+            shared = 0 if num_external else reduce(and_, inputs, _ALL)
+        killers.append(_ALL if gone else shared | bit)
+    return reduce(or_, [killers[output] for output in topology.outputs], 0)
+
+
 def _needing_all(alternatives: list[list[int]]) -> list[int]:
     """Returns the smallest unions of one set from each list, sets given as bit masks."""
-    unions = [0]
-    for sets in alternatives:
-        unions = _smallest(union | kept for union in unions for kept in sets)
-    return unions
+    if not alternatives:
+        return [0]
+    return reduce(lambda unions, sets: _smallest(union | kept for union in unions for kept in sets), alternatives)
 
 
 def _smallest(sets: Iterable[int]) -> list[int]:
