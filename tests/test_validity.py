@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jasgnas import validity
 from jasgnas.validity import (
     SegmentTopology,
     alive_segments,
@@ -168,7 +169,24 @@ def test_largest_removal_is_largest_on_small_graphs():
         assert not any(is_valid(topology, np.isin(np.arange(8), groups)) for groups in larger)
 
 
-def test_largest_removal_is_maximal_where_it_must_forget_alternatives():
+def test_largest_removal_is_maximal_even_if_it_forgets_alternatives(monkeypatch):
+    # (0 or 1) and (1 or 2): one at a time, 0 and 1 look as good as any, but 1 alone will do.
+    topology = make_topology(
+        [
+            ([], False, 1, 0),
+            ([], False, 1, 1),
+            ([], False, 1, 2),
+            ([0, 1], True, 0, -1),
+            ([1, 2], True, 0, -1),
+            ([3, 4], False, 0, -1),
+        ],
+        [5],
+    )
+    monkeypatch.setattr(validity, "_MAX_ALTERNATIVES", 1)
+    assert largest_removal(topology, 3) == (0, 2)
+
+
+def test_largest_removal_with_many_equal_alternatives():
     # Twelve pairs of addends, each sum alone in a product: 2¹² sets of groups keep the output alive.
     pairs = [([], False, 1, group) for group in range(24)]
     sums = [([2 * pair, 2 * pair + 1], True, 0, -1) for pair in range(12)]
