@@ -175,7 +175,7 @@ def h2spg(
                 space.topology, critical, state.scores, num_redundant, state.planned, state.redundant
             )
         else:
-            planned = first_in_order(order, state.planned, num_redundant)
+            planned = first_in_order(order, jnp.ones(num_groups, bool), num_redundant)
         redundant = first_in_order(order, planned, rounds.size(state.step))
         return state._replace(planned=planned, redundant=redundant, start_norms=norms)
 
@@ -199,25 +199,32 @@ def h2spg(
         norms = jnp.where(is_measured, stats.x_norm, state.norms)
         state = jax.lax.cond(rounds.starts_at(step), select, lambda state, _: state, state, norms)
 
-        limits = rounds.fraction_left(step).astype(dtype) * state.start_norms if guarantee_target else None
-        strengths = _shrinking_strengths(stats, lmbda, amplify, hat)
-        scale, shift, projected = _project(sums, alpha * strengths, epsilon, limits)
-        zero = state.zero | (state.redundant & projected)
-        scale = jnp.where(state.redundant, scale, 1)
-        shift = jnp.where(state.redundant, shift, 0)
-        us = _move_groups(layout, xs, us, scale, shift, zero)
+        def move() -> _Moves:
+            limits = rounds.fraction_left(step).astype(dtype) * state.start_norms if guarantee_target else None
+            strengths = _shrinking_strengths(stats, lmbda, amplify, hat)
+            moves = _project(sums, alpha * strengths, epsilon, limits)
+            return _Moves(
+                jnp.where(state.redundant, moves.scale, 1),
+                jnp.where(state.redundant, moves.shift, 0),
+                state.zero | (state.redundant & moves.zero),
+            )
+
+        # A conditional also keeps the compiler from doing this arithmetic again for every single parameter.
+        still = _Moves(jnp.ones(num_groups, dtype), jnp.zeros(num_groups, dtype), state.zero)
+        moves = jax.lax.cond(step >= warmup_steps, move, lambda: still)
+        us = _move_groups(layout, xs, us, moves)
 
         # A round that starts with this update was selected with the scores averaged before it.
         new_scores = score_fn(stats).astype(dtype)
         new_scores = jnp.where(step == first_scoring, new_scores, omega * state.scores + (1 - omega) * new_scores)
         is_scoring = (step >= first_scoring) & (step < rounds.last_start)
-        is_done = jnp.sum(zero) == num_redundant
+        is_done = jnp.sum(moves.zero) == num_redundant
         return jax.tree.unflatten(treedef, us), state._replace(
             step=optax.safe_increment(step),
             phase=jnp.where(is_done, DONE, jnp.where(step < warmup_steps, WARMUP, PROJECTION)).astype(jnp.int32),
             scores=jnp.where(is_scoring, new_scores, state.scores).astype(dtype),
-            zero=zero,
-            norms=jnp.where(zero, 0, norms),
+            zero=moves.zero,
+            norms=jnp.where(moves.zero, 0, norms),
         )
 
     return optax.GradientTransformation(init, update)
@@ -347,6 +354,20 @@ class _Sums(NamedTuple):
     u_u: jax.Array
 
 
+class _Moves(NamedTuple):
+    """What becomes of each group, `[num_groups]` each.
+
+    Attributes:
+        scale: float, factor on the update u.
+        shift: float, factor on the parameters x: the group's update is `scale·u + shift·x`.
+        zero: bool, the group is to be exactly zero instead.
+    """
+
+    scale: jax.Array
+    shift: jax.Array
+    zero: jax.Array
+
+
 def _lay_out(space: "SearchSpace", params: optax.Params) -> _Layout:
     """Returns where the groups of the space lie in the parameters. Looks at paths, shapes and dtypes only.
 
@@ -424,9 +445,7 @@ def _shrinking_strengths(
     return jnp.where(is_growing, strength, lmbda)
 
 
-def _project(
-    sums: _Sums, pull: jax.Array, epsilon: float | jax.Array, limits: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _project(sums: _Sums, pull: jax.Array, epsilon: float | jax.Array, limits: jax.Array | None) -> _Moves:
     """Returns what would become of each group if it were redundant.
 
     Args:
@@ -434,38 +453,30 @@ def _project(
         pull: αλ, float `[num_groups]`: by how much the norm is shortened beside the update.
         epsilon: ε of the half-space.
         limits: bound on the norm after the update, float `[num_groups]`, or None for no bound.
-
-    Returns:
-        `scale` and `shift`, float `[num_groups]`: the update is to be `scale·u + shift·x`; and bool `[num_groups]`: the
-        group is to be zero instead.
     """
     norm = jnp.sqrt(sums.x_x)
     shortening = pull / jnp.where(norm > 0, norm, 1)
     kept = 1 - shortening  # x̂ = kept·x + u
     projected = (kept * sums.x_x + sums.x_u < epsilon * sums.x_x) | (norm == 0)
     if limits is None:
-        return jnp.ones_like(norm), -shortening, projected
+        return _Moves(jnp.ones_like(norm), -shortening, projected)
     new_norm = jnp.sqrt(jnp.maximum(kept**2 * sums.x_x + 2 * kept * sums.x_u + sums.u_u, 0))
     is_too_long = new_norm > limits
     scale = jnp.where(is_too_long, limits / jnp.where(is_too_long, new_norm, 1), 1)
-    return scale, scale - 1 - scale * shortening, projected | (limits <= 0)
+    return _Moves(scale, scale - 1 - scale * shortening, projected | (limits <= 0))
 
 
-def _move_groups(
-    layout: _Layout, xs: list[jax.Array], us: list[jax.Array], scale: jax.Array, shift: jax.Array, zero: jax.Array
-) -> list[jax.Array]:
-    """Returns the updates with `scale·u + shift·x` in the groups, and −x in those that are to be zero.
+def _move_groups(layout: _Layout, xs: list[jax.Array], us: list[jax.Array], moves: _Moves) -> list[jax.Array]:
+    """Returns the leaves of the updates, changed where there are groups.
 
     Args:
         layout: where the groups lie.
         xs: leaves of the parameters.
         us: leaves of the updates.
-        scale: float `[num_groups]`.
-        shift: float `[num_groups]`.
-        zero: bool `[num_groups]`.
+        moves: what becomes of each group.
     """
     # The last entry is for what lies in no group.
-    scale, shift, zero = jnp.append(scale, 1), jnp.append(shift, 0), jnp.append(zero, False)
+    scale, shift, zero = jnp.append(moves.scale, 1), jnp.append(moves.shift, 0), jnp.append(moves.zero, False)
     moved = list(us)
     for leaf in layout.leaves:
         x, u = xs[leaf.position], us[leaf.position]
