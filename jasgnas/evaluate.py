@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jasgnas.analysis import NeedFlow, ZeroFlow, all_needed, propagate_needs, propagate_zeros
-from jasgnas.jaxpr import Equation, Literal, Program, trace
+from jasgnas.jaxpr import Equation, Literal, Program, call_name, trace
 from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, normalize, unknown, zero
 from jasgnas.rules import rule_for
 
@@ -151,13 +151,16 @@ def evaluate(plan: Plan, inputs: Sequence[Sliced]) -> list[Sliced]:
 
 
 def _call(eqn: Equation, body: Plan, operands: Sequence[Sliced]) -> list[Sliced]:
-    """Evaluates a call; rematerialisation and custom gradients are kept."""
+    """Evaluates a call; names, rematerialisation and custom gradients are kept."""
     program = body.program
     in_layouts = [body.layout(var) for var in program.inputs]
     out_layouts = [body.layout(atom) if isinstance(atom, int) else everything(0) for atom in program.outputs]
     arrays = [value.to(layout).array for value, layout in zip(operands, in_layouts, strict=True)]
     run = _stored_function(body, in_layouts, out_layouts)
+    run.__name__ = call_name(eqn) or run.__name__
     match eqn.primitive:
+        case "jit" if any(isinstance(array, jax.core.Tracer) for array in arrays):
+            run = jax.jit(run)  # Outside of a trace this would compile every call anew.
         case "custom_vjp_call":
             return _full_width(eqn, operands)
         case "custom_jvp_call":

@@ -20,7 +20,7 @@ from jasgnas.rules.reduction import Reduce
 from jasgnas.rules.shape import Broadcast, Gather, Reshape, Squeeze, Transpose
 
 KINDS = ("stem", "joint", "accessory", "unknown")
-ADDITIVE = ("add", "sub", "add_any", "concatenate")
+ADDITIVE = ("add", "sub", "add_any", "concatenate", "stack")
 
 # The network input, where a vertex is expected.
 INPUT = -1
@@ -402,7 +402,7 @@ def _row_taken(eqn: Equation) -> int | None:
     return start[0] if start[1] == start[0] + 1 and others == whole else None
 
 
-_NO_OPS = ("convert_element_type", "copy", "copy_p", "name", "optimization_barrier", "stop_gradient")
+_NO_OPS = ("convert_element_type", "copy", "name", "optimization_barrier", "stop_gradient")
 _REGION_RULES = (Elementwise, Reduce, Broadcast, Reshape, Squeeze, Transpose)
 
 

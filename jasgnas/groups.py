@@ -157,6 +157,9 @@ class _GroupFinder:
     def _parts(self, segment: Segment, group: int) -> list[LeafSlice] | str:
         """Returns the parameters of a segment, which are to be a group, or why they are not."""
         last = segment.operators[-1]
+        operators = [
+            (self._graph.operators[index].kind, self._graph.operators[index].name) for index in segment.operators
+        ]
         used = {part for operator in segment.operators for part in self._graph.operators[operator].parts}
         trainable = {part for part in used if self._leaf(part).trainable}
         if len(self._graph.operators[segment.operators[0]].sources) > 1:
@@ -168,6 +171,8 @@ class _GroupFinder:
             return f"it feeds {what} ({operator_label(reader, self._graph, self._leaves)})"
         if not trainable:
             return "it has no trainable parameters"
+        if unknown := [name for kind, name in operators if kind == "unknown"]:
+            return f"it contains the unknown operator {', '.join(unknown)}"
         if kept := sorted({self._leaf(part).path for part in used if self._graph.parts[part].leaf in self._kept}):
             return f"{', '.join(kept)} is to be kept"
         members = set(segment.operators)

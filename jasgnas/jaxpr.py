@@ -75,6 +75,7 @@ class Program:
         equations: the equations.
         avals: shape and dtype of every variable, by number.
         constants: values of the variables that are constants.
+        name: name of the function it was traced from, if any.
     """
 
     inputs: tuple[int, ...]
@@ -82,6 +83,7 @@ class Program:
     equations: tuple[Equation, ...]
     avals: dict[int, Any]
     constants: dict[int, Any] = field(default_factory=dict)
+    name: str = ""
 
 
 def trace(fn: Callable[..., Any], *args: Any) -> Program:
@@ -129,7 +131,8 @@ def _convert(closed: Any, cache: dict[int, tuple[Any, Program]]) -> Program:
                 body=None if inner is None else _convert(inner, cache),
             )
         )
-    program = Program(inputs, tuple(map(read, jaxpr.outvars)), tuple(equations), avals, constants)
+    name = getattr(jaxpr.debug_info, "func_name", "") or ""
+    program = Program(inputs, tuple(map(read, jaxpr.outvars)), tuple(equations), avals, constants, name)
     cache[id(closed)] = closed, program
     return program
 
@@ -144,10 +147,8 @@ def _binder(eqn: Any) -> Callable[..., list[Any]]:
 
 def call_name(equation: Equation) -> str:
     """Returns the name of the function that is called, or nothing if it has none."""
-    name = equation.params.get("name")
-    if name is None and equation.body is not None and len(equation.body.equations) == 1:
-        name = equation.body.equations[0].params.get("name")  # relu is a custom_jvp_call around a jit called relu
-    return str(name or "")
+    name = equation.params.get("name") or (equation.body.name if equation.body is not None else "")
+    return "" if name.startswith("<") else name  # a lambda has no name
 
 
 def inline(program: Program) -> Program:

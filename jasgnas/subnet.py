@@ -297,12 +297,13 @@ def _verify(space: SearchSpace, recipe: Recipe, values: Sequence[Any], arrays: M
 
     expected = jax.tree.leaves(jax.jit(full)(values, inputs))
     found = jax.tree.leaves(jax.jit(sub)(arrays, inputs))
+    # The least precise dtype that the network computes in bounds how well two evaluations agree.
+    dtypes = {aval.dtype for aval in space.graph.program.avals.values() if jnp.issubdtype(aval.dtype, jnp.inexact)}
+    tolerance = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) ** 0.5
     for index, (a, b) in enumerate(zip(expected, found, strict=True)):
-        a, b = np.asarray(a), np.asarray(b)
-        tolerance = float(jnp.finfo(a.dtype).eps) ** 0.5 if jnp.issubdtype(a.dtype, jnp.inexact) else 0.0
         wide = np.result_type(a.dtype, np.float32)
-        error = np.max(np.abs(a.astype(wide) - b.astype(wide)), initial=0)
-        scale = np.max(np.abs(a.astype(wide)), initial=0)
+        error = np.max(np.abs(np.asarray(a, wide) - np.asarray(b, wide)), initial=0)
+        scale = np.max(np.abs(np.asarray(a, wide)), initial=0)
         if not error <= tolerance * max(scale, 1):
             raise VerificationError(
                 f"output {index} of the sub-network differs by up to {error:.3g} from the full network's, whose "

@@ -14,7 +14,7 @@ from jasgnas.masks import NOTHING, Need, everything
 from jasgnas.validity import SegmentTopology
 
 # Primitives that can leave out some of the ranges that a concatenation has put together.
-_SELECTIVE = ("dynamic_slice", "gather", "slice", "split")
+_SELECTIVE = ("dynamic_slice", "gather", "slice", "split", "unstack")
 
 
 class SegmentCosts(NamedTuple):
@@ -126,9 +126,8 @@ class _Reads:
 
     def _looks_through(self, index: int) -> bool:
         operator = self._graph.operators[index]
-        concatenates = operator.additive and self._graph.program.equations[operator.equations[0]].primitive == (
-            "concatenate"
-        )
+        primitive = self._graph.program.equations[operator.equations[0]].primitive
+        concatenates = operator.additive and primitive in ("concatenate", "stack")
         return concatenates or (operator.kind == "accessory" and self._group[self._graph.segment_of[index]] < 0)
 
 

@@ -138,15 +138,54 @@ class Converts(Elementwise):
         return value._replace(constant=np.asarray(value.constant).astype(eqn.out_avals[0].dtype)[()])
 
 
+class Constrains(KeepsZeros):
+    """A wish about where an array is laid out, which can be granted only to an array of the original shape."""
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (layout,) = layouts
+        whole = layout != NOTHING and all(mask is None for mask in layout)
+        return super().execute(eqn, operands, layouts) if whole else [operands[0].to(layout)]
+
+
+class Barrier(Rule):
+    """`optimization_barrier`: every operand is handed on as it is."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        return operands
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        return results
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        kept = [value.to(layout) for value, layout in zip(operands, layouts, strict=True)]
+        arrays = iter(eqn.bind(*(value.array for value in kept if value.layout != NOTHING)))
+        return [value if value.layout == NOTHING else value._replace(array=next(arrays)) for value in kept]
+
+
 register(
     Elementwise(),
     *("acos", "acosh", "atan2", "bessel_i0e", "clz", "complex", "cos", "cosh", "digamma", "eq", "erfc", "exp", "exp2"),
-    *("ge", "gt", "igamma", "igammac", "is_finite", "le", "lgamma", "log", "logistic", "lt", "ne", "nextafter", "not"),
-    *("polygamma", "regularized_incomplete_beta", "rsqrt", "zeta"),
+    *(
+        "ge",
+        "gt",
+        "igamma",
+        "igammac",
+        "is_finite",
+        "le",
+        "lgamma",
+        "log",
+        "log2",
+        "logistic",
+        "lt",
+        "ne",
+        "nextafter",
+        "not",
+    ),
+    *("nextafter", "not", "one_minus_square", "polygamma", "regularized_incomplete_beta", "rsqrt", "zeta"),
 )
 register(
     KeepsZeros(),
-    *("abs", "asin", "asinh", "atan", "atanh", "bessel_i1e", "cbrt", "ceil", "conj", "copy", "copy_p", "erf"),
+    *("abs", "asin", "asinh", "atan", "atanh", "bessel_i1e", "cbrt", "ceil", "conj", "copy", "erf"),
     *(
         "erf_inv",
         "expm1",
@@ -162,6 +201,8 @@ register(
     ),
     *("round", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "tan", "tanh", "xor"),
 )
+register(Constrains(), "layout_constraint", "reshard", "sharding_constraint")
+register(Barrier(), "optimization_barrier")
 register(Absorbs(), "and", "mul")
 register(Adds(), "add", "add_any", "sub")
 register(Divides(), "div", "rem")

@@ -290,6 +290,76 @@ class Concatenate(Rule):
         ]
 
 
+class Stack(Rule):
+    """`stack`: like a concatenation along an axis that the operands do not have yet."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        common = meet(operands)
+        if common.everywhere:
+            return [zero(len(common.axes) + 1)]
+        axes = list(common.axes)
+        axes.insert(eqn.params["axis"], np.array([value.everywhere for value in operands]))
+        return [zeros(axes)]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        (need,) = results
+        assert need != NOTHING
+        return self._parts(eqn, need)
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (layout,) = layouts
+        assert layout != NOTHING
+        parts = zip(operands, self._parts(eqn, layout), strict=True)
+        array = jnp.stack([value.to(part).array for value, part in parts if part != NOTHING], eqn.params["axis"])
+        return [Sliced(array, layout, eqn.out_avals[0])]
+
+    def _parts(self, eqn: Equation, axes: Axes) -> list[Need]:
+        axis = eqn.params["axis"]
+        marked = axes[axis]
+        rest = (*axes[:axis], *axes[axis + 1 :])
+        return [rest if marked is None or marked[index] else NOTHING for index in range(len(eqn.in_avals))]
+
+
+class Unstack(Rule):
+    """`unstack`: one result for each index of an axis."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        axis = eqn.params["axis"]
+        (value,) = operands
+        rest = zeros((*value.axes[:axis], *value.axes[axis + 1 :]))
+        silent = value.axis(axis, eqn.in_avals[0].shape[axis])
+        return [zero(len(rest.axes)) if gone else rest for gone in silent]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        needed = [(index, need) for index, need in enumerate(results) if need != NOTHING]
+        axes = list(needed[0][1])
+        for _, need in needed[1:]:
+            axes = list(_cover(tuple(axes), need))
+        marked = np.zeros(len(results), bool)
+        marked[[index for index, _ in needed]] = True
+        axes.insert(eqn.params["axis"], marked)
+        return [normalize(axes)]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        axis = eqn.params["axis"]
+        results = []
+        for index, (layout, aval) in enumerate(zip(layouts, eqn.out_avals, strict=True)):
+            if layout == NOTHING:
+                results.append(Sliced(None, NOTHING, aval))
+                continue
+            taken = np.arange(len(layouts)) == index
+            wanted = normalize((*layout[:axis], taken, *layout[axis:]))
+            results.append(Sliced(jnp.squeeze(operands[0].to(wanted).array, axis), layout, aval))
+        return results
+
+
+class Tile(PassThrough):
+    """`tile`: axes that are not repeated pass through."""
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        return [[axis if times == 1 else None for axis, times in enumerate(eqn.params["reps"])]]
+
+
 class Pad(PassThrough):
     """`pad`: padded axes are taken in full; zeros stay if zeros are padded."""
 
@@ -390,6 +460,9 @@ register(Reshape(), "reshape")
 register(Slice(), "slice")
 register(Split(), "split")
 register(Concatenate(), "concatenate")
+register(Stack(), "stack")
+register(Unstack(), "unstack")
+register(Tile(), "tile")
 register(Pad(), "pad")
 register(DynamicSlice(), "dynamic_slice")
 register(DynamicUpdateSlice(), "dynamic_update_slice")
