@@ -4,6 +4,7 @@ Nothing here knows of jasgnas: these are ordinary Flax NNX networks, and nothing
 """
 
 import difflib
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ __all__ = [
     "SuperResNet",
     "VisionTransformer",
     "create",
+    "create_abstract",
     "example_input",
     "list_models",
 ]
@@ -128,6 +130,36 @@ def create(name: str, *, num_classes: int | None = None, rngs: nnx.Rngs | None =
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     return build(rngs=nnx.Rngs(0) if rngs is None else rngs, **overrides)
+
+
+class _CountedKeys:
+    """Stands in for `nnx.Rngs` under a trace, where its counters would make building a large network slow."""
+
+    def __init__(self) -> None:
+        """Starts counting."""
+        self._key = jax.random.key(0, impl="rbg")
+        self._count = itertools.count()
+
+    def params(self) -> jax.Array:
+        """Returns a new key."""
+        return jax.random.fold_in(self._key, next(self._count))
+
+
+def create_abstract(name: str, **options: Any) -> nnx.Module:
+    """Returns a network in inference mode whose arrays are `jax.ShapeDtypeStruct`s: nothing is computed or stored.
+
+    That is enough to count and to analyse a network of any size.
+
+    Args:
+        name: one of `list_models()`.
+        **options: keyword arguments of `create` but `rngs`. Without rates of dropout: it would need random streams.
+
+    Raises:
+        ValueError: no network has this name.
+    """
+    model = nnx.eval_shape(lambda: create(name, rngs=_CountedKeys(), **options))  # type: ignore[arg-type]
+    model.eval()
+    return model
 
 
 def example_input(name: str, *, batch_size: int = 1) -> jax.ShapeDtypeStruct:
