@@ -10,27 +10,28 @@ from flax import nnx
 from jasgnas.pytree import leaves_by_path, path_str
 
 
-def randomize(holder, seed=0):
-    """Sets every floating-point array to random values, those called `var` to positive ones."""
+def randomize(tree, seed=0, dtype=None):
+    """Returns random values in place of all floating-point arrays, positive ones for those called `var`.
+
+    They take the given dtype, running statistics too, which Flax makes float32 whatever the parameters are.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(keys, leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 4
-        values = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
-        return jnp.asarray(np.abs(values) + 0.5 if path_str(keys).endswith("var") else values, leaf.dtype)
+        # Signals grow a little from layer to layer, so that biases do not decide alone which relus are on.
+        values = rng.normal(size=leaf.shape) * (3 / np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.5)
+        values = np.abs(values) + 0.5 if path_str(keys).endswith("var") else values
+        return jnp.asarray(values, dtype or leaf.dtype)
 
-    if isinstance(holder, nnx.Module):
-        nnx.update(holder, jax.tree_util.tree_map_with_path(draw, nnx.state(holder)))
-        return holder
-    return jax.tree_util.tree_map_with_path(draw, holder)
+    return jax.tree_util.tree_map_with_path(draw, tree)
 
 
-def build(constructor, seed=0, **options):
+def build(constructor, seed=0, dtype=None, **options):
     """Builds an `nnx.Module` without computing its initial values: every array is random."""
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: constructor(rngs=nnx.Rngs(0), **options)))
-    return nnx.merge(graphdef, randomize(abstract, seed))
+    return nnx.merge(graphdef, randomize(abstract, seed, dtype))
 
 
 def random_input(shape, dtype=jnp.float32, seed=0):
