@@ -44,7 +44,7 @@ class Model(Protocol):
 
     @property
     def static(self) -> Any:
-        """Everything but its leaves that the function depends on, hashable."""
+        """What tells its modes apart, hashable."""
 
     def in_mode(self, training: bool) -> "Model":
         """Returns the model in training or inference mode."""

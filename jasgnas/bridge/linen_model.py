@@ -1,7 +1,7 @@
 """Flax Linen modules."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LinenModel:
     """A Linen module and its variables.
 
@@ -29,7 +29,7 @@ class LinenModel:
 
     module: nn.Module
     method: Any
-    abstract: Any = field(compare=False)
+    abstract: Any
     collections: tuple[str, ...] = ()
 
     @classmethod
@@ -53,9 +53,8 @@ class LinenModel:
         )
 
     @property
-    def static(self) -> Any:
-        """The module and the method."""
-        return self.module, self.method
+    def static(self) -> None:
+        """Nothing: the mode of a Linen module is an argument of the call."""
 
     def in_mode(self, training: bool) -> "LinenModel":
         """Returns itself: the mode of a Linen module is an argument of the call."""

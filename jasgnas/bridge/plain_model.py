@@ -1,7 +1,7 @@
 """Plain functions `fn(params, *inputs)` of a pytree of parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from jasgnas.bridge.base import Leaf, Recipe, leaf_of, pruned
 from jasgnas.pytree import leaves_by_path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlainModel:
     """A function and the pytree of its parameters.
 
@@ -21,7 +21,7 @@ class PlainModel:
     """
 
     fn: Callable[..., Any]
-    abstract: Any = field(compare=False)
+    abstract: Any
 
     @classmethod
     def of(cls, fn: Callable[..., Any], params: Any) -> "PlainModel":
@@ -34,9 +34,8 @@ class PlainModel:
         return tuple(leaf_of(path, value, True) for path, value in leaves_by_path(self.abstract).items())
 
     @property
-    def static(self) -> Any:
-        """The function."""
-        return self.fn
+    def static(self) -> None:
+        """Nothing: a function has no modes."""
 
     def in_mode(self, training: bool) -> "PlainModel":
         """Returns itself: a function has no modes."""

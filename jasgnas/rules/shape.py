@@ -406,10 +406,14 @@ class DynamicUpdateSlice(Rule):
     """`dynamic_update_slice`: axes that are updated over their whole length pass through."""
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        both = meet(operands[:2])
-        if both.everywhere:
-            return [zero(len(both.axes))]
-        return [zeros(m if whole else None for m, whole in zip(both.axes, self._whole(eqn), strict=True))]
+        whole = self._whole(eqn)
+        both = meet(
+            [
+                Zeros(tuple(m if w else None for m, w in zip(value.axes, whole, strict=True)), value.constant)
+                for value in operands[:2]
+            ]
+        )
+        return [both if both.everywhere else Zeros(both.axes)]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         (need,) = results
