@@ -120,17 +120,20 @@ def h2spg(
         TreeMismatchError: by `init` and `update`, parameters or a state that do not belong to the search space.
 
     Example:
-        >>> import jasgnas, optax  # doctest: +SKIP
+        >>> import jasgnas
+        >>> params = {"a": jnp.ones((3, 3)), "b": jnp.ones((3, 3))}
+        >>> fn = lambda params, x: x @ params["a"] + jnp.tanh(x @ params["b"])
+        >>> space = jasgnas.search_space(fn, jnp.ones((2, 3)), params=params)
         >>> schedule = optax.cosine_decay_schedule(0.1, 5000)
         >>> tx = optax.chain(
         ...     optax.add_decayed_weights(5e-4),
         ...     optax.sgd(schedule, momentum=0.9),
-        ...     jasgnas.h2spg(space, learning_rate=schedule, target_groups=3, warmup_steps=1000, projection_steps=1000),
+        ...     jasgnas.h2spg(
+        ...         space, learning_rate=schedule, target_groups=1, warmup_steps=1000, projection_steps=1000
+        ...     ),
         ... )
-
-    References:
-        Chen et al., ASGNAS / OTOv3, arXiv 2305.18030 and 2312.09411: phases, score and hierarchical selection.
-        Chen et al., OTOv2, arXiv 2303.06862, section 3.2: λ rule and half-space projection (DHSPG).
+        >>> jasgnas.h2spg_state(tx.init(params)).redundant.tolist()
+        [False, False]
     """
     num_groups = len(space.groups)
     selection_steps = warmup_steps if selection_steps is None else selection_steps
