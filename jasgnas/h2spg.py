@@ -134,6 +134,10 @@ def h2spg(
         ... )
         >>> jasgnas.h2spg_state(tx.init(params)).redundant.tolist()
         [False, False]
+
+    References:
+        Chen et al., ASGNAS / OTOv3, arXiv 2305.18030 and 2312.09411: phases, score and hierarchical selection.
+        Chen et al., OTOv2, arXiv 2303.06862, section 3.2: λ rule and half-space projection (DHSPG).
     """
     num_groups = len(space.groups)
     selection_steps = warmup_steps if selection_steps is None else selection_steps
