@@ -36,6 +36,7 @@ from models.vit import VisionTransformer
 
 __all__ = [
     "ConvNeXt",
+    "CountedKeys",
     "Darts",
     "DecoderTransformer",
     "DemoNet",
@@ -132,8 +133,11 @@ def create(name: str, *, num_classes: int | None = None, rngs: nnx.Rngs | None =
     return build(rngs=nnx.Rngs(0) if rngs is None else rngs, **overrides)
 
 
-class _CountedKeys:
-    """Stands in for `nnx.Rngs` under a trace, where its counters would make building a large network slow."""
+class CountedKeys:
+    """Stands in for `nnx.Rngs` where a network without dropout is built under a trace, as inside `jax.jit`.
+
+    There the counters of `nnx.Rngs` are traced values, which makes building a large network slow.
+    """
 
     def __init__(self) -> None:
         """Starts counting."""
@@ -157,7 +161,7 @@ def create_abstract(name: str, **options: Any) -> nnx.Module:
     Raises:
         ValueError: no network has this name.
     """
-    model = nnx.eval_shape(lambda: create(name, rngs=_CountedKeys(), **options))  # type: ignore[arg-type]
+    model = nnx.eval_shape(lambda: create(name, rngs=CountedKeys(), **options))  # type: ignore[arg-type]
     model.eval()
     return model
 
