@@ -18,12 +18,13 @@ from jasgnas.errors import (
     VerificationError,
 )
 from jasgnas.groups import Group, LeafSlice
-from jasgnas.h2spg import H2SPGState, h2spg, h2spg_metrics, h2spg_state
+from jasgnas.h2spg import ADAM_DEFAULTS, H2SPGState, h2spg, h2spg_metrics, h2spg_state
 from jasgnas.scores import GroupStats
 from jasgnas.space import SearchSpace, search_space
 from jasgnas.subnet import construct_subnet
 
 __all__ = [
+    "ADAM_DEFAULTS",
     "ArgumentError",
     "DisconnectedOutputError",
     "Group",
