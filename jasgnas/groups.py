@@ -203,7 +203,8 @@ class _GroupFinder:
         for each in effect.ranges:
             part = self._graph.parts[each.part]
             taken = int(each.mask.sum())
-            params += num_params(part, self._leaves) // len(each.mask) * taken
+            if part.leaf not in self._kept:
+                params += num_params(part, self._leaves) // len(each.mask) * taken
             share = max(share, taken / len(each.mask))
         macs = round(share * operator.macs)
         if params or macs:

@@ -69,7 +69,7 @@ class SearchSpace:
     @cached_property
     def costs(self) -> SegmentCosts:
         """What each segment contributes to the size of a sub-network."""
-        return build_costs(self.graph, self.leaves, self.topology, self.savings)
+        return build_costs(self.graph, self.leaves, self.topology, self.savings, self.kept)
 
     def subnet_size(self, indices: Iterable[int]) -> tuple[int, int]:
         """Returns the parameters and multiply-adds that are left without some groups, at most.

@@ -27,7 +27,7 @@ class SegmentCosts(NamedTuple):
     Attributes:
         params: int64 `[num_segments]`, trainable parameters of each segment.
         macs: int64 `[num_segments]`, multiply-adds of each segment at the traced shapes.
-        fixed_params: trainable parameters that several segments share; counted always.
+        fixed_params: trainable parameters that several segments share, or that are to be kept; counted always.
         passes_zeros: bool `[num_edges]`, whether the receiver is zero when the sender is, in the order of the topology.
         saving_segment: int32 `[num_savings]`, segment in which something is saved.
         saving_group: int32 `[num_savings]`, group whose removal saves it.
@@ -132,9 +132,21 @@ class _Reads:
 
 
 def build_costs(
-    graph: Graph, leaves: Sequence[Leaf], topology: SegmentTopology, savings: Sequence[Saving]
+    graph: Graph,
+    leaves: Sequence[Leaf],
+    topology: SegmentTopology,
+    savings: Sequence[Saving],
+    kept: frozenset[int],
 ) -> SegmentCosts:
-    """Returns what each segment contributes to the size of a sub-network."""
+    """Returns what each segment contributes to the size of a sub-network.
+
+    Args:
+        graph: operators and segments.
+        leaves: the arrays of the model.
+        topology: the segment graph as index arrays.
+        savings: what the groups save in other segments than their own.
+        kept: indices of the leaves that stay whatever is removed.
+    """
     prover = Prover(graph)
     users: dict[int, set[int]] = {}
     for operator in graph.operators:
@@ -144,7 +156,7 @@ def build_costs(
     fixed = 0
     for part, segments in users.items():
         size = num_params(graph.parts[part], leaves)
-        if len(segments) > 1:
+        if len(segments) > 1 or graph.parts[part].leaf in kept:
             fixed += size
         else:
             params[segments.pop()] += size
