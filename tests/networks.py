@@ -1,5 +1,6 @@
 """Helpers that tests of several modules share: networks with nothing left at its initial value, comparisons."""
 
+from contextlib import contextmanager
 from itertools import combinations
 
 import jax
@@ -8,6 +9,15 @@ import numpy as np
 from flax import nnx
 
 from jasgnas.pytree import leaves_by_path, path_str
+
+
+@contextmanager
+def quick_compilation():
+    """Has XLA optimise nothing: small networks are compiled more often than they are run."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def randomize(tree, seed=0, dtype=None):

@@ -1,6 +1,7 @@
 """Networks that nobody thought of: random graphs of operators, each searched, reduced and compared.
 
-`JASGNAS_NETWORKS=5000 pytest tests/test_generated.py` tries as many.
+`JASGNAS_NETWORKS=5000 pytest tests/test_generated.py` tries as many. By default it is 60, in about a minute, most of
+which XLA spends on compiling operators at ever new shapes.
 """
 
 import os
@@ -13,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import combination, error, random_input
+from networks import combination, error, quick_compilation, random_input
 from toy_models import conv, norm
 
 import jasgnas
 from jasgnas.jaxpr import Literal
 
-NUM_NETWORKS = int(os.environ.get("JASGNAS_NETWORKS", "100"))
+NUM_NETWORKS = int(os.environ.get("JASGNAS_NETWORKS", "60"))
 BATCH = 6
 
 
@@ -231,12 +232,9 @@ def draw_params(network, seed):
 
 
 @pytest.fixture(autouse=True)
-def double_precision_and_quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
+def double_precision():
+    with jax.enable_x64(True), quick_compilation():
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @hypothesis.settings(
@@ -255,13 +253,15 @@ def test_generated_networks(network, seed):
     assert_disjoint(space, params)
     for group in space.groups:
         assert_zero_invariant(space, group, space.zero(params, [group.index]), x)
-    for removed in sorted({tuple(sorted(space.largest_removal)), random_valid(space, seed)}):
+    largest = tuple(sorted(space.largest_removal))
+    for removed in sorted({largest, random_valid(space, seed)}):
         zeroed = space.zero(params, removed)
         expected = network(zeroed, x)
         sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed)
         assert error(sub_fn(sub_params, x), expected) < 1e-10, removed
         assert_varied(network, space, removed, expected, x)
-        assert_nothing_idle(sub_fn, sub_params, x)
+        if removed == largest:  # gradients take longest
+            assert_nothing_idle(sub_fn, sub_params, x)
 
 
 def random_valid(space, seed):

@@ -8,7 +8,18 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from networks import arrays, build, combination, error, gradients, idle_indices, random_input, randomize, subsets
+from networks import (
+    arrays,
+    build,
+    combination,
+    error,
+    gradients,
+    idle_indices,
+    quick_compilation,
+    random_input,
+    randomize,
+    subsets,
+)
 from toy_models import TOYS, toy_params
 
 import jasgnas
@@ -50,6 +61,12 @@ def compare(full, subnet, x, training):
 DEMO_SETS = [s for s in subsets(5) if not {0, 1, 2} <= set(s) and not {3, 4} <= set(s)]
 # Every valid subset of StackedUnets: the two last structures of the two halves do not go together.
 UNETS_SETS = [s for s in subsets(6) if not {2, 5} <= set(s)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
@@ -295,13 +312,17 @@ def test_toy_sub_networks_are_exact(toy):
             continue
         zeroed = space.zero(params, removed)
         sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed)
-        for batch_size in (toy.x[0], 1):
+        for batch_size in (1, 12):
             x = random_input((batch_size, *toy.x[1:]), jnp.float64, seed=len(removed))
             assert error(sub_fn(sub_params, x), toy.fn(zeroed, x)) < 1e-12
-        # With the same inputs, gradients of what is left are the same: sums of all those kept must agree.
         expected, found = derivative(toy.fn, zeroed, x), derivative(sub_fn, sub_params, x)
         for path, gradient in found.items():
             assert contains(expected[path], gradient), path
+        # A relu may be off for good with some parameters, not with all.
+        idle = set(idle_indices(found))
+        for seed in range(1, 9):
+            idle &= set(idle_indices(derivative(sub_fn, randomize(sub_params, seed), x))) if idle else idle
+        assert not idle
 
 
 def derivative(fn, params, x):
@@ -321,16 +342,6 @@ def contains(whole, part):
         if wanted and np.allclose(row, wanted[0], rtol=1e-9, atol=1e-12):
             wanted.pop(0)
     return not wanted
-
-
-def test_toy_sub_networks_keep_nothing_idle(toy):
-    params = toy_params(toy, np.float64)
-    space = jasgnas.search_space(toy.fn, jax.ShapeDtypeStruct(toy.x, jnp.float64), params=params)
-    x = random_input((16, *toy.x[1:]), jnp.float64)
-    for removed in subsets(len(space.groups)):
-        if space.is_valid(removed):
-            sub_fn, sub_params = jasgnas.construct_subnet(space, space.zero(params, removed))
-            assert not idle_indices(derivative(sub_fn, sub_params, x))
 
 
 class ConcatNorm(nnx.Module):
