@@ -20,15 +20,9 @@ from rich.table import Table
 
 import jasgnas
 import models
-from jasgnas.validity import (
-    SegmentTopology,
-    critical_segments,
-    falling_order,
-    first_in_order,
-    is_valid,
-    largest_removal,
-    select_redundant,
-)
+from jasgnas.selection import SizeCosts, TakeFn, falling_order, select_redundant, take_number, take_to_size, to_digits
+from jasgnas.topology import SegmentCosts, subnet_size
+from jasgnas.validity import SegmentTopology, critical_segments, is_valid, largest_removal
 
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = PROJECTION_STEPS = 10_000
@@ -134,29 +128,46 @@ def time_interleaved(variants: dict[str, tuple[Callable[..., Any], Any, Any]], s
 def measure_selection(num_blocks: int) -> Table:
     """Returns a table of the seconds that a selection takes on a chain of blocks of two parallel branches."""
     topology = chain_of_blocks(num_blocks)
-    num_groups = 2 * num_blocks
+    num_groups, num_segments = 2 * num_blocks, len(topology.group)
     start = time.perf_counter()
     fallback = np.isin(np.arange(num_groups), largest_removal(topology, num_groups))
     critical = critical_segments(topology)
     host_seconds = time.perf_counter() - start
 
-    select = jax.jit(partial(select_redundant, topology, critical, num_redundant=num_blocks))
-    arguments = {"fallback": jnp.asarray(fallback), "accepted": jnp.zeros(num_groups, bool)}
-    start = time.perf_counter()
-    compiled = select.lower(scores=jnp.zeros(num_groups), **arguments).compile()
-    compile_seconds = time.perf_counter() - start
-
-    table = Table("visiting order", "s", title=f"selection, {num_groups} groups, {len(topology.group)} segments")
-    table.caption = f"once: {host_seconds:.2f} s on the host, {compile_seconds:.2f} s to compile"
+    macs = np.random.default_rng(0).integers(0, 10**9, num_segments)
+    none, no_macs = np.zeros(0, np.int32), np.zeros(num_segments, np.int64)
+    costs = SegmentCosts(no_macs, macs, 0, np.ones(len(topology.senders), bool), none, none, none, none)
+    size_costs = SizeCosts(costs.passes_zeros, to_digits(macs), none, none, to_digits(none))
+    _, least = subnet_size(topology, costs, fallback)
+    targets: dict[str, TakeFn] = {
+        "number of groups": partial(take_number, num=num_blocks),
+        "multiply-adds": partial(take_to_size, topology, size_costs, size=to_digits(least)),
+    }
     orders = {
         "random": np.random.default_rng(0).random(num_groups),
         "from the input": -np.arange(num_groups),
         "from the output": np.arange(num_groups),
     }
-    for name, scores in orders.items():
+    table = Table("target", "visiting order", "s", title=f"selection, {num_groups} groups, {num_segments} segments")
+    table.caption = f"once: {host_seconds:.2f} s on the host"
+    for target, take in targets.items():
+        select = jax.jit(
+            partial(
+                select_redundant,
+                topology,
+                critical,
+                take=take,
+                fallback=jnp.asarray(fallback),
+                accepted=jnp.zeros(num_groups, bool),
+            )
+        )
         start = time.perf_counter()
-        jax.block_until_ready(compiled(scores=jnp.asarray(scores, jnp.float32), **arguments))
-        table.add_row(name, f"{time.perf_counter() - start:.3f}")
+        compiled = select.lower(scores=jnp.zeros(num_groups)).compile()
+        table.add_row(target, "compilation", f"{time.perf_counter() - start:.3f}")
+        for name, scores in orders.items():
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(scores=jnp.asarray(scores, jnp.float32)))
+            table.add_row(target, name, f"{time.perf_counter() - start:.3f}")
     return table
 
 
@@ -195,13 +206,13 @@ def ablate_hierarchy(names: tuple[str, ...], draws: int) -> Table:
                 select_redundant,
                 space.topology,
                 critical_segments(space.topology),
-                num_redundant=target,
+                take=partial(take_number, num=target),
                 fallback=jnp.asarray(largest),
                 accepted=none,
             )
 
             def take_best(scores: jax.Array, target: int = target, none: jax.Array = none) -> jax.Array:
-                return first_in_order(falling_order(scores, none), ~none, target)
+                return take_number(falling_order(scores, none), ~none, target)[0]
 
             shares = [
                 sum(is_valid(space.topology, selected) for selected in np.asarray(jax.vmap(method)(scores))) / draws

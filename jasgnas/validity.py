@@ -1,22 +1,22 @@
 """Which segments survive a removal, and which removals leave a valid network: reachability in an AND–OR graph.
 
-Owns the judgement and the choice of removals, on the host (NumPy) and inside `jax.jit`; how a network becomes segments
-and groups is `space.py`'s business.
+Owns the judgement, on the host; `selection.py` judges inside `jax.jit`, and how a network becomes segments and groups
+is `topology.py`'s business.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import and_, or_
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 # Alternatives that `largest_removal` remembers per segment. The number of alternatives can be exponential in the
 # number of joints; without truncation the search is exact.
 _MAX_ALTERNATIVES = 16
+
+# Bits that stand for the largest group when removals are compared by size.
+_MAX_WIDTH = 64
 
 _ALL = -1  # the bit mask of every set there is
 
@@ -66,7 +66,7 @@ def is_valid(topology: SegmentTopology, removed: np.ndarray) -> bool:
     return bool(alive_segments(topology, removed)[topology.outputs].all())
 
 
-def largest_removal(topology: SegmentTopology, num_groups: int) -> tuple[int, ...]:
+def largest_removal(topology: SegmentTopology, num_groups: int, sizes: Sequence[int] | None = None) -> tuple[int, ...]:
     """Returns a valid removal, as large as it can find, as sorted group indices.
 
     A segment is kept alive by sets of groups: a segment that needs all of its inputs by every union of sets that keep
@@ -77,11 +77,14 @@ def largest_removal(topology: SegmentTopology, num_groups: int) -> tuple[int, ..
     Args:
         topology: the segment graph.
         num_groups: number of groups.
+        sizes: how much each group counts, to about a part in `_MAX_WIDTH` of the largest; None counts them equally.
 
     Returns:
         The groups to remove; empty if the network needs every one of them.
     """
-    # Sets of groups are integers, bit g for group g: unions and comparisons of thousands of groups stay quick.
+    # Sets of groups are integers, to which each group contributes bits of its own, as many as it counts: unions and
+    # comparisons of thousands of groups stay quick.
+    masks = _disjoint_masks([1] * num_groups if sizes is None else _widths(sizes))
     keepers: list[list[int]] = []
     for (senders, additive, num_external), group in zip(_segments(topology), topology.group.tolist(), strict=True):
         alternatives = [keepers[sender] for sender in senders]
@@ -91,16 +94,16 @@ def largest_removal(topology: SegmentTopology, num_groups: int) -> tuple[int, ..
             fed = [0]
         else:
             fed = _smallest(kept for sender in alternatives for kept in sender)
-        keepers.append([kept | 1 << group for kept in fed] if group >= 0 else fed)
+        keepers.append([kept | masks[group] for kept in fed] if group >= 0 else fed)
     kept = _needing_all([keepers[output] for output in topology.outputs])[0]
-    removed = np.array([not kept >> group & 1 for group in range(num_groups)], dtype=bool)
-    bits = [1 << group if group >= 0 else 0 for group in topology.group.tolist()]
+    removed = np.array([not kept & mask for mask in masks], dtype=bool)
+    bits = [masks[group] if group >= 0 else 0 for group in topology.group.tolist()]
     while True:
         needed = _sole_killers(topology, bits, removed)
-        spare = [group for group in range(num_groups) if not removed[group] and not needed >> group & 1]
+        spare = [group for group in range(num_groups) if not removed[group] and not needed & masks[group]]
         if not spare:
             return tuple(np.flatnonzero(removed).tolist())
-        removed[spare[0]] = True
+        removed[max(spare, key=lambda group: masks[group].bit_count())] = True
 
 
 def critical_segments(topology: SegmentTopology) -> np.ndarray:
@@ -109,135 +112,6 @@ def critical_segments(topology: SegmentTopology) -> np.ndarray:
     nothing = np.zeros(topology.group.max(initial=-1) + 1, bool)
     killers = _sole_killers(topology, [1 << segment for segment in range(num_segments)], nothing)
     return np.array([killers >> segment & 1 for segment in range(num_segments)], dtype=bool)
-
-
-def select_redundant(
-    topology: SegmentTopology,
-    critical: ArrayLike,
-    scores: jax.Array,
-    num_redundant: int,
-    fallback: jax.Array,
-    accepted: jax.Array,
-) -> jax.Array:
-    """Returns a valid set of `num_redundant` groups, chosen greedily by falling score.
-
-    Groups are visited by falling score (ties: the lower index first; NaN last) and accepted if the network stays valid
-    without them and all those accepted before, as in H2SPG (arXiv 2305.18030, section 3.2). Valid sets are closed under
-    taking subsets but are no matroid, so the greedy order can end in a set that is maximal and yet too small: then the
-    best-scoring members of `fallback` are taken. Pure and without host callbacks: runs inside `jax.jit`, and equal on
-    every device that holds equal scores.
-
-    Args:
-        topology: the segment graph; its arrays may be traced.
-        critical: `critical_segments(topology)`, bool `[num_segments]`; a visit ends as soon as one of them dies.
-        scores: float `[num_groups]`, larger is removed sooner.
-        num_redundant: how many groups to select.
-        fallback: bool `[num_groups]`, a valid set of at least `num_redundant` groups that contains `accepted`.
-        accepted: bool `[num_groups]`, a valid set of at most `num_redundant` groups that must be part of the result.
-
-    Returns:
-        The selected groups, bool `[num_groups]`.
-    """
-    order = falling_order(scores, accepted)
-    selected = _select_greedily(topology, jnp.asarray(critical), order, num_redundant)
-    return jnp.where(jnp.sum(selected) == num_redundant, selected, first_in_order(order, fallback, num_redundant))
-
-
-def falling_order(scores: jax.Array, accepted: jax.Array) -> jax.Array:
-    """Returns the group indices, those in `accepted` first, then by falling score, ties by index, NaN last.
-
-    Args:
-        scores: float `[num_groups]`.
-        accepted: bool `[num_groups]`.
-    """
-    return jnp.lexsort((-scores, ~accepted))
-
-
-def first_in_order(order: jax.Array, eligible: jax.Array, num: int | jax.Array) -> jax.Array:
-    """Returns the first `num` groups of `order` among the `eligible` ones, bool `[num_groups]`.
-
-    Args:
-        order: int `[num_groups]`, group indices.
-        eligible: bool `[num_groups]`.
-        num: how many to take; fewer are taken if fewer are eligible.
-    """
-    candidates = eligible[order]
-    taken = candidates & (jnp.cumsum(candidates) <= num)
-    return jnp.zeros_like(eligible).at[order].set(taken)
-
-
-class _Search(NamedTuple):
-    """State of the greedy selection.
-
-    Attributes:
-        position: int32, place in the order of the group to visit next.
-        selected: bool `[num_groups]`, accepted groups.
-        alive: bool `[num_segments]`, what is alive without them.
-        critical: bool `[num_segments]`, segments known to be needed by an output whatever else is accepted.
-    """
-
-    position: jax.Array
-    selected: jax.Array
-    alive: jax.Array
-    critical: jax.Array
-
-
-def _select_greedily(topology: SegmentTopology, critical: jax.Array, order: jax.Array, num_redundant: int) -> jax.Array:
-    """Returns the groups that the greedy visit in `order` accepts until it has `num_redundant`, bool `[num_groups]`."""
-    num_groups = order.shape[0]
-
-    def unfinished(search: _Search) -> jax.Array:
-        return (search.position < num_groups) & (jnp.sum(search.selected) < num_redundant)
-
-    def visit(search: _Search) -> _Search:
-        group = order[search.position]
-        own = topology.group == group
-        alive = _spread_death(topology, search.alive & ~own, search.critical)
-        valid = ~jnp.any(search.critical & ~alive)
-        return _Search(
-            search.position + 1,
-            search.selected.at[group].set(valid),
-            jnp.where(valid, alive, search.alive),
-            # Removals only ever add up: what could not be spared now can never be, and later visits end as soon as
-            # they reach it.
-            search.critical | (own & ~valid),
-        )
-
-    start = _Search(
-        jnp.int32(0),
-        jnp.zeros(num_groups, bool),
-        jnp.ones_like(critical),
-        critical,
-    )
-    return jax.lax.while_loop(unfinished, visit, start).selected
-
-
-def _spread_death(topology: SegmentTopology, alive: jax.Array, critical: jax.Array) -> jax.Array:
-    """Returns what is still alive once death has spread, or has reached a critical segment, bool `[num_segments]`.
-
-    Args:
-        topology: the segment graph.
-        alive: bool `[num_segments]`, segments not yet known to be dead.
-        critical: bool `[num_segments]`, segments whose death makes the rest of the answer irrelevant.
-    """
-    num_segments = alive.shape[0]
-
-    def count_inputs(sending: jax.Array) -> jax.Array:
-        return jax.ops.segment_sum(sending.astype(jnp.int32), topology.receivers, num_segments)
-
-    num_inputs = count_inputs(jnp.ones_like(topology.senders))
-
-    def spreading(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
-        alive, changed = carry
-        return changed & jnp.all(alive | ~critical)
-
-    def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        alive, _ = carry
-        num_alive = count_inputs(alive[topology.senders])
-        fed = jnp.where(topology.additive, num_alive + topology.num_external > 0, num_alive == num_inputs)
-        return alive & fed, jnp.any(alive & ~fed)
-
-    return jax.lax.while_loop(spreading, step, (alive, jnp.bool_(True)))[0]
 
 
 def _segments(topology: SegmentTopology) -> list[tuple[list[int], bool, int]]:
@@ -271,6 +145,18 @@ def _sole_killers(topology: SegmentTopology, bits: list[int], removed: np.ndarra
             shared = 0 if num_external else reduce(and_, inputs, _ALL)
         killers.append(_ALL if gone else shared | bit)
     return reduce(or_, [killers[output] for output in topology.outputs], 0)
+
+
+def _widths(sizes: Sequence[int]) -> list[int]:
+    """Returns numbers of bits, at least 1, in proportion to the sizes."""
+    unit = max([1, *sizes]) / _MAX_WIDTH
+    return [max(1, round(size / unit)) for size in sizes]
+
+
+def _disjoint_masks(widths: list[int]) -> list[int]:
+    """Returns integers of as many bits as asked for, no two of which share one."""
+    ends = np.cumsum(widths).tolist()
+    return [(1 << end) - (1 << end - width) for end, width in zip(ends, widths, strict=True)]
 
 
 def _needing_all(alternatives: list[list[int]]) -> list[int]:

@@ -347,7 +347,9 @@ def test_without_guarantee_the_norms_are_left_to_the_method():
     assert int(state.redundant.sum()) == 3 and not state.zero.all()
 
 
-@pytest.mark.parametrize(("options", "valid"), [({}, True), ({"hierarchical": False}, False)])
+@pytest.mark.parametrize(
+    ("options", "valid"), [({}, True), ({"hierarchical": False}, False), ({"hierarchical": False, "periods": 3}, False)]
+)
 def test_only_hierarchical_selection_respects_validity(options, valid):
     # The score prefers conv7 and conv8, whose sum nothing can replace.
     def score(stats):
@@ -691,7 +693,11 @@ def test_state_must_be_there_once(make):
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"target_groups": None}, ArgumentError, "exactly one of target_groups and target_sparsity"),
+        (
+            {"target_groups": None},
+            ArgumentError,
+            "expected exactly one of target_groups, target_sparsity, target_params, target_macs, got none",
+        ),
         ({"target_groups": 4}, TargetError, "cannot remove 4 of 5 groups .* at most 3 can go"),
         ({"target_groups": 0}, TargetError, "at least 1"),
         ({"target_groups": 1.5}, ArgumentError, "target_groups must be an int"),

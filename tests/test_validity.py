@@ -1,6 +1,7 @@
 """Validity and selection, each against the slow and obvious version of itself."""
 
-from itertools import combinations
+from functools import partial
+from itertools import combinations, product
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +9,9 @@ import numpy as np
 import pytest
 
 from jasgnas import validity
-from jasgnas.validity import (
-    SegmentTopology,
-    alive_segments,
-    critical_segments,
-    falling_order,
-    first_in_order,
-    is_valid,
-    largest_removal,
-    select_redundant,
-)
+from jasgnas.selection import SizeCosts, falling_order, select_redundant, take_number, take_to_size, to_digits
+from jasgnas.topology import SegmentCosts, subnet_size
+from jasgnas.validity import SegmentTopology, alive_segments, critical_segments, is_valid, largest_removal
 
 
 def make_topology(segments, outputs):
@@ -102,15 +96,19 @@ def brute_alive(topology, removed):
     return alive
 
 
-def brute_greedy(topology, scores, num_redundant, accepted):
-    """Sorts, tries, keeps; looks at every output each time."""
-    visits = sorted(range(len(scores)), key=lambda g: (not accepted[g], np.isnan(scores[g]), -scores[g], g))
-    removed = np.zeros(len(scores), bool)
-    for group in visits:
-        if removed.sum() < num_redundant:
-            removed[group] = True
-            removed[group] = brute_alive(topology, removed)[topology.outputs].all()
-    return removed
+def brute_greedy(topology, scores, is_enough, fallback, accepted):
+    """Sorts, tries, keeps, judging on the host. Also returns whether the fallback was needed."""
+    num_groups = len(scores)
+    visits = sorted(range(num_groups), key=lambda g: (not accepted[g], np.isnan(scores[g]), -scores[g], g))
+    for eligible in (np.ones(num_groups, bool), fallback):
+        removed = accepted.copy()
+        for group in visits:
+            if not is_enough(removed) and eligible[group]:
+                removed[group] = True
+                removed[group] = accepted[group] or is_valid(topology, removed)
+        if is_enough(removed):
+            return removed, eligible is fallback
+    raise AssertionError("the fallback must be enough")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +184,20 @@ def test_largest_removal_is_maximal_even_if_it_forgets_alternatives(monkeypatch)
     assert largest_removal(topology, 3) == (0, 2)
 
 
+def test_largest_removal_is_largest_by_size_on_small_graphs():
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        topology = random_topology(rng, 14, 6)
+        sizes = rng.permutation([64, *rng.integers(1, 65, 5)])
+        removed = np.isin(np.arange(6), largest_removal(topology, 6, sizes.tolist()))
+        subsets = np.array(list(product([False, True], repeat=6)))
+        if is_valid(topology, removed):
+            largest = max(sizes @ subset for subset in subsets if is_valid(topology, subset))
+            assert sizes @ removed == largest
+        else:
+            assert not is_valid(topology, np.zeros(6, bool))
+
+
 def test_largest_removal_with_many_equal_alternatives():
     # Twelve pairs of addends, each sum alone in a product: 2¹² sets of groups keep the output alive.
     pairs = [([], False, 1, group) for group in range(24)]
@@ -194,49 +206,40 @@ def test_largest_removal_with_many_equal_alternatives():
     assert len(largest_removal(topology, 24)) == 12
 
 
-def test_selection_matches_brute_force_greedy():
-    num_graphs, num_segments, num_groups = 2000, 14, 7
-    rng = np.random.default_rng(3)
-    topologies, cases = [], []
-    while len(topologies) < num_graphs:
-        topology = random_topology(rng, num_segments, num_groups)
-        largest = np.isin(np.arange(num_groups), largest_removal(topology, num_groups))
-        if largest.any():
-            topologies.append(topology)
-            num_redundant = rng.choice([rng.integers(1, largest.sum() + 1), largest.sum()])
-            # Few distinct scores, so that ties are common, and now and then NaN.
-            scores = rng.choice([0.0, 0.5, 1.0, 2.0, np.inf, np.nan], num_groups, p=[0.2, 0.2, 0.2, 0.2, 0.1, 0.1])
-            accepted = first_members(rng.permutation(num_groups), largest, rng.choice([0, num_redundant // 2]))
-            cases.append((scores, num_redundant, largest, accepted))
+NUM_SEGMENTS, NUM_GROUPS = 14, 7
 
-    # One compilation for all graphs: edges are padded with edges into an extra segment that nothing reads.
+
+def random_cases(rng, num_cases):
+    """Random graphs with scores, a fallback and a part of it that is accepted already."""
+    cases = []
+    while len(cases) < num_cases:
+        topology = random_topology(rng, NUM_SEGMENTS, NUM_GROUPS)
+        largest = np.isin(np.arange(NUM_GROUPS), largest_removal(topology, NUM_GROUPS))
+        if largest.any():
+            # Few distinct scores, so that ties are common, and now and then NaN.
+            scores = rng.choice([0.0, 0.5, 1.0, 2.0, np.inf, np.nan], NUM_GROUPS, p=[0.2, 0.2, 0.2, 0.2, 0.1, 0.1])
+            accepted = np.zeros(NUM_GROUPS, bool)
+            accepted[rng.choice(np.flatnonzero(largest), rng.choice([0, largest.sum() // 2]), replace=False)] = True
+            cases.append((topology, scores, largest, accepted))
+    return cases
+
+
+def select_in_all(cases, take, targets):
+    """Selects in all graphs with one compilation: `take(topology, order, eligible, target)`, targets stacked."""
+    topologies, *vectors = zip(*cases, strict=True)
     num_edges = max(topology.senders.size for topology in topologies)
     padded = [pad_topology(topology, num_edges, 3) for topology in topologies]
-    select = jax.jit(jax.vmap(select_redundant))
-    selected = select(
-        jax.tree.map(lambda *arrays: np.stack(arrays), *padded),
-        np.stack([np.append(critical_segments(topology), False) for topology in topologies]),
-        *(np.stack(values) for values in zip(*cases, strict=True)),
-    )
+    critical = [np.append(critical_segments(topology), False) for topology in topologies]
 
-    num_short = 0
-    for topology, (scores, num_redundant, largest, accepted), found in zip(topologies, cases, selected, strict=True):
-        expected = brute_greedy(topology, scores, num_redundant, accepted)
-        if expected.sum() < num_redundant:
-            num_short += 1
-            visits = sorted(np.flatnonzero(largest), key=lambda g: (not accepted[g], np.isnan(scores[g]), -scores[g]))
-            expected = np.isin(np.arange(num_groups), visits[:num_redundant])
-        np.testing.assert_array_equal(found, expected)
-        assert is_valid(topology, np.asarray(found))
-    assert num_short > 10  # the fallback was needed, and compared, often enough
+    def select(topology, critical, target, scores, fallback, accepted):
+        return select_redundant(topology, critical, scores, partial(take, topology, target), fallback, accepted)
 
-
-def first_members(order, eligible, num):
-    """The first `num` groups of `order` that are eligible, as a mask."""
-    return np.isin(np.arange(eligible.size), [group for group in order if eligible[group]][:num])
+    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *padded)
+    return jax.jit(jax.vmap(select))(stacked, np.stack(critical), targets, *map(np.stack, vectors))
 
 
 def pad_topology(topology, num_edges, num_outputs):
+    """The same graph with further edges into an extra segment that nothing reads, and outputs repeated."""
     extra = topology.group.size
     missing = num_edges - topology.senders.size
     return SegmentTopology(
@@ -249,10 +252,91 @@ def pad_topology(topology, num_edges, num_outputs):
     )
 
 
+def test_selection_of_a_number_matches_brute_force_greedy():
+    rng = np.random.default_rng(3)
+    cases = random_cases(rng, 2000)
+    targets = np.array([
+        rng.choice([rng.integers(max(1, accepted.sum()), largest.sum() + 1), *[largest.sum()] * 3])
+        for _, _, largest, accepted in cases
+    ])  # fmt: skip
+    selected = select_in_all(cases, lambda topology, num, order, eligible: take_number(order, eligible, num), targets)
+    num_short = 0
+    for (topology, scores, largest, accepted), num, found in zip(cases, targets, selected, strict=True):
+        expected, is_short = brute_greedy(
+            topology, scores, lambda removed, num=num: removed.sum() == num, largest, accepted
+        )
+        np.testing.assert_array_equal(found, expected)
+        assert is_valid(topology, np.asarray(found))
+        num_short += is_short
+    assert num_short > 10  # the fallback was needed, and compared, often enough
+
+
+def random_costs(rng, topology):
+    """Costs of all magnitudes; savings are part of what their segments cost."""
+    num_segments, num_savings = topology.group.size, 5
+    sizes = (10 ** rng.uniform(0, 13, (2, num_segments))).astype(np.int64)
+    savings = (10 ** rng.uniform(0, 13, (2, num_savings))).astype(np.int64)
+    segments, groups = rng.integers(0, num_segments, num_savings), rng.integers(0, NUM_GROUPS, num_savings)
+    for size, saving in zip(sizes, savings, strict=True):
+        np.add.at(size, segments, saving)
+    passes_zeros = rng.random(topology.senders.size) < 0.7
+    return SegmentCosts(*sizes, int(rng.integers(0, 100)), passes_zeros, segments, groups, *savings)
+
+
+def test_selection_to_a_size_matches_brute_force_greedy():
+    rng = np.random.default_rng(4)
+    cases, all_costs, sizes = [], [], []
+    for case in random_cases(rng, 1000):
+        topology, _, largest, _ = case
+        costs = random_costs(rng, topology)
+        least, full = (subnet_size(topology, costs, removed)[1] for removed in (largest, np.zeros(NUM_GROUPS, bool)))
+        if least < full:
+            cases.append(case)
+            all_costs.append(costs)
+            sizes.append(rng.choice([least, full - 1, rng.integers(least, full)]))
+    assert len(cases) > 500
+    num_edges = max(topology.senders.size for topology, *_ in cases)
+    size_costs = [
+        SizeCosts(
+            np.append(costs.passes_zeros, np.zeros(num_edges - costs.passes_zeros.size, bool)),
+            to_digits(np.append(costs.macs, 0)),
+            costs.saving_segment,
+            costs.saving_group,
+            to_digits(costs.saving_macs),
+        )
+        for costs in all_costs
+    ]
+    selected = select_in_all(
+        cases,
+        lambda topology, target, order, eligible: take_to_size(topology, target[0], order, eligible, target[1]),
+        (jax.tree.map(lambda *arrays: np.stack(arrays), *size_costs), to_digits(sizes)),
+    )
+    num_short = 0
+    for (topology, scores, largest, accepted), costs, size, found in zip(
+        cases, all_costs, sizes, selected, strict=True
+    ):
+        expected, is_short = brute_greedy(
+            topology,
+            scores,
+            lambda removed, topology=topology, costs=costs, size=size: subnet_size(topology, costs, removed)[1] <= size,
+            largest,
+            accepted,
+        )
+        np.testing.assert_array_equal(found, expected)
+        assert is_valid(topology, np.asarray(found))
+        num_short += is_short
+    assert num_short > 10
+
+
 def test_selection_refuses_the_second_addend_of_demo_net():
     scores = jnp.array([0.1, 0.2, 0.3, 1.0, 0.9])  # conv7 first, so conv8 must be refused
     selected = select_redundant(
-        DEMO_NET, critical_segments(DEMO_NET), scores, 3, jnp.zeros(5, bool), jnp.zeros(5, bool)
+        DEMO_NET,
+        critical_segments(DEMO_NET),
+        scores,
+        partial(take_number, num=3),
+        jnp.zeros(5, bool),
+        jnp.zeros(5, bool),
     )
     assert np.flatnonzero(selected).tolist() == [1, 2, 3]
 
@@ -263,7 +347,9 @@ def test_order_puts_accepted_first_and_nan_last_and_breaks_ties_by_index():
     assert falling_order(scores, accepted).tolist() == [5, 4, 1, 3, 2, 0]
 
 
-def test_first_in_order_takes_what_there_is():
+@pytest.mark.parametrize(("num", "expected", "is_met"), [(2, [True, False, False, True], True), (9, [True] * 4, False)])
+def test_a_number_is_taken_in_order_from_what_there_is(num, expected, is_met):
     order, eligible = jnp.array([2, 0, 3, 1]), jnp.array([True, True, False, True])
-    assert first_in_order(order, eligible, 2).tolist() == [True, False, False, True]
-    assert first_in_order(order, eligible, 9).tolist() == eligible.tolist()
+    taken, found = take_number(order, eligible, num)
+    assert taken.tolist() == (np.array(expected) & np.asarray(eligible)).tolist()
+    assert bool(found) is is_met

@@ -1,0 +1,142 @@
+"""Where the groups lie in a tree of parameters, and the two passes over it: sums over the groups, and their moves.
+
+All that H2SPG does to arrays as large as the parameters is here; what it does to the groups is in `h2spg.py`.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jasgnas.errors import TreeMismatchError
+from jasgnas.pytree import leaves_by_path
+
+if TYPE_CHECKING:
+    from jasgnas.space import SearchSpace
+
+
+class GroupedLeaf(NamedTuple):
+    """Where the groups lie in a leaf.
+
+    Attributes:
+        position: place of the leaf among the leaves of the tree.
+        axis: axis that the leaf is divided along, or None if the whole of it is in one group.
+        ids: int `[length of axis]`, or `[1]`: the group of each entry along the axis; `num_groups` where there is none.
+    """
+
+    position: int
+    axis: int | None
+    ids: np.ndarray
+
+
+class GroupLayout(NamedTuple):
+    """Where the groups lie in a tree of parameters.
+
+    Attributes:
+        leaves: the leaves that hold groups.
+        num_groups: number of groups.
+        dtype: dtype to compute norms in, at least float32.
+    """
+
+    leaves: tuple[GroupedLeaf, ...]
+    num_groups: int
+    dtype: Any
+
+
+class GroupSums(NamedTuple):
+    """Inner products of parameters x and updates u over each group, float `[num_groups]` each."""
+
+    x_x: jax.Array
+    x_u: jax.Array
+    u_u: jax.Array
+
+
+class GroupMoves(NamedTuple):
+    """What becomes of each group, `[num_groups]` each.
+
+    Attributes:
+        scale: float, factor on the update u.
+        shift: float, factor on the parameters x: the group's update is `scale·u + shift·x`.
+        zero: bool, the group is to be exactly zero instead.
+    """
+
+    scale: jax.Array
+    shift: jax.Array
+    zero: jax.Array
+
+
+def lay_out(space: "SearchSpace", params: optax.Params) -> GroupLayout:
+    """Returns where the groups of the space lie in the parameters. Looks at paths, shapes and dtypes only.
+
+    Raises:
+        TreeMismatchError: lists every grouped leaf that is missing or has another shape.
+    """
+    found = {path: (position, leaf) for position, (path, leaf) in enumerate(leaves_by_path(params).items())}
+    num_groups = len(space.groups)
+    shapes = {leaf.path: tuple(leaf.shape) for leaf in space.leaves}
+    grouped: dict[str, GroupedLeaf] = {}
+    dtypes, faults = [], []
+    for part, index in ((part, group.index) for group in space.groups for part in group.slices):
+        path, shape = part.path, shapes[part.path]
+        # In a Linen tree of variables the parameters lie one level down.
+        full_path = path if path in found else f"params/{path}"
+        if full_path not in found:
+            faults.append(f"{path} is missing")
+            continue
+        position, leaf = found[full_path]
+        dtypes.append(leaf.dtype)
+        if np.shape(leaf) != shape:
+            faults.append(f"{path} has shape {np.shape(leaf)} instead of {shape}")
+        elif part.axis is None:
+            grouped[path] = GroupedLeaf(position, None, np.array([index]))
+        else:
+            outside = np.full(shape[part.axis], num_groups)
+            grouped.setdefault(path, GroupedLeaf(position, part.axis, outside)).ids[part.start : part.stop] = index
+    # A tree without leaves is what `optax.tree_map_params` finds out with which states are shaped like the parameters.
+    if faults and found:
+        raise TreeMismatchError(
+            f"the parameters do not belong to the search space: {'; '.join(dict.fromkeys(faults))}. Expected the "
+            "parameters of the network that the space was made from"
+        )
+    return GroupLayout(tuple(grouped.values()), num_groups, jnp.result_type(jnp.float32, *dtypes))
+
+
+def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array]) -> GroupSums:
+    """Returns the inner products over each group, in one pass over the grouped leaves of parameters and updates."""
+    partial_sums, ids = [], []
+    for leaf in layout.leaves:
+        x, u = xs[leaf.position].astype(layout.dtype), us[leaf.position].astype(layout.dtype)
+        axes = tuple(axis for axis in range(x.ndim) if axis != leaf.axis)
+        sums = jnp.stack([jnp.sum(each, axes).reshape(-1) for each in (x * x, x * u, u * u)], axis=1)
+        groups = np.setdiff1d(leaf.ids, layout.num_groups)
+        if leaf.axis is not None:
+            # Where the axis is sharded, devices thus exchange one sum per group and not the whole axis.
+            sums = jnp.sum(jnp.where((groups[:, None] == leaf.ids)[..., None], sums, 0), axis=1)
+        partial_sums.append(sums)
+        ids.append(groups)
+    totals = jax.ops.segment_sum(jnp.concatenate(partial_sums), np.concatenate(ids), layout.num_groups)
+    return GroupSums(*totals.T)
+
+
+def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], moves: GroupMoves) -> list[jax.Array]:
+    """Returns the leaves of the updates, changed where there are groups.
+
+    Args:
+        layout: where the groups lie.
+        xs: leaves of the parameters.
+        us: leaves of the updates.
+        moves: what becomes of each group.
+    """
+    # The last entry is for what lies in no group.
+    scale, shift, zero = jnp.append(moves.scale, 1), jnp.append(moves.shift, 0), jnp.append(moves.zero, False)
+    moved = list(us)
+    for leaf in layout.leaves:
+        x, u = xs[leaf.position], us[leaf.position]
+        shape = [length if axis == leaf.axis else 1 for axis, length in enumerate(x.shape)]
+        scale_of, shift_of, is_zero = (values[leaf.ids].reshape(shape) for values in (scale, shift, zero))
+        # Selected, not multiplied: x − x is exactly zero in every dtype, even where u is not finite. The update has the
+        # wider of the two dtypes for the same reason.
+        moved[leaf.position] = jnp.where(is_zero, -x, scale_of * u + shift_of * x).astype(jnp.result_type(x, u))
+    return moved

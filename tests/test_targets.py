@@ -1,0 +1,171 @@
+"""Targets in parameters and multiply-adds: what `h2spg` leaves of a network, counted in the constructed sub-network."""
+
+from functools import cache
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from networks import build
+
+import jasgnas
+from jasgnas import ArgumentError, TargetError
+from jasgnas.h2spg import DONE, h2spg, h2spg_state
+from jasgnas.targets import resolve_target
+from jasgnas.topology import SegmentCosts, subnet_size
+from jasgnas.validity import SegmentTopology
+from models.demo_net import DemoNet
+from models.stacked_unets import StackedUnets
+
+CHANNELS = {DemoNet: 1, StackedUnets: 3}
+COUNTS = {
+    "target_params": lambda model, x: jasgnas.count_params(model),
+    "target_macs": lambda model, x: jasgnas.count_macs(model, x),
+}
+
+
+@cache
+def network(cls):
+    """A small network, its input and its search space."""
+    model, x = build(cls, width=0.1), jax.ShapeDtypeStruct((2, 8, 8, CHANNELS[cls]), jnp.float32)
+    return model, x, jasgnas.search_space(model, x)
+
+
+def order_of(scores):
+    """A score that prefers groups in this order, whatever their parameters."""
+    return lambda stats: jnp.asarray(scores) + 0 * stats.x_norm
+
+
+def train(tx, params, num_steps):
+    """Steps without gradients, so that only H2SPG moves the parameters; the state after each of them."""
+    step = jax.jit(lambda params, state: tx.update(jax.tree.map(jnp.zeros_like, params), state, params))
+    state, states = tx.init(params), []
+    for _ in range(num_steps):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+        states.append(h2spg_state(state))
+    return params, states
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("cls", [DemoNet, StackedUnets])
+def test_subnet_meets_the_budget_with_no_group_too_many(cls, name):
+    model, x, space = network(cls)
+    kind = list(COUNTS).index(name)
+    scores = np.random.default_rng(len(space.groups)).permutation(len(space.groups)).astype(np.float32)
+    full, least = COUNTS[name](model, x), space.subnet_size(space.largest_removal)[kind]
+    target = (2 * full + least) // 3
+    tx = h2spg(space, learning_rate=0.1, warmup_steps=1, projection_steps=1, score=order_of(scores), **{name: target})
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params, states = train(tx, params, 2)
+    redundant = np.flatnonzero(states[-1].redundant)
+    assert int(states[-1].phase) == DONE and space.is_valid(redundant)
+    subnet = jasgnas.construct_subnet(space, nnx.merge(graphdef, params, rest))
+    assert COUNTS[name](subnet, x) <= target < full
+    last = min(redundant, key=lambda group: scores[group])
+    assert space.subnet_size(set(redundant.tolist()) - {last})[kind] > target
+
+
+# A chain of blocks, each a group beside a shortcut: block i costs 10^i parameters, and multiply-adds beyond int32.
+NUM_BLOCKS = 5
+CHAIN = SimpleNamespace(
+    topology=SegmentTopology(
+        senders=np.array([s for i in range(NUM_BLOCKS) for s in (2 * i, 2 * i, 2 * i + 1)], np.int32),
+        receivers=np.array([r for i in range(NUM_BLOCKS) for r in (2 * i + 1, 2 * i + 2, 2 * i + 2)], np.int32),
+        additive=np.array([False, *[False, True] * NUM_BLOCKS]),
+        num_external=np.array([1] + [0] * 2 * NUM_BLOCKS, np.int32),
+        outputs=np.array([2 * NUM_BLOCKS], np.int32),
+        group=np.array([-1] + [g for i in range(NUM_BLOCKS) for g in (i, -1)], np.int32),
+    ),
+    costs=SegmentCosts(
+        params=np.array([7] + [p for i in range(NUM_BLOCKS) for p in (10**i, 0)]),
+        macs=np.array([7] + [p for i in range(NUM_BLOCKS) for p in (10 ** (i + 9), 0)]),
+        fixed_params=100,
+        passes_zeros=np.array([True, True, True] * NUM_BLOCKS),
+        saving_segment=np.zeros(0, np.int32),
+        saving_group=np.zeros(0, np.int32),
+        saving_params=np.zeros(0, np.int64),
+        saving_macs=np.zeros(0, np.int64),
+    ),
+    groups=tuple(
+        SimpleNamespace(index=i, num_params=4, slices=(SimpleNamespace(path=str(i), axis=None, start=0, stop=0),))
+        for i in range(NUM_BLOCKS)
+    ),
+    leaves=tuple(SimpleNamespace(path=str(i), shape=(4,)) for i in range(NUM_BLOCKS)),
+)
+CHAIN.subnet_size = lambda groups: subnet_size(
+    CHAIN.topology, CHAIN.costs, np.isin(np.arange(NUM_BLOCKS), list(groups))
+)
+CHAIN_PARAMS = {str(i): jnp.ones(4) for i in range(NUM_BLOCKS)}
+
+
+def make_chain_h2spg(**options):
+    return h2spg(CHAIN, **{"learning_rate": 0.1, "warmup_steps": 1, "projection_steps": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("target_params", 11_217, [0]),
+        ("target_params", 11_216, [0, 1]),
+        ("target_params", 107, [0, 1, 2, 3, 4]),
+        ("target_macs", 7 + 11_111 * 10**9 - 1, [0]),
+        ("target_macs", 7 + 11_100 * 10**9, [0, 1]),
+        ("target_macs", 7 + 11_100 * 10**9 - 1, [0, 1, 2]),
+    ],
+)
+@pytest.mark.parametrize("hierarchical", [True, False])
+def test_budgets_are_exact_to_the_last_unit(name, size, expected, hierarchical):
+    target = resolve_target(CHAIN, {name: size}, 1, hierarchical)
+    taken, is_met = target.take(-1)(jnp.arange(NUM_BLOCKS), jnp.ones(NUM_BLOCKS, bool))
+    assert bool(is_met) and np.flatnonzero(taken).tolist() == expected
+
+
+def test_smallest_network_need_not_be_without_most_groups():
+    # One large group, or two small ones side by side in a chain of their own: the output needs either.
+    topology = SegmentTopology(
+        senders=np.array([0, 0, 2, 1, 3], np.int32),
+        receivers=np.array([1, 2, 3, 4, 4], np.int32),
+        additive=np.array([False, False, False, False, True]),
+        num_external=np.array([1, 0, 0, 0, 0], np.int32),
+        outputs=np.array([4], np.int32),
+        group=np.array([-1, 0, 1, 2, -1], np.int32),
+    )
+    nothing = np.zeros(0, np.int32)
+    costs = SegmentCosts(
+        np.array([5, 900, 10, 10, 0]), np.zeros(5, int), 0, np.ones(5, bool), nothing, nothing, nothing, nothing
+    )
+    space = SimpleNamespace(topology=topology, costs=costs, groups=CHAIN.groups[:3])
+    space.subnet_size = lambda groups: subnet_size(topology, costs, np.isin(np.arange(3), list(groups)))
+    assert resolve_target(space, {"target_groups": 2}, 1, True).reachable == (1, 2)
+    assert resolve_target(space, {"target_params": 25}, 1, True).reachable == (0,)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"target_params": 106}, TargetError, "target_params=106: the smallest .* has 107 of its 11,218 parameters"),
+        ({"target_macs": 6}, TargetError, "the smallest .* has 7 of its 11,111,000,000,007 multiply-adds"),
+        ({"target_params": 11_218}, TargetError, "nothing has to go .* the full network has 11,218 parameters"),
+        ({"target_params": 0}, ArgumentError, "target_params must be an int, at least 1, got 0"),
+        ({"target_macs": 1e9}, ArgumentError, "target_macs must be an int"),
+        ({"target_params": jnp.int32(200)}, ArgumentError, "static_args"),
+        ({"target_params": 200, "target_macs": 200}, ArgumentError, "exactly one of .*, got target_params=200, target"),
+        ({"target_params": 200, "periods": 5}, ArgumentError, "projection_steps must be an int, at least 5"),
+    ],
+    ids=str,
+)
+def test_budgets_are_checked(options, error, match):
+    with pytest.raises(error, match=match):
+        make_chain_h2spg(**options)
+
+
+def test_rounds_keep_what_has_gone_already():
+    tx = make_chain_h2spg(score=order_of([1.0, 2, 3, 4, 0]), periods=2, target_macs=7 + 10_000 * 10**9)
+    _, states = train(tx, CHAIN_PARAMS, 6)
+    # 556e9 are gone with group 3 alone, the rest takes all others but the last.
+    assert [np.flatnonzero(state.redundant).tolist() for state in states] == [[], [3], [3], *[[0, 1, 2, 3]] * 3]
+    assert [int(state.phase) for state in states] == [0, 1, 1, 1, DONE, DONE]
