@@ -194,7 +194,7 @@ def h2spg(
             )
         else:
             planned = jnp.ones(num_groups, bool)
-        share, _ = target.take(rounds.index(state.step))(falling_order(state.scores, state.redundant), planned)
+        share, _ = target.take(rounds.number(state.step))(falling_order(state.scores, state.redundant), planned)
         redundant = state.redundant | share
         return state._replace(planned=planned, redundant=redundant, start_norms=norms)
 
@@ -322,10 +322,10 @@ class _Rounds(NamedTuple):
     def fraction_left(self, step: jax.Array) -> jax.Array:
         """Returns the part of the round's updates that comes after this one, exactly 0 from the last one on."""
         lengths = jnp.asarray(np.diff(self.starts))
-        left = jnp.asarray(self.starts[1:])[self.index(step)] - 1 - step
-        return jnp.maximum(left, 0) / lengths[self.index(step)]
+        left = jnp.asarray(self.starts[1:])[self.number(step)] - 1 - step
+        return jnp.maximum(left, 0) / lengths[self.number(step)]
 
-    def index(self, step: jax.Array) -> jax.Array:
+    def number(self, step: jax.Array) -> jax.Array:
         """Returns the number of the round that this update belongs to, the nearest one outside all rounds."""
         return jnp.clip(jnp.searchsorted(self.starts, step, side="right") - 1, 0, len(self.starts) - 2)
 
