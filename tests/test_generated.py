@@ -1,7 +1,7 @@
 """Networks that nobody thought of: random graphs of operators, each searched, reduced and compared.
 
-`JASGNAS_NETWORKS=5000 pytest tests/test_generated.py` tries as many. By default it is 60, in about a minute, most of
-which XLA spends on compiling operators at ever new shapes.
+By default there are 500, at about a second each, most of which XLA spends on compiling operators at ever new shapes;
+`JASGNAS_NETWORKS=5000 pytest -n auto tests/test_generated.py` tries more.
 """
 
 import os
@@ -20,7 +20,8 @@ from toy_models import conv, norm
 import jasgnas
 from jasgnas.jaxpr import Literal
 
-NUM_NETWORKS = int(os.environ.get("JASGNAS_NETWORKS", "60"))
+NUM_NETWORKS = int(os.environ.get("JASGNAS_NETWORKS", "500"))
+NUM_PARTS = 10
 BATCH = 6
 
 
@@ -237,11 +238,7 @@ def double_precision():
         yield
 
 
-@hypothesis.settings(
-    max_examples=NUM_NETWORKS, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
-)
-@hypothesis.given(network=networks(), seed=st.integers(0, 2**16))
-def test_generated_networks(network, seed):
+def check_network(network, seed):
     try:
         space = jasgnas.search_space(
             network, jax.ShapeDtypeStruct((BATCH, 4, 4, 3), jnp.float64), params=draw_params(network, seed)
@@ -262,6 +259,24 @@ def test_generated_networks(network, seed):
         assert_varied(network, space, removed, expected, x)
         if removed == largest:  # gradients take longest
             assert_nothing_idle(sub_fn, sub_params, x)
+
+
+@pytest.mark.parametrize("part", range(NUM_PARTS))
+def test_generated_networks(part):
+    """Each part draws networks of its own, the same ones every time, and can run on a core of its own."""
+
+    @hypothesis.seed(part)
+    @hypothesis.settings(
+        max_examples=-(-NUM_NETWORKS // NUM_PARTS),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(network=networks(), seed=st.integers(0, 2**16))
+    def check(network, seed):
+        check_network(network, seed)
+
+    check()
 
 
 def random_valid(space, seed):
