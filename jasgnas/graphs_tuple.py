@@ -17,9 +17,9 @@ def trace_graph(graph: Graph, segment_group: np.ndarray, num_params: Sequence[in
         num_params: trainable parameters of each operator.
 
     Returns:
-        A graph of `[num_operators]` nodes with the int features `kind` (position in `KINDS`), `num_params`, `macs`,
-        `group` (-1 for none), `segment`, and `[num_edges]` edges with the feature `operand`, the position of the
-        sender among the receiver's inputs.
+        A graph of `[num_operators]` nodes with the int features `kind` (0 stem, 1 joint, 2 accessory, 3 unknown),
+        `num_params`, `macs`, `group` (-1 for none), `segment`, and `[num_edges]` edges with the feature `operand`, the
+        position of the sender among the receiver's inputs.
     """
     segment = np.array([graph.segment_of[operator.index] for operator in graph.operators], np.int32)
     nodes: dict[str, np.ndarray] = {
