@@ -477,3 +477,28 @@ def test_linen_families_shrink_exactly(name):
         assert jax.tree.structure(updated) == jax.tree.structure({name: sub_variables[name] for name in updated})
         assert set(updated) <= set(full_updated)
         assert jasgnas.count_params(sub_variables) <= space.subnet_size(removed)[0] < jasgnas.count_params(variables)
+
+
+class HalfPrecision(nn.Module):
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8, dtype=self.dtype)(x)
+        for _ in range(2):
+            x = x + nn.Dense(8, dtype=self.dtype)(nn.relu(nn.Dense(8, dtype=self.dtype)(x)))
+        return nn.Dense(2, dtype=jnp.float32)(x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_computation_with_float32_parameters(dtype):
+    x = jnp.asarray(_random(0, 4, 3), jnp.float32)
+    module = HalfPrecision(dtype)
+    variables = module.init(jax.random.key(0), x)
+    space = jasgnas.search_space(module, x, variables=variables)
+    full = space.zero(variables, [1])
+    subnet, sub_variables = jasgnas.construct_subnet(space, full, verify=True)
+    assert {leaf.dtype for leaf in jax.tree.leaves(sub_variables)} == {jnp.dtype("float32")}
+    expected, found = module.apply(full, x), subnet.apply(sub_variables, x)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=4 * float(jnp.finfo(dtype).eps))
