@@ -18,7 +18,7 @@ import jasgnas
 import models
 
 CONTRACTIONS = ("conv_general_dilated", "dot_general")
-TABLE_WIDTH = 110
+TABLE_WIDTH = 124
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +140,11 @@ def measure(name: str, *, verify: bool) -> Row:
 def xla_cost(forward: Any, state: nnx.State, x: jax.ShapeDtypeStruct, jaxpr: Any) -> XlaCost:
     """Returns what XLA counts for a forward pass, given as a function and as its jaxpr."""
     # The code is never run, so it need not be fast.
-    options = {"xla_backend_optimization_level": 0}
+    options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
     compiled = jax.jit(forward).lower(state, x).compile(compiler_options=options)
     known: dict[str, float] = {}
     return XlaCost(
-        compiled.cost_analysis()["flops"],
+        _flops(compiled),
         contraction_flops(jaxpr, known, pad_first=False),
         contraction_flops(jaxpr, known, pad_first=True),
     )
@@ -170,10 +170,17 @@ def contraction_flops(jaxpr: Any, known: dict[str, float], *, pad_first: bool) -
                 params = params | {"padding": ((0, 0),) * len(params["padding"])}
             key = f"{operands} {params}"
             if key not in known:
-                lowered = jax.jit(lambda *args, bind=eqn.primitive.bind, params=params: bind(*args, **params))
-                known[key] = lowered.lower(*operands).cost_analysis()["flops"]
+                contraction = jax.jit(lambda *args, bind=eqn.primitive.bind, params=params: bind(*args, **params))
+                known[key] = _flops(contraction.lower(*operands))
             total += known[key]
     return total
+
+
+def _flops(stage: jax.stages.Lowered | jax.stages.Compiled) -> float:
+    """Returns the floating-point operations of XLA's cost analysis."""
+    cost = stage.cost_analysis()
+    assert cost is not None, "this backend of XLA has no cost analysis"
+    return cost["flops"]
 
 
 def _padded(operand: jax.ShapeDtypeStruct, params: dict[str, Any]) -> jax.ShapeDtypeStruct:
@@ -199,7 +206,8 @@ def sizes_table(rows: list[Row]) -> Table:
         "leaves\nM",
         "and\nM",
     )
-    table = Table("network", title="Networks and their search spaces", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title="Networks and their search spaces", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("network", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
