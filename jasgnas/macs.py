@@ -1,6 +1,7 @@
 """Multiply-adds of equations and programs."""
 
 import math
+from collections.abc import Sequence
 
 from jasgnas.jaxpr import Equation, Program, from_jaxpr
 
@@ -19,12 +20,23 @@ def equation_macs(eqn: Equation) -> int:
     return 0
 
 
-def program_macs(program: Program) -> int:
-    """Returns the multiply-adds of one evaluation of a program, calls included."""
+def program_macs(program: Program, constant: Sequence[bool] = ()) -> int:
+    """Returns the multiply-adds of one evaluation of a program, calls included.
+
+    What is computed from constants alone is computed once, when the program is compiled, and does not count.
+
+    Args:
+        program: the program.
+        constant: for each of its inputs, whether it is a constant; none is by default.
+    """
+    known = {*program.constants, *(var for var, fixed in zip(program.inputs, constant, strict=False) if fixed)}
     total = 0
     for eqn in program.equations:
-        if eqn.body is not None:
-            total += program_macs(eqn.body)
+        fixed = [not isinstance(atom, int) or atom in known for atom in eqn.inputs]
+        if all(fixed):
+            known.update(eqn.outputs)
+        elif eqn.body is not None:
+            total += program_macs(eqn.body, fixed)
         elif eqn.primitive == "scan":
             total += eqn.params["length"] * program_macs(from_jaxpr(eqn.params["jaxpr"]))
         else:
