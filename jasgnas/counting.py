@@ -37,6 +37,8 @@ def count_macs(
     """Returns the multiply-adds of one forward pass in inference mode: those of convolutions and matrix products.
 
     Arguments are those of `jasgnas.search_space`. Nothing is computed: the model is traced with abstract values.
+    Multiplications with padding count like all others; elementwise work and reductions do not. XLA's cost analysis of a
+    compiled pass does the opposite of both, so that half its count can lie on either side of this one.
 
     Args:
         model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
