@@ -4,6 +4,7 @@ A rule answers three questions about one primitive: which entries of the results
 operands are needed, and how the results are computed when only some entries are stored.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from jasgnas.jaxpr import Equation
@@ -35,7 +36,7 @@ class Rule:
         ]
 
 
-class PassThrough(Rule):
+class PassThrough(Rule, ABC):
     """Operators with one result whose axes are axes of their first operand, or mixtures that keep zeros.
 
     A subclass says where each operand axis ends up. Zeros follow the first operand.
@@ -44,9 +45,9 @@ class PassThrough(Rule):
     # Whether mixed axes are summed over, so that their zeros need not be put back.
     sums = False
 
+    @abstractmethod
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         """Returns, for each operand, the result axis that each of its axes becomes; None for a mixed axis."""
-        raise NotImplementedError
 
     def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
         """Tells whether the result is zero where the first operand is."""
