@@ -95,9 +95,10 @@ def measure_network(name: str, batch_size: int, steps: int) -> Table:
         for tx_name, tx in (("sgd", plain), ("h2spg", hybrid)):
             start = time.perf_counter()
             jitted = jax.jit(partial(step, tx), donate_argnums=donated)
-            compiled[tx_name] = partial(jitted.lower(data, params, tx.init(params)).compile(), data)
+            executable = jitted.lower(data, params, tx.init(params)).compile()
             seconds = time.perf_counter() - start
-            memory = compiled[tx_name].func.memory_analysis()
+            compiled[tx_name] = partial(executable, data)
+            memory = executable.memory_analysis()
             facts[tx_name] = f"{memory.temp_size_in_bytes / 2**20:.1f}" if memory else "unknown", f"{seconds:.1f}"
         state = hybrid.init(params)
         variants = {"plain": (compiled["sgd"], params, plain.init(params))} | {
