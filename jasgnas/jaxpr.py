@@ -239,11 +239,12 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
         if eqn.primitive != "scan":
             add(eqn)
             continue
-        num_fixed = eqn.params["num_consts"] + eqn.params["num_carry"]
-        if not any(map(depends_on_leaves, eqn.inputs[num_fixed:])):
+        body = from_jaxpr(eqn.params["jaxpr"])
+        num_consts, num_carry = _scan_arity(eqn, body)
+        if any(map(depends_on_leaves, eqn.inputs[num_consts + num_carry :])):
+            _unroll_scan(eqn, body, call)
+        else:
             add(eqn)
-            continue
-        _unroll_scan(eqn, from_jaxpr(eqn.params["jaxpr"]), call)
     return replace(program, equations=tuple(equations), avals=avals)
 
 
@@ -251,9 +252,23 @@ def _has_scan(program: Program) -> bool:
     return any(eqn.primitive == "scan" or (eqn.body is not None and _has_scan(eqn.body)) for eqn in program.equations)
 
 
+def _scan_arity(eqn: Equation, body: Program) -> tuple[int, int]:
+    """Returns how many operands of a scan are constants and how many are carried; the others are stacked.
+
+    The parameters that say so differ between versions of JAX; that what is stacked has one more axis outside does not.
+    """
+    num_stacked = sum(
+        len(aval.shape) > len(body.avals[var].shape) for aval, var in zip(eqn.in_avals, body.inputs, strict=True)
+    )
+    num_carry = sum(
+        len(aval.shape) == len(_aval(body, atom).shape) for aval, atom in zip(eqn.out_avals, body.outputs, strict=True)
+    )
+    return len(eqn.inputs) - num_carry - num_stacked, num_carry
+
+
 def _unroll_scan(eqn: Equation, body: Program, call: Callable[..., list[int]]) -> None:
     """Emits the steps of a scan, each a call of its body, in the order in which they run."""
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    num_consts, num_carry = _scan_arity(eqn, body)
     consts, carry = eqn.inputs[:num_consts], list(eqn.inputs[num_consts : num_consts + num_carry])
     stacked = eqn.inputs[num_consts + num_carry :]
     stacked_avals = eqn.in_avals[num_consts + num_carry :]
