@@ -105,8 +105,8 @@ def test_stacked_unets_is_exact(unets, precision, number):
     full = space.zero(model, UNETS_SETS[number])
     subnet = jasgnas.construct_subnet(space, full)
     for training in (False, True):
-        batch_size = 1 + 2 * ((number + training) % 2)
-        compare(full, subnet, random_input((batch_size, 8, 8, 3), precision, number), training)
+        for batch_size in (1, 3):
+            compare(full, subnet, random_input((batch_size, 8, 8, 3), precision, number), training)
 
 
 @pytest.mark.parametrize(
