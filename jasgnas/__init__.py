@@ -20,6 +20,7 @@ from jasgnas.errors import (
 from jasgnas.groups import Group, LeafSlice
 from jasgnas.h2spg import ADAM_DEFAULTS, H2SPGState, h2spg, h2spg_metrics, h2spg_state
 from jasgnas.scores import GroupStats
+from jasgnas.shrink import shrink
 from jasgnas.space import SearchSpace, search_space
 from jasgnas.subnet import construct_subnet
 
@@ -46,4 +47,5 @@ __all__ = [
     "h2spg_metrics",
     "h2spg_state",
     "search_space",
+    "shrink",
 ]

@@ -3,6 +3,8 @@
 All that H2SPG does to arrays as large as the parameters is here; what it does to the groups is in `h2spg.py`.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -11,10 +13,27 @@ import numpy as np
 import optax
 
 from jasgnas.errors import TreeMismatchError
+from jasgnas.masks import NOTHING, Layout, everything, stored_shape
 from jasgnas.pytree import leaves_by_path
 
 if TYPE_CHECKING:
     from jasgnas.space import SearchSpace
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Remainder:
+    """What is left of the parameters once the network has been shrunk; static, a pytree node without leaves.
+
+    Attributes:
+        removed: indices of the groups that are gone.
+        is_final: whether no group is ever to go after these.
+        layouts: which entries are left of every leaf that holds groups, by path; decided by `removed`.
+    """
+
+    removed: tuple[int, ...] = ()
+    is_final: bool = False
+    layouts: Mapping[str, Layout] = field(default_factory=dict, compare=False, repr=False)
 
 
 class GroupedLeaf(NamedTuple):
@@ -37,11 +56,13 @@ class GroupLayout(NamedTuple):
     Attributes:
         leaves: the leaves that hold groups.
         num_groups: number of groups.
+        num_params: int `[num_groups]`, number of parameters of each group; in the full network for those gone.
         dtype: dtype to compute norms in, at least float32.
     """
 
     leaves: tuple[GroupedLeaf, ...]
     num_groups: int
+    num_params: np.ndarray
     dtype: Any
 
 
@@ -67,19 +88,30 @@ class GroupMoves(NamedTuple):
     zero: jax.Array
 
 
-def lay_out(space: "SearchSpace", params: optax.Params) -> GroupLayout:
+def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) -> GroupLayout:
     """Returns where the groups of the space lie in the parameters. Looks at paths, shapes and dtypes only.
+
+    Args:
+        space: the search space of the full network.
+        params: the parameters of the full network or of what is left of it.
+        remainder: what is left of it.
 
     Raises:
         TreeMismatchError: lists every grouped leaf that is missing or has another shape.
     """
     found = {path: (position, leaf) for position, (path, leaf) in enumerate(leaves_by_path(params).items())}
-    num_groups = len(space.groups)
-    shapes = {leaf.path: tuple(leaf.shape) for leaf in space.leaves}
-    grouped: dict[str, GroupedLeaf] = {}
-    dtypes, faults = [], []
-    for part, index in ((part, group.index) for group in space.groups for part in group.slices):
-        path, shape = part.path, shapes[part.path]
+    grouped, dtypes, faults = [], [], []
+    num_params = np.zeros(len(space.groups), int)
+    for path, (axis, ids) in _groups_of_leaves(space).items():
+        full_shape = space.shapes[path]
+        layout = remainder.layouts.get(path, everything(len(full_shape)))
+        if layout == NOTHING:
+            continue
+        shape = stored_shape(full_shape, layout)
+        mask = None if axis is None else layout[axis]
+        ids = ids if mask is None else ids[mask]
+        inside = ids[ids < len(space.groups)]
+        np.add.at(num_params, inside, int(np.prod(shape)) // len(ids))
         # In a Linen tree of variables the parameters lie one level down.
         full_path = path if path in found else f"params/{path}"
         if full_path not in found:
@@ -89,18 +121,33 @@ def lay_out(space: "SearchSpace", params: optax.Params) -> GroupLayout:
         dtypes.append(leaf.dtype)
         if np.shape(leaf) != shape:
             faults.append(f"{path} has shape {np.shape(leaf)} instead of {shape}")
-        elif part.axis is None:
-            grouped[path] = GroupedLeaf(position, None, np.array([index]))
-        else:
-            outside = np.full(shape[part.axis], num_groups)
-            grouped.setdefault(path, GroupedLeaf(position, part.axis, outside)).ids[part.start : part.stop] = index
+        if len(inside):
+            grouped.append(GroupedLeaf(position, axis, ids))
     # A tree without leaves is what `optax.tree_map_params` finds out with which states are shaped like the parameters.
     if faults and found:
         raise TreeMismatchError(
-            f"the parameters do not belong to the search space: {'; '.join(dict.fromkeys(faults))}. Expected the "
-            "parameters of the network that the space was made from"
+            f"the parameters do not belong to the search space: {'; '.join(faults)}. Expected the parameters of the "
+            "network that the space was made from; those of its sub-network need the optimizer state that "
+            "jasgnas.shrink returns beside it"
         )
-    return GroupLayout(tuple(grouped.values()), num_groups, jnp.result_type(jnp.float32, *dtypes))
+    full = np.array([group.num_params for group in space.groups])
+    gone = np.isin(np.arange(len(full)), remainder.removed)
+    return GroupLayout(
+        tuple(grouped), len(full), np.where(gone, full, num_params), jnp.result_type(jnp.float32, *dtypes)
+    )
+
+
+def _groups_of_leaves(space: "SearchSpace") -> dict[str, tuple[int | None, np.ndarray]]:
+    """Returns, for each leaf that holds groups, the axis and the ids as in `GroupedLeaf`, in the full network."""
+    found: dict[str, tuple[int | None, np.ndarray]] = {}
+    for part, index in ((part, group.index) for group in space.groups for part in group.slices):
+        if part.axis is None:
+            found[part.path] = None, np.array([index])
+        else:
+            outside = np.full(space.shapes[part.path][part.axis], len(space.groups))
+            _, ids = found.setdefault(part.path, (part.axis, outside))
+            ids[part.start : part.stop] = index
+    return found
 
 
 def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array]) -> GroupSums:

@@ -14,7 +14,7 @@ import optax
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, TreeMismatchError
-from jasgnas.group_layout import GroupMoves, GroupSums, lay_out, move_groups, sum_over_groups
+from jasgnas.group_layout import GroupMoves, GroupSums, Remainder, lay_out, move_groups, sum_over_groups
 from jasgnas.scores import SCORES, GroupStats, ScoreFn
 from jasgnas.selection import falling_order, select_redundant
 from jasgnas.targets import resolve_target
@@ -45,6 +45,8 @@ class H2SPGState(NamedTuple):
         norms: float `[num_groups]`, norm of each group's parameters as the latest update found them, 0 for zero groups;
             not kept up to date where no norms are needed, that is before the scores are averaged and after the end.
         start_norms: float `[num_groups]`, the same at the latest selection.
+        space_id: uint32, fingerprint of the search space, which a checkpoint keeps.
+        remainder: static, what `jasgnas.shrink` has left of the parameters.
     """
 
     step: jax.Array
@@ -55,6 +57,8 @@ class H2SPGState(NamedTuple):
     planned: jax.Array
     norms: jax.Array
     start_norms: jax.Array
+    space_id: jax.Array
+    remainder: Remainder = Remainder()
 
 
 def h2spg(
@@ -171,10 +175,9 @@ def h2spg(
     target = resolve_target(space, given, periods, hierarchical)
     critical = critical_segments(space.topology)
     first_scoring = warmup_steps - selection_steps
-    num_params = np.array([group.num_params for group in space.groups])
 
     def init(params: optax.Params) -> H2SPGState:
-        dtype = lay_out(space, params).dtype
+        dtype = lay_out(space, params, Remainder()).dtype
         return H2SPGState(
             step=jnp.zeros([], jnp.int32),
             phase=jnp.full([], WARMUP, jnp.int32),
@@ -184,6 +187,7 @@ def h2spg(
             planned=jnp.asarray(np.isin(np.arange(num_groups), target.reachable)),
             norms=jnp.zeros(num_groups, dtype),
             start_norms=jnp.zeros(num_groups, dtype),
+            space_id=jnp.uint32(space.fingerprint),
         )
 
     def select(state: H2SPGState, norms: jax.Array) -> H2SPGState:
@@ -203,8 +207,10 @@ def h2spg(
     ) -> tuple[optax.Updates, H2SPGState]:
         if params is None:
             raise ArgumentError("h2spg needs the parameters: call tx.update(grads, opt_state, params)")
-        layout = lay_out(space, params)
-        _check_state(state, num_groups)
+        _check_state(state, space)
+        layout = lay_out(space, params, state.remainder)
+        if state.remainder.is_final:
+            return updates, state._replace(step=optax.safe_increment(state.step))
         step, dtype = state.step, layout.dtype
         alpha = jnp.asarray(learning_rate(step) if callable(learning_rate) else learning_rate, dtype)
         us, treedef = jax.tree.flatten(updates)
@@ -214,7 +220,9 @@ def h2spg(
         sums = jax.lax.cond(
             is_measured, lambda: sum_over_groups(layout, xs, us), lambda: GroupSums(*jnp.zeros((3, num_groups), dtype))
         )
-        stats = _group_stats(sums, alpha, jnp.asarray(num_params, dtype))
+        # What an optimizer would do to a frozen zero is no property of the group: it may not even be there any more.
+        sums = GroupSums(*(jnp.where(state.zero, 0, each) for each in sums))
+        stats = _group_stats(sums, alpha, jnp.asarray(layout.num_params, dtype))
         norms = jnp.where(is_measured, stats.x_norm, state.norms)
         state = jax.lax.cond(rounds.starts_at(step), select, lambda state, _: state, state, norms)
 
@@ -249,30 +257,43 @@ def h2spg(
     return optax.GradientTransformation(init, update)
 
 
-def h2spg_state(opt_state: Any) -> H2SPGState:
+def h2spg_state(opt_state: Any, space: "SearchSpace | None" = None) -> H2SPGState:
     """Returns the state of `h2spg` inside an optimizer state, its fields as plain arrays.
 
     Args:
         opt_state: state of any optax transformation that holds `h2spg` once: a chain, `optax.MultiSteps`,
             `optax.multi_transform`, …; also the `opt_state` of an `nnx.Optimizer`, whose leaves are variables.
+        space: the search space that the state must have been made for. To be given for a state that was restored: the
+            values of a state are not known inside `jax.jit`, so that `update` only refuses another number of groups.
 
     Raises:
         ArgumentError: there is no such state, or more than one.
+        TreeMismatchError: the state was made for another search space.
 
     Example:
         >>> state = h2spg_state(opt_state)  # doctest: +SKIP
         >>> int(state.phase), state.redundant.tolist()  # doctest: +SKIP
         (1, [True, False, True])
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, H2SPGState))
-    states = [node for node in nodes if isinstance(node, H2SPGState)]
+    states = h2spg_states(opt_state)
     if len(states) != 1:
         raise ArgumentError(
             f"expected an optimizer state that holds one H2SPGState, found {len(states)} in a "
             f"{type(opt_state).__name__}; give the state of a transformation made with one jasgnas.h2spg, or the "
             "opt_state of its nnx.Optimizer"
         )
-    return H2SPGState(*jax.tree.leaves(states[0]))
+    # Leaf by leaf, since those of an `nnx.Optimizer` are inside variables.
+    *arrays, remainder = states[0]
+    state = H2SPGState(*jax.tree.leaves(arrays), remainder=remainder)
+    if space is not None:
+        _check_state(state, space)
+    return state
+
+
+def h2spg_states(opt_state: Any) -> list[H2SPGState]:
+    """Returns every state of `h2spg` inside an optimizer state, as it is."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, H2SPGState))
+    return [node for node in nodes if isinstance(node, H2SPGState)]
 
 
 def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
@@ -282,14 +303,16 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
         opt_state: anything that `h2spg_state` accepts.
 
     Returns:
-        `phase`, `num_redundant`, `num_zero` (int32), `group_sparsity` (float, fraction of groups that are zero), and
-        the vectors `scores` and `shrinking_norms` (float `[num_groups]`, 0 for groups not on their way to zero).
+        `phase`, `num_redundant`, `num_zero` and `num_removed` (int32; `jasgnas.shrink` has taken these out),
+        `group_sparsity` (float, fraction of groups that are zero), and the vectors `scores` and `shrinking_norms`
+        (float `[num_groups]`, 0 for groups not on their way to zero).
     """
     state = h2spg_state(opt_state)
     return {
         "phase": state.phase,
         "num_redundant": jnp.sum(state.redundant, dtype=jnp.int32),
         "num_zero": jnp.sum(state.zero, dtype=jnp.int32),
+        "num_removed": jnp.int32(len(state.remainder.removed)),
         "group_sparsity": jnp.mean(state.zero, dtype=state.scores.dtype),
         "scores": state.scores,
         "shrinking_norms": jnp.where(state.redundant & ~state.zero, state.norms, 0),
@@ -389,10 +412,13 @@ def _check_learning_rate(learning_rate: Any) -> None:
         raise ArgumentError(f"learning_rate must be a number or an optax schedule, got {learning_rate!r}")
 
 
-def _check_state(state: H2SPGState, num_groups: int) -> None:
-    """Raises a `TreeMismatchError` if the state was made for a space with another number of groups."""
-    if state.scores.shape != (num_groups,):
+def _check_state(state: H2SPGState, space: "SearchSpace") -> None:
+    """Raises a `TreeMismatchError` if the state was made for another space, as far as that is known while tracing."""
+    num_groups = len(space.groups)
+    is_concrete = not isinstance(state.space_id, jax.core.Tracer)
+    if state.scores.shape[-1:] != (num_groups,) or (is_concrete and np.any(state.space_id != space.fingerprint)):
         raise TreeMismatchError(
-            f"the optimizer state is for {state.scores.shape} groups, the search space has {num_groups}: it was made "
-            "for another search space. Restore the one saved with this network, or start anew with tx.init(params)"
+            f"the optimizer state is for the {state.scores.shape[-1]} groups of another search space than the given "
+            f"one, which has {num_groups}. Restore the state saved with this network, or start anew with "
+            "tx.init(params)"
         )

@@ -1,6 +1,7 @@
 """The search space: which parts of a network may be removed, as groups of parameters."""
 
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -60,6 +61,17 @@ class SearchSpace:
     def leaves(self) -> tuple[Leaf, ...]:
         """All arrays of the model, in the order of its pytree."""
         return self.model.leaves
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the leaves, by path."""
+        return {leaf.path: leaf.shape for leaf in self.leaves}
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """A number below 2³² that tells search spaces apart: which ranges of leaves of which shapes make the groups."""
+        described = [[(str(part), self.shapes[part.path]) for part in group.slices] for group in self.groups]
+        return zlib.crc32(repr(described).encode())
 
     @cached_property
     def topology(self) -> SegmentTopology:
@@ -160,8 +172,7 @@ class SearchSpace:
                 slices.setdefault(part.path, []).append(part)
         tree = self.model.tree(holder)
         found = leaves_by_path(tree)
-        shapes = {leaf.path: leaf.shape for leaf in self.leaves}
-        faults = [path for path in slices if path not in found or np.shape(found[path]) != shapes[path]]
+        faults = [path for path in slices if path not in found or np.shape(found[path]) != self.shapes[path]]
         if faults:
             raise TreeMismatchError(
                 f"the parameters {', '.join(faults)} are missing or have another shape than in the search space; "

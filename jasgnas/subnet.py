@@ -102,7 +102,7 @@ class Recipe:
     def slice(self, values: Sequence[Any]) -> dict[str, Any]:
         """Returns the arrays of the sub-network by path, given those of the full network in the order of leaves."""
         return {
-            leaf.path: _whole(value).to(layout).array
+            leaf.path: whole(value).to(layout).array
             for leaf, layout, value in zip(self.leaves, self.layouts, values, strict=True)
             if layout != NOTHING
         }
@@ -130,7 +130,7 @@ class Recipe:
             Sliced(arrays.get(leaf.path), layout, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
             for leaf, layout in zip(self.leaves, self.layouts, strict=True)
         ]
-        results = evaluate(prepared.plan, [*inputs, *map(_whole, call.arrays)])
+        results = evaluate(prepared.plan, [*inputs, *map(whole, call.arrays)])
         outputs = [value.full() for value in results[: prepared.num_outputs]]
         after = results[prepared.num_outputs :]
         changed = {
@@ -183,8 +183,8 @@ def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -
         VerificationError: full and sub-network differ (with `verify=True`).
     """
     values = matched(space.leaves, space.model.tree(holder))
-    _require_finite(space.leaves, values)
-    removed = _zero_groups(space, values)
+    require_finite(space.leaves, values)
+    removed = zero_groups(space, values)
     space.require_valid(removed)
     recipe = make_recipe(space, removed)
     arrays = recipe.slice(values)
@@ -196,9 +196,7 @@ def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -
 def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
     """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
     leaf_zeros = _leaf_zeros(space, removed)
-    modes = [
-        _Flows.of(trace_model(space.model.in_mode(training), space.call), leaf_zeros) for training in (False, True)
-    ]
+    modes = [_Flows.of(traced, leaf_zeros) for traced in _all_modes(space)]
     needs: list[Need] = [NOTHING] * len(space.leaves)
     settled = False
     while not settled:
@@ -238,12 +236,14 @@ def _all_modes(space: SearchSpace) -> list[TracedModel]:
     return list(traces.values())
 
 
-def _whole(value: Any) -> Sliced:
+def whole(value: Any) -> Sliced:
+    """Wraps an array of which every entry is stored."""
     aval = jax.ShapeDtypeStruct(np.shape(value), jnp.result_type(value) if not hasattr(value, "dtype") else value.dtype)
     return Sliced(value, everything(len(aval.shape)), aval)
 
 
-def _require_finite(leaves: Sequence[Leaf], values: Sequence[Any]) -> None:
+def require_finite(leaves: Sequence[Leaf], values: Sequence[Any]) -> None:
+    """Raises a `NonFiniteError` if an array holds NaN or infinity."""
     bad = [
         leaf.path
         for leaf, value in zip(leaves, values, strict=True)
@@ -256,7 +256,7 @@ def _require_finite(leaves: Sequence[Leaf], values: Sequence[Any]) -> None:
         )
 
 
-def _zero_groups(space: SearchSpace, values: Sequence[Any]) -> list[int]:
+def zero_groups(space: SearchSpace, values: Sequence[Any]) -> list[int]:
     """Returns the groups whose every parameter is exactly zero."""
     by_path = {leaf.path: value for leaf, value in zip(space.leaves, values, strict=True)}
     return [

@@ -94,7 +94,8 @@ CHAIN = SimpleNamespace(
         SimpleNamespace(index=i, num_params=4, slices=(SimpleNamespace(path=str(i), axis=None, start=0, stop=0),))
         for i in range(NUM_BLOCKS)
     ),
-    leaves=tuple(SimpleNamespace(path=str(i), shape=(4,)) for i in range(NUM_BLOCKS)),
+    shapes={str(i): (4,) for i in range(NUM_BLOCKS)},
+    fingerprint=0,
 )
 CHAIN.subnet_size = lambda groups: subnet_size(
     CHAIN.topology, CHAIN.costs, np.isin(np.arange(NUM_BLOCKS), list(groups))

@@ -5,13 +5,13 @@ from typing import Any
 from flax import linen as nn
 from flax import nnx
 
-from jasgnas.bridge.base import Leaf, Model, matched
+from jasgnas.bridge.base import GONE, Leaf, Model, matched
 from jasgnas.bridge.linen_model import LinenModel
 from jasgnas.bridge.nnx_model import NNXModel
 from jasgnas.bridge.plain_model import PlainModel
 from jasgnas.errors import ArgumentError
 
-__all__ = ["Leaf", "LinenModel", "Model", "NNXModel", "PlainModel", "matched", "open_model"]
+__all__ = ["GONE", "Leaf", "LinenModel", "Model", "NNXModel", "PlainModel", "matched", "open_model"]
 
 
 def open_model(model: Any, *, variables: Any = None, params: Any = None, method: Any = None) -> Model:

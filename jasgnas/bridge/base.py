@@ -1,13 +1,13 @@
 """What the library needs to know of a model, whatever it is written in."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from jasgnas.errors import TreeMismatchError
-from jasgnas.pytree import leaves_by_path, path_str
+from jasgnas.pytree import key_str, leaves_by_path
 
 
 class Leaf(NamedTuple):
@@ -63,9 +63,12 @@ class Model(Protocol):
 
         Args:
             recipe: how the sub-network computes.
-            holder: the full model, its variables or its parameters.
+            holder: the full model, its variables or its parameters, or those of a larger sub-network.
             arrays: the arrays of the sub-network, by path.
         """
+
+    def carry(self, state: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]) -> Any:
+        """Returns an optimizer state for the parameters of a sub-network, see `carried`."""
 
 
 def leaf_of(path: str, value: Any, trainable: bool) -> Leaf:
@@ -95,13 +98,50 @@ def matched(leaves: Sequence[Leaf], tree: Any) -> list[Any]:
     return [found[leaf.path] for leaf in leaves]
 
 
+GONE: Final = object()
+"""What `carried` is told to put in the place of an array that a sub-network does not have."""
+
+
+def carried(
+    tree: Any,
+    paths: Container[str],
+    move: Callable[[str | None, Any], Any],
+    *,
+    is_leaf: Callable[[Any], bool] = lambda _: False,
+    rename: Callable[[Any], Any] = lambda key: key,
+) -> Any:
+    """Returns a tree of arrays that lie at the paths of a network, or below other keys at these, as a sub-network's.
+
+    Where a leaf is gone its key is gone, and so are keys with nothing left below them; in a sequence, or as a field of
+    a tuple or a dataclass, it is None.
+
+    Args:
+        tree: parameters, or a tree that holds arrays like them: an optimizer state, averaged parameters.
+        paths: paths of the network's leaves.
+        move: what becomes of the array (or of an empty node) at a path, `GONE` if nothing; the path is None for what
+            lies at none.
+        is_leaf: nodes that are not looked into.
+        rename: what becomes of the keys of mappings.
+    """
+
+    def walk(node: Any, keys: tuple[str, ...]) -> Any:
+        children, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)
+        if is_leaf(node) or not children or (len(children) == 1 and not children[0][0]):
+            # The longest path: the others are those of leaves that are called like the end of this one.
+            names = ("/".join(keys[start:]) for start in range(len(keys)))
+            path = next((name for name in names if name in paths), None)
+            return move(path, node)
+        values = [walk(child, (*keys, *map(key_str, below))) for below, child in children]
+        if not isinstance(node, Mapping):
+            return jax.tree.unflatten(treedef, [None if value is GONE else value for value in values])
+        named = zip((rename(below[-1].key) for below, _ in children), values, strict=True)
+        left = {key: value for key, value in named if value is not GONE}
+        return type(node)(left) if left else GONE
+
+    result = walk(tree, ())
+    return type(tree)() if result is GONE else result
+
+
 def pruned(tree: Any, arrays: Mapping[str, Any]) -> Any:
-    """Returns a tree with the arrays of a sub-network; other leaves are None, keys with nothing below them are gone."""
-    return _without_empty(jax.tree_util.tree_map_with_path(lambda keys, _: arrays.get(path_str(keys)), tree))
-
-
-def _without_empty(tree: Any) -> Any:
-    if not isinstance(tree, Mapping):
-        return tree
-    children = {key: _without_empty(value) for key, value in tree.items()}
-    return {key: value for key, value in children.items() if jax.tree.leaves(value)}
+    """Returns a tree of parameters with the arrays of a sub-network, without what it does not have."""
+    return carried(tree, leaves_by_path(tree), lambda path, node: node if path is None else arrays.get(path, GONE))

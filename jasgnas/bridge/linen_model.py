@@ -1,6 +1,6 @@
 """Flax Linen modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jasgnas.bridge.base import Leaf, Recipe, leaf_of, pruned
+from jasgnas.bridge.base import Leaf, Recipe, carried, leaf_of, pruned
 from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path
 
@@ -87,6 +87,10 @@ class LinenModel:
         """Returns the sub-network as a module, and its variables."""
         variables = _as_variables(pruned(self.tree(holder), arrays), self.collections)
         return SubNetworkModule(recipe, self), {"params": {}} | variables
+
+    def carry(self, state: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]) -> Any:
+        """Returns an optimizer state for the parameters of a sub-network."""
+        return carried(state, {leaf.path for leaf in self.leaves}, move, is_leaf=is_leaf)
 
 
 def _as_tree(variables: Mapping[str, Any]) -> dict[str, Any]:

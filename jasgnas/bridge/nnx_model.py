@@ -1,6 +1,6 @@
 """Flax NNX modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jasgnas.bridge.base import Leaf, Recipe, leaf_of
+from jasgnas.bridge.base import GONE, Leaf, Recipe, carried, leaf_of
 from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path, path_str
 
@@ -69,13 +69,33 @@ class NNXModel:
         if not isinstance(holder, nnx.Module):
             raise ArgumentError(f"expected the nnx.Module that the search space was made for, got {type(holder)}")
         graphdef, state = nnx.split(holder)
+        full = holder._full if isinstance(holder, SubNetwork) else replace(self, graphdef=graphdef)
         variables = {}
         for keys, variable in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable):
             path = path_str(keys)
             if path in arrays:
                 array = arrays[path]
                 variables[path] = variable.copy(array) if _is_variable(variable) else nnx.Variable(array)
-        return SubNetwork(recipe, replace(self, graphdef=graphdef), variables)
+        return SubNetwork(recipe, full, variables)
+
+    def carry(self, state: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]) -> Any:
+        """Returns an optimizer state for the parameters of a sub-network, or an `nnx.Optimizer` that holds it."""
+        if isinstance(state, nnx.Optimizer):
+            optimizer = nnx.merge(*nnx.split(state), copy=True)
+            optimizer.opt_state = nnx.data(self.carry(optimizer.opt_state, move, is_leaf))
+            return optimizer
+
+        def move_variable(path: str | None, node: Any) -> Any:
+            if not _is_variable(node):
+                return move(path, node)
+            array = move(path, node.get_value())
+            return array if array is GONE else node.copy(array)
+
+        paths = {leaf.path for leaf in self.leaves}
+        # What is in a list of the full module is an attribute of a sub-network, and attributes are called by strings.
+        return carried(
+            state, paths, move_variable, is_leaf=lambda node: _is_variable(node) or is_leaf(node), rename=str
+        )
 
 
 def _is_variable(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jasgnas.bridge.base import Leaf, Recipe, leaf_of, pruned
+from jasgnas.bridge.base import Leaf, Recipe, carried, leaf_of, pruned
 from jasgnas.pytree import leaves_by_path
 
 
@@ -63,3 +63,7 @@ class PlainModel:
             return recipe.apply(self, leaves_by_path(params), args, kwargs)[0]
 
         return sub_fn, pruned(holder, arrays)
+
+    def carry(self, state: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]) -> Any:
+        """Returns an optimizer state for the parameters of a sub-network."""
+        return carried(state, {leaf.path for leaf in self.leaves}, move, is_leaf=is_leaf)
