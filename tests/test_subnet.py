@@ -466,6 +466,47 @@ def test_verify_passes_for_every_toy(toy):
     jasgnas.construct_subnet(space, space.zero(params, toy.removed), verify=True)
 
 
+def test_verify_bears_what_is_not_finite_in_the_full_network_either():
+    def fn(params, x):
+        y = x @ params["a"] + jax.nn.relu(x @ params["b"])
+        return y / jnp.where(jnp.arange(3) == 1, 0.0, 1.0)
+
+    params = {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 3))}
+    space = jasgnas.search_space(fn, jnp.ones((2, 4)), params=params)
+    _, sub_params = jasgnas.construct_subnet(space, space.zero(params, [1]), verify=True)
+    assert list(sub_params) == ["a"]
+
+
+class NeedsAnAxis(nnx.Module):
+    """A residual network that averages over the devices in training, as synchronised batch norms do."""
+
+    def __init__(self, rngs):
+        self.training = False
+        self.a = nnx.Linear(4, 4, rngs=rngs)
+        self.b = nnx.Linear(4, 2, rngs=rngs)
+
+    def set_attributes(self, *_, deterministic=None, **__):
+        self.training = deterministic is False
+
+    def __call__(self, x):
+        y = self.a(x)
+        return self.b(x + (y - jax.lax.pmean(y.mean(0), "devices") if self.training else y))
+
+
+def test_training_that_needs_an_axis_of_devices():
+    model = NeedsAnAxis(nnx.Rngs(0))
+    model.train()
+    assert model.training
+    x = random_input((8, 4))
+    space = jasgnas.search_space(model, x)
+    subnet = jasgnas.construct_subnet(space, space.zero(model, [0]))
+    assert jasgnas.count_params(subnet) == 10
+    subnet.train()
+    graphdef, state = nnx.split(subnet)
+    apply = jax.pmap(lambda x: nnx.merge(graphdef, state)(x), axis_name="devices", devices=jax.devices()[:2])
+    assert error(apply(x.reshape(2, 4, 4)).reshape(8, 2), model.b(x)) < 1e-6
+
+
 def test_verify_refuses_a_wrong_sub_network(monkeypatch):
     model = build(DemoNet, width=0.1)
     space = space_of(model, 1, jnp.float32)
