@@ -283,8 +283,7 @@ def h2spg_state(opt_state: Any, space: "SearchSpace | None" = None) -> H2SPGStat
             "opt_state of its nnx.Optimizer"
         )
     # Leaf by leaf, since those of an `nnx.Optimizer` are inside variables.
-    *arrays, remainder = states[0]
-    state = H2SPGState(*jax.tree.leaves(arrays), remainder=remainder)
+    state = states[0]._replace(**dict(zip(H2SPGState._fields, jax.tree.leaves(states[0]), strict=False)))
     if space is not None:
         _check_state(state, space)
     return state

@@ -136,7 +136,8 @@ def carried(
             return jax.tree.unflatten(treedef, [None if value is GONE else value for value in values])
         named = zip((rename(below[-1].key) for below, _ in children), values, strict=True)
         left = {key: value for key, value in named if value is not GONE}
-        return type(node)(left) if left else GONE
+        kind: Any = type(node)
+        return kind(left) if left else GONE
 
     result = walk(tree, ())
     return type(tree)() if result is GONE else result
