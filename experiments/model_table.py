@@ -1,54 +1,46 @@
-"""Sizes of the networks in `models` and of their search spaces: `python -m experiments.model_table [NAMES…]`."""
+"""Sizes of the networks in `models` and of their search spaces: `python -m experiments.model_table [NAMES…]`.
+
+With `--verify`, the multiply-adds of `jasgnas.count_macs` are compared with XLA's own cost analysis of compiled forward
+passes, as `experiments.xla_cost` explains: twice the multiply-adds is what XLA counts for the contractions of every
+network once padding is explicit. Its count for the pass as it is lies further off where padding, which it leaves out,
+or elementwise work, which it counts, has a large share; the table shows both shares, and that they predict its count.
+
+The tables in `experiments/results/model_table` are made by
+`python -m experiments.model_table --verify --output experiments/results/model_table`.
+"""
 
 import dataclasses
 import json
 import math
+import os
+import platform
 import time
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import tyro
 from flax import nnx
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import jasgnas
 import models
+from experiments.xla_cost import XlaCost, xla_cost
 
-CONTRACTIONS = ("conv_general_dilated", "dot_general")
-TABLE_WIDTH = 124
+TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Prints a table of registered networks and their search spaces, and saves its figures as JSON."""
+    """Prints a table of registered networks and their search spaces, and saves it."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names in `models.list_models()`; all of them by default."""
     verify: bool = False
-    """Compare the multiply-adds with XLA's cost analysis of the compiled forward pass."""
-    output: Path = Path("runs/model_table/results.json")
-    """File for the figures; an earlier run's are overwritten."""
-
-
-@dataclasses.dataclass(frozen=True)
-class XlaCost:
-    """What XLA counts for one forward pass.
-
-    XLA leaves out multiplications with padding and counts elementwise work and reductions, `jasgnas.count_macs` does
-    neither: so its total may lie on either side of twice the multiply-adds.
-
-    Attributes:
-        flops: floating-point operations of the compiled forward pass.
-        contraction_flops: those of its convolutions and matrix products, each counted by itself.
-        padded_flops: the same where padding is a part of the input: twice the multiply-adds.
-    """
-
-    flops: float
-    contraction_flops: float
-    padded_flops: float
+    """Compare the multiply-adds with XLA's cost analysis of compiled forward passes."""
+    output: Path = Path("runs/model_table")
+    """Folder for the figures (results.json) and the tables (tables.md); an earlier run's are overwritten."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +79,34 @@ class Row:
 
 
 def run(config: Config) -> list[Row]:
-    """Measures the networks one after another, prints the table and saves its figures."""
-    console = Console(width=TABLE_WIDTH)
+    """Measures the networks one after another, prints the tables and saves the figures."""
     rows = []
     for name in config.names or models.list_models():
         rows.append(measure(name, verify=config.verify))
-        console.print(f"[dim]{name}: {rows[-1].num_groups} groups in {rows[-1].space_seconds:.2f} s")
-    console.print(sizes_table(rows))
-    if config.verify:
-        console.print(xla_table(rows))
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
-    console.print(f"Saved in {config.output}")
+        print(f"{name}: {rows[-1].num_groups} groups in {rows[-1].space_seconds:.2f} s", flush=True)
+    report = "\n\n".join(
+        [
+            "# Networks and their search spaces",
+            f"Measured with {', '.join(f'{key} {value}' for key, value in machine().items())}.",
+            "Parameters and multiply-adds in millions, for one example.",
+            sizes_table(rows),
+        ]
+        + ["XLA's count of floating-point operations, relative to twice the multiply-adds.", xla_table(rows)]
+        * config.verify
+    )
+    print(report)
+    config.output.mkdir(parents=True, exist_ok=True)
+    (config.output / "tables.md").write_text(report + "\n")
+    figures = {"machine": machine(), "networks": [dataclasses.asdict(row) for row in rows]}
+    (config.output / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"Saved in {config.output}")
     return rows
+
+
+def machine() -> dict[str, str]:
+    """Returns what the seconds depend on."""
+    packages = {name: version(name) for name in ("jax", "flax")}
+    return {"cores": str(os.cpu_count()), "Python": platform.python_version(), **packages}
 
 
 def measure(name: str, *, verify: bool) -> Row:
@@ -113,7 +120,7 @@ def measure(name: str, *, verify: bool) -> Row:
     # Both are timed as in a new process, in which no function has been traced yet.
     jax.clear_caches()
     start = time.perf_counter()
-    jaxpr = jax.make_jaxpr(forward)(state, x)
+    jax.make_jaxpr(forward)(state, x)
     jaxpr_seconds = time.perf_counter() - start
     jax.clear_caches()
     start = time.perf_counter()
@@ -133,85 +140,28 @@ def measure(name: str, *, verify: bool) -> Row:
         len(space.largest_removal),
         least_params,
         least_macs,
-        xla_cost(forward, state, x, jaxpr) if verify else None,
+        xla_cost(forward, state, x) if verify else None,
     )
 
 
-def xla_cost(forward: Any, state: nnx.State, x: jax.ShapeDtypeStruct, jaxpr: Any) -> XlaCost:
-    """Returns what XLA counts for a forward pass, given as a function and as its jaxpr."""
-    # The code is never run, so it need not be fast.
-    options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-    compiled = jax.jit(forward).lower(state, x).compile(compiler_options=options)
-    known: dict[str, float] = {}
-    return XlaCost(
-        _flops(compiled),
-        contraction_flops(jaxpr, known, pad_first=False),
-        contraction_flops(jaxpr, known, pad_first=True),
-    )
-
-
-def contraction_flops(jaxpr: Any, known: dict[str, float], *, pad_first: bool) -> float:
-    """Returns XLA's count for the convolutions and matrix products of a jaxpr, each lowered by itself.
-
-    Args:
-        jaxpr: the jaxpr; those inside its equations are counted as well.
-        known: counts by operands and parameters, to which new ones are added.
-        pad_first: whether the input of a convolution is taken to hold its padding already.
-    """
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        for value in eqn.params.values():
-            inner = getattr(value, "jaxpr", value)
-            total += contraction_flops(inner, known, pad_first=pad_first) if hasattr(inner, "eqns") else 0
-        if eqn.primitive.name in CONTRACTIONS:
-            operands, params = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars], eqn.params
-            if pad_first and "padding" in params:
-                operands[0] = _padded(operands[0], params)
-                params = params | {"padding": ((0, 0),) * len(params["padding"])}
-            key = f"{operands} {params}"
-            if key not in known:
-                contraction = jax.jit(lambda *args, bind=eqn.primitive.bind, params=params: bind(*args, **params))
-                known[key] = _flops(contraction.lower(*operands))
-            total += known[key]
-    return total
-
-
-def _flops(stage: jax.stages.Lowered | jax.stages.Compiled) -> float:
-    """Returns the floating-point operations of XLA's cost analysis."""
-    cost = stage.cost_analysis()
-    assert cost is not None, "this backend of XLA has no cost analysis"
-    return cost["flops"]
-
-
-def _padded(operand: jax.ShapeDtypeStruct, params: dict[str, Any]) -> jax.ShapeDtypeStruct:
-    """Returns a convolution's input with its padding."""
-    shape = list(operand.shape)
-    for axis, (low, high) in zip(params["dimension_numbers"].lhs_spec[2:], params["padding"], strict=True):
-        shape[axis] += low + high
-    return jax.ShapeDtypeStruct(tuple(shape), operand.dtype)
-
-
-def sizes_table(rows: list[Row]) -> Table:
+def sizes_table(rows: list[Row]) -> str:
     """Returns the table of networks and search spaces."""
     headings = (
+        "network",
         "input",
-        "parameters\nM",
-        "multiply-\nadds M",
-        "oper-\nators",
-        "seg-\nments",
+        "parameters",
+        "multiply-adds",
+        "operators",
+        "segments",
         "groups",
-        "trace\nalone s",
-        "space\ns",
-        "largest\nremoval",
-        "leaves\nM",
-        "and\nM",
+        "trace alone s",
+        "space s",
+        "largest removal",
+        "leaves parameters",
+        "and multiply-adds",
     )
-    table = Table(title="Networks and their search spaces", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("network", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
+    cells = (
+        (
             row.name,
             "×".join(map(str, row.input_shape[1:])),
             f"{row.num_params / 1e6:.3f}",
@@ -223,24 +173,41 @@ def sizes_table(rows: list[Row]) -> Table:
             f"{row.least_params / 1e6:.3f}",
             f"{row.least_macs / 1e6:.1f}",
         )
-    table.caption = "Parameters and multiply-adds in millions, for one example."
-    return table
+        for row in rows
+    )
+    return markdown_table(headings, *cells)
 
 
-def xla_table(rows: list[Row]) -> Table:
+def xla_table(rows: list[Row]) -> str:
     """Returns the comparison with XLA, all figures relative to twice the multiply-adds."""
-    table = Table(title="XLA's count of floating-point operations, relative to twice the multiply-adds")
-    table.add_column("network")
-    for heading in ("contractions", "less padding", "plus other work", "compiled forward pass"):
-        table.add_column(heading, justify="right")
+    headings = (
+        "network",
+        "contractions, padding explicit",
+        "share of padding",
+        "other work",
+        "predicted for the pass",
+        "the pass as it is",
+        "off by more than 5 % because of",
+    )
+    cells = []
     for row in rows:
-        if row.xla is not None:
-            twice, padding = 2 * row.macs, row.xla.padded_flops - row.xla.contraction_flops
-            cells = (row.xla.padded_flops, -padding, row.xla.flops - row.xla.contraction_flops, row.xla.flops)
-            style = None if math.isclose(row.xla.flops, twice, rel_tol=0.05) else "yellow"
-            table.add_row(row.name, *(f"{100 * cell / twice:.1f}%" for cell in cells), style=style)
-    table.caption = "Marked: off by more than 5 %, because XLA leaves out padding and counts elementwise work."
-    return table
+        assert row.xla is not None
+        xla, twice, padding = row.xla, 2 * row.macs, 2 * row.xla.padding_macs
+        figures = (xla.contraction_flops, padding, xla.other_flops, xla.predicted_flops(row.macs), xla.flops)
+        near = math.isclose(xla.flops, twice, rel_tol=TOLERANCE)
+        reason = "" if near else "padding" if padding > xla.other_flops else "other work"
+        cells.append((row.name, *(f"{100 * figure / twice:.1f} %" for figure in figures), reason))
+    return markdown_table(headings, *cells)
+
+
+def markdown_table(*lines: Sequence[str]) -> str:
+    """Returns a Markdown table with aligned columns, the first to the left; the first line is its heading."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    padded = [
+        [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in (lines[0], rule, *lines[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def main() -> None:
