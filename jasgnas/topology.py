@@ -178,8 +178,8 @@ def build_costs(
     )
 
 
-def subnet_size(topology: SegmentTopology, costs: SegmentCosts, removed: np.ndarray) -> tuple[int, int]:
-    """Returns the parameters and multiply-adds of the sub-network without some groups; runs on the host.
+def counted_segments(topology: SegmentTopology, costs: SegmentCosts, removed: np.ndarray) -> np.ndarray:
+    """Returns which segments are left in the sub-network without some groups, bool `[num_segments]`.
 
     Where a branch is dead but not zero, as when only its biases are left, it is counted in full: the sub-network is
     never larger than this.
@@ -206,7 +206,18 @@ def subnet_size(topology: SegmentTopology, costs: SegmentCosts, removed: np.ndar
     for segment in reversed(range(num_segments)):
         if useful[segment] and not zero[segment]:
             useful[[sender for sender, _ in inputs[segment]]] = True
-    counted = useful & ~zero
+    return useful & ~zero
+
+
+def subnet_size(topology: SegmentTopology, costs: SegmentCosts, removed: np.ndarray) -> tuple[int, int]:
+    """Returns the parameters and multiply-adds of the sub-network without some groups, at most; runs on the host.
+
+    Args:
+        topology: the segment graph.
+        costs: what each segment contributes.
+        removed: bool `[num_groups]`.
+    """
+    counted = counted_segments(topology, costs, removed)
     saved = removed[costs.saving_group] & counted[costs.saving_segment]
     params = costs.fixed_params + costs.params[counted].sum() - costs.saving_params[saved].sum()
     macs = costs.macs[counted].sum() - costs.saving_macs[saved].sum()
