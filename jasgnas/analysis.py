@@ -10,7 +10,7 @@ import numpy as np
 
 from jasgnas.jaxpr import Atom, Equation, Literal, Program
 from jasgnas.masks import NOTHING, Need, Zeros, everything, union, unknown, without, zero
-from jasgnas.rules import rule_for
+from jasgnas.rules import rule_for, zeros_of
 
 # Constants larger than this are not searched for zeros.
 _LARGEST_CONSTANT = 4096
@@ -58,7 +58,9 @@ class NeedFlow:
 def of_literal(literal: Literal) -> Zeros:
     """Returns what is known of an operand that is written into the equation."""
     ndim = np.ndim(literal.value)
-    return unknown(ndim) if ndim else Zeros((), literal.value)
+    if ndim or not isinstance(literal.aval.dtype, np.dtype):
+        return unknown(ndim)
+    return Zeros((), np.asarray(literal.value, literal.aval.dtype)[()])
 
 
 def of_constant(value: object, ndim: int) -> Zeros:
@@ -76,7 +78,7 @@ def propagate_zeros(program: Program, inputs: Sequence[Zeros]) -> ZeroFlow:
     for position, eqn in enumerate(program.equations):
         operands = [flow.read(atom) for atom in eqn.inputs]
         if eqn.body is None:
-            results = rule_for(eqn.primitive).zeros(eqn, operands)
+            results = zeros_of(eqn, operands)
         else:
             inner = flow.bodies[position] = propagate_zeros(eqn.body, operands)
             results = [inner.read(atom) for atom in eqn.body.outputs]

@@ -16,8 +16,9 @@ from jasgnas.macs import equation_macs
 from jasgnas.rules import is_known, rule_for
 from jasgnas.rules.contraction import Convolution, DotGeneral
 from jasgnas.rules.elementwise import Elementwise
+from jasgnas.rules.indexing import Gather
 from jasgnas.rules.reduction import Reduce
-from jasgnas.rules.shape import Broadcast, Gather, Reshape, Squeeze, Transpose
+from jasgnas.rules.shape import Broadcast, Reshape, Squeeze, Transpose
 
 KINDS = ("stem", "joint", "accessory", "unknown")
 ADDITIVE = ("add", "sub", "add_any", "concatenate", "stack")

@@ -179,6 +179,10 @@ class _GroupFinder:
         shared = {part for part in trainable if not members.issuperset(self._users[part])}
         own = sorted(trainable - shared - self._claimed.keys())
         known = self._prover.zeros_of(segment.operators, own)
+        if self._is_broken(last, known):
+            # A weight that is divided by its own norm cannot be zero itself, but the gain it is multiplied by can.
+            own = [part for part in own if not self._is_broken(last, self._prover.zeros_of(segment.operators, [part]))]
+            known = self._prover.zeros_of(segment.operators, own)
         if not all(known[var].everywhere for var in self._prover.output(last)):
             return self._why_not_invariant(segment, known, shared, trainable)
         slices = [self._slice(part) for part in own]
@@ -187,6 +191,9 @@ class _GroupFinder:
             if effect.joins:
                 slices += [each for found in effect.ranges for each in self._claim(found)]
         return slices
+
+    def _is_broken(self, operator: int, known: Mapping[int, Zeros]) -> bool:
+        return any(known[var].is_broken for var in self._prover.output(operator))
 
     @cached_property
     def _eligible(self) -> frozenset[int]:

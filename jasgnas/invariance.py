@@ -15,7 +15,7 @@ from jasgnas.evaluate import full_zero_flow
 from jasgnas.graph import Graph, Operator
 from jasgnas.jaxpr import Atom, Literal
 from jasgnas.masks import NOTHING, Need, Zeros, everything, same, union, without, zero, zeros
-from jasgnas.rules import rule_for
+from jasgnas.rules import rule_for, zeros_of
 
 
 class Range(NamedTuple):
@@ -231,7 +231,7 @@ class Prover:
         """Extends what is known over the equations of an operator, those on its leaves included."""
         for position in sorted([*operator.equations, *self._static_equations(operator)]):
             eqn = self._program.equations[position]
-            results = rule_for(eqn.primitive).zeros(eqn, [self._read(atom, known) for atom in eqn.inputs])
+            results = zeros_of(eqn, [self._read(atom, known) for atom in eqn.inputs])
             known.update(zip(eqn.outputs, results, strict=True))
 
     def _read(self, atom: Atom, known: Mapping[int, Zeros]) -> Zeros:

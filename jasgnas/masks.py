@@ -28,10 +28,13 @@ class Zeros(NamedTuple):
     Attributes:
         axes: for each axis, the indices at which every entry is zero.
         constant: the one scalar that all entries equal, if known. An entirely zero value has `constant` 0.
+        is_broken: whether some entries are not finite, as after a division by zero: nothing else is known then, not
+            even that a product with zero is zero.
     """
 
     axes: Axes
     constant: Any = None
+    is_broken: bool = False
 
     @property
     def everywhere(self) -> bool:
@@ -59,6 +62,11 @@ def unknown(ndim: int) -> Zeros:
 def zero(ndim: int) -> Zeros:
     """A value of `ndim` axes that is zero everywhere."""
     return Zeros((None,) * ndim, 0)
+
+
+def broken(ndim: int) -> Zeros:
+    """A value of `ndim` axes that is not finite."""
+    return Zeros((None,) * ndim, is_broken=True)
 
 
 def zeros(axes: Iterable[np.ndarray | None]) -> Zeros:

@@ -95,10 +95,14 @@ ROWS = [
     ("name", lambda x: checkpoint_name(x, "here"), (A,)),
     ("reduce_precision", lambda x: lax.reduce_precision(x, 8, 10), (A,)),
     ("stop_gradient", lax.stop_gradient, (A,)),
+    ("device_put", jax.device_put, (A,)),
+    *[("bitcast_convert_type", lambda x, t=t: lax.bitcast_convert_type(x, t), (A,)) for t in (np.int64, np.int32)],
+    ("bitcast_convert_type", lambda x: lax.bitcast_convert_type(x, F), (np.zeros((3, 4, 2), np.int32),)),
     *binary("atan2", "igamma", "igammac", "nextafter", "polygamma", "zeta", "eq", "ge", "gt", "le", "lt", "ne"),
     *binary("add", "sub", "mul", "div", "rem", "max", "min", "pow"),
     *[(name, getattr(lax, name), (A[:, :1], A)) for name in ("add", "sub", "mul", "div", "max", "rem", "lt")],
     *[(name, getattr(lax, name), (A, A[:1])) for name in ("add", "sub", "mul", "div", "min", "pow", "eq")],
+    *binary("shift_left", "shift_right_arithmetic", "shift_right_logical", x=INTS, y=INTS),
     *[(name, getattr(lax, f"bitwise_{name}"), (x, x)) for name in ("and", "or", "xor") for x in (INTS, BOOLS)],
     ("regularized_incomplete_beta", lax.betainc, (A, A, A)),
     ("add_any", jax.grad(lambda x: jnp.sum(jnp.sin(x) + jnp.cos(x))), (A,)),
@@ -135,9 +139,14 @@ ROWS = [
     window("reduce_window_sum", lax.add, 0.0, window_dimensions=(1, 1, 2), base_dilation=(1, 2, 1)),
     window("reduce_window_sum", lax.add, 0.0, window_strides=(2, 1, 1), window_dilation=(1, 2, 1)),
     window("reduce_window_sum", lax.add, 0.0, padding=((0, 0), (1, 2), (0, 1))),
+    ("reduce_window", lambda x: lax.reduce_window(x, F(1), lambda a, b: a * b + 1, (1, 2, 1), (1, 1, 1), "SAME"), (B,)),
     *cumulative("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"),
     *[("sort", lambda x, d=d: lax.sort(x, d), (B,)) for d in (0, 2)],
     ("sort", lambda x, y: lax.sort((x, y), dimension=1, num_keys=1), (A, A)),
+    *[("top_k", lambda x, a=a: lax.top_k(x, 2, axis=a), (B,)) for a in (0, 2)],
+    ("approx_top_k", lambda x: lax.approx_min_k(x, 2), (B,)),
+    *[("fft", lambda x, a=a: jnp.fft.rfft(x, axis=a), (B,)) for a in (1, 2)],
+    ("fft", lambda x: jnp.fft.ifft2(x), (B.astype(np.complex128),)),
     # Contractions.
     dot("ij,jk->ik", (3, 4), (4, 2)),
     dot_general((((1,), (0,)), ((), ())), (3, 4), (4, 2)),
@@ -200,13 +209,21 @@ ROWS = [
     ("gather", lambda x, i: x.at[:, i].get(mode="promise_in_bounds"), (B, np.zeros(2, np.int32))),
     ("gather", lambda x, i: x.at[i, :, i].get(mode="clip"), (B, np.zeros(2, np.int32))),
     ("gather", lambda x, i: jnp.take_along_axis(x, i, 2, mode="clip"), (B, np.zeros((2, 3, 2), np.int32))),
+    *[(f"scatter-{name}", lambda x, i, y, name=name: getattr(x.at[i], name)(y), (B, np.zeros(2, np.int32), B))
+      for name in ("add", "max", "min", "mul")],
+    ("scatter-sub", lambda x, i, y: x.at[:, i].subtract(y), (B, np.zeros(3, np.int32), B)),
+    ("scatter", lambda x, i, y: x.at[:, i].set(y, mode="clip"), (B, np.int32(0), B[:, 0])),
+    ("scatter", lambda x, i, y: x.at[i, :, i].set(y), (B, np.zeros(2, np.int32), B[..., 0])),
+    ("scatter-add", lambda x, i, y: x.at[:, i, ::2].add(y), (B, np.int32(0), B[:, 0, :2])),
+    ("scatter-add", jax.vmap(lambda x, i, y: x.at[i].add(y)), (B, np.zeros((2, 2), np.int32), B[:, :2])),
     ("gather", jax.vmap(lambda x, i: lax.dynamic_slice(x, (i, i), (2, 4))), (B, np.zeros(2, np.int32))),
 ]  # fmt: skip
 
 
 # Primitives that the oldest supported jax does not have yet.
-NEWER = ("log2", "one_minus_square")
-ROWS += [row for name in NEWER if hasattr(lax, name) for row in unary(name)]
+NEWER = ("log2", "one_minus_square", "polynomial")
+ROWS += [row for name in NEWER[:2] if hasattr(lax, name) for row in unary(name)]
+ROWS += [("polynomial", lambda x: lax.polynomial(x, x, x), (A,))] if hasattr(lax, "polynomial") else []
 
 
 def equation_of(name, fn, args):

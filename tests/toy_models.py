@@ -126,6 +126,20 @@ def standardized(p, x):
     return (x + x @ kernel) @ p["head"]
 
 
+def weight_normalized(p, x):
+    """Weight normalisation (arXiv 1602.07868) without an epsilon: a matrix that is zero would be divided by zero."""
+    kernel = p["v"] / jnp.linalg.norm(p["v"], axis=0) * p["g"]
+    return (x + jax.nn.relu6(x @ kernel)) @ p["head"]
+
+
+def message_passing(p, x):
+    """Nodes of a graph gather from their neighbours and scatter to them."""
+    senders, receivers = np.array([0, 1, 2, 3, 4, 0]), np.array([1, 2, 3, 4, 0, 2])
+    messages = jax.nn.relu(x[senders] @ p["message"])
+    x = x + jax.ops.segment_sum(messages, receivers, 5) @ p["update"]
+    return (x + jnp.fft.fft(x @ p["mix"], axis=0).real) @ p["head"]
+
+
 def two_outputs(p, x):
     shared = x + x @ p["a"]
     return {"logits": (shared + shared @ p["b"]) @ p["head"], "auxiliary": (shared + x @ p["c"]) @ p["aux"]}
@@ -268,6 +282,17 @@ TOYS = {
         {"gate": None, "out": None},
     ),
     "standardised weight": Toy(standardized, {"w": SQUARE, "head": SQUARE}, (3, D), [{"w"}], (0,), {"w": None}),
+    "normalised weight": Toy(
+        weight_normalized, {"v": SQUARE, "g": (D,), "head": SQUARE}, (3, D), [{"g"}], (0,), {"v": None, "g": None}
+    ),
+    "messages between nodes": Toy(
+        message_passing,
+        {"message": (D, 6), "update": (6, D), "mix": SQUARE, "head": SQUARE},
+        (5, D),
+        [{"message", "update"}, {"mix"}],
+        (0,),
+        {"message": None, "update": None},
+    ),
     "two outputs": Toy(
         two_outputs,
         {"a": SQUARE, "b": SQUARE, "c": SQUARE, "head": SQUARE, "aux": SQUARE},

@@ -4,17 +4,19 @@ The analysis knows primitives only, never layers. A primitive without a rule is 
 removed, never assumed to keep zeros, and evaluated at full width.
 """
 
-from jasgnas.rules import contraction, elementwise, reduction, shape
-from jasgnas.rules.base import PassThrough, Rule, is_known, register, rule_for
+from jasgnas.rules import contraction, elementwise, indexing, reduction, shape
+from jasgnas.rules.base import PassThrough, Rule, is_known, register, rule_for, zeros_of
 
 __all__ = [
     "PassThrough",
     "Rule",
     "contraction",
     "elementwise",
+    "indexing",
     "is_known",
     "reduction",
     "register",
     "rule_for",
     "shape",
+    "zeros_of",
 ]

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, everything, unknown, zero, zeros
+from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, broken, everything, unknown, zero, zeros
 
 
 class Rule:
@@ -111,6 +111,13 @@ def register(rule: Rule, *primitives: str) -> None:
 def rule_for(primitive: str) -> Rule:
     """Returns the rule of a primitive; unknown ones get the rule that assumes nothing."""
     return _RULES.get(primitive, _UNKNOWN)
+
+
+def zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+    """Returns what is known of each result of an equation; what is computed from broken operands is broken."""
+    if any(value.is_broken for value in operands):
+        return [broken(len(aval.shape)) for aval in eqn.out_avals]
+    return rule_for(eqn.primitive).zeros(eqn, operands)
 
 
 def is_known(primitive: str) -> bool:

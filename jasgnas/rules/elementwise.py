@@ -3,28 +3,60 @@
 Operands without axes, and axes of size one, are broadcast.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 import jax
 import numpy as np
 
 from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, join, meet, unknown
+from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, broken, unknown, zeros
 from jasgnas.rules.base import Rule, register
 
 
 class Elementwise(Rule):
-    """An elementwise operator of which nothing more is known."""
+    """An elementwise operator, told by what it makes of single numbers of which only some are known."""
+
+    def __init__(self, at_zero: Any = None):
+        """Describes an operator.
+
+        Args:
+            at_zero: its value where all operands are zero, infinity included; None if nothing is to be said.
+        """
+        self._at_zero = at_zero
+
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        """Returns the result for single numbers, as far as it is known.
+
+        Args:
+            eqn: the equation.
+            values: one number for each operand, None where it is not known; it may then be any finite one.
+
+        Returns:
+            The number that every backend computes, NaN included, or None.
+        """
+        del eqn
+        return self._at_zero if all(map(_is_zero, values)) else None
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         ndim = len(eqn.out_avals[0].shape)
-        return [self.known(eqn, [_lift(value, ndim) for value in operands])]
-
-    def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
-        """Returns the zeros of the result; operands all have its number of axes."""
-        del operands
-        return unknown(len(eqn.out_avals[0].shape))
+        constants = [value.constant for value in operands]
+        axes: list[np.ndarray | None] = [None] * ndim
+        with np.errstate(all="ignore"):
+            everywhere = self.at(eqn, constants)
+            if everywhere is not None and np.isnan(everywhere) and not any(map(_is_nan, constants)):
+                return [broken(ndim)]
+            for axis in range(ndim):
+                for zero_here, region in _regions(operands, axis, ndim):
+                    result = self.at(eqn, [0 if i in zero_here else value for i, value in enumerate(constants)])
+                    if result is not None and not np.isfinite(result):
+                        return [broken(ndim)]
+                    if result is not None and result == 0:
+                        known = axes[axis]
+                        axes[axis] = region if known is None else known | region
+        return [zeros(axes) if everywhere is None else Zeros((None,) * ndim, everywhere)]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         del operands
@@ -40,6 +72,25 @@ class Elementwise(Rule):
         return [Sliced(eqn.bind(*stored)[0], layout, aval)]
 
 
+def _is_zero(value: Any) -> bool:
+    return value is not None and value == 0
+
+
+def _is_nan(value: Any) -> bool:
+    """Tells whether a constant is not a number; then it was put there on purpose, to be selected or not."""
+    return value is not None and bool(np.isnan(value))
+
+
+def _regions(operands: Sequence[Zeros], axis: int, ndim: int) -> Iterator[tuple[set[int], np.ndarray]]:
+    """Yields sets of operands, and the indices of an axis of the result at which all of the set are zero."""
+    masks = {i: v.axes[axis] for i, v in enumerate(operands) if len(v.axes) == ndim and v.axes[axis] is not None}
+    for size in range(1, len(masks) + 1):
+        for chosen in combinations(masks, size):
+            region = np.logical_and.reduce([masks[i] for i in chosen])
+            if region.any():
+                yield set(chosen), region
+
+
 def _fitted(axes: Axes, operand: Any, result: Any) -> Axes:
     """Carries what is said of the axes of the result over to an operand, which may be broadcast."""
     if not operand.shape:
@@ -48,38 +99,43 @@ def _fitted(axes: Axes, operand: Any, result: Any) -> Axes:
     return tuple(mask if size == full else None for mask, size, full in sizes)
 
 
-def _lift(value: Zeros, ndim: int) -> Zeros:
-    return value if len(value.axes) == ndim else Zeros((None,) * ndim, value.constant)
-
-
 class KeepsZeros(Elementwise):
     """Zero where all its operands are (f(0) = 0, f(0, 0) = 0)."""
 
-    def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
-        return _anonymous(meet(operands))
+    def __init__(self) -> None:
+        """Describes an operator whose value at zero is zero."""
+        super().__init__(0)
 
 
-class Absorbs(Elementwise):
-    """Zero where any of its operands is: a product."""
+class Computes(Elementwise):
+    """An operator that every backend computes exactly, so that the results for known numbers are known."""
 
-    def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
-        return _anonymous(join(operands))
+    def __init__(self, function: Callable[..., Any]):
+        """Describes an operator.
+
+        Args:
+            function: the same on NumPy scalars.
+        """
+        super().__init__()
+        self._function = function
+
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        if any(value is None for value in values):
+            return None
+        typed = (np.asarray(value).astype(aval.dtype)[()] for value, aval in zip(values, eqn.in_avals, strict=True))
+        return self._function(*typed)
 
 
-def _anonymous(value: Zeros) -> Zeros:
-    """Forgets a constant other than zero: the operator has changed it."""
-    return value if value.everywhere else Zeros(value.axes)
+class Absorbs(Computes):
+    """A product: zero where any of its operands is."""
+
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        if not any(map(_is_zero, values)):
+            return super().at(eqn, values)
+        return 0 if all(value is None or np.isfinite(value) for value in values) else np.nan
 
 
-class Divides(Elementwise):
-    """A quotient or remainder: zero where the first operand is and the second is not known to be."""
-
-    def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
-        numerator, denominator = operands
-        return unknown(len(numerator.axes)) if denominator.anywhere else _anonymous(numerator)
-
-
-class Adds(KeepsZeros):
+class Adds(Computes):
     """A sum or difference: an operand that is zero everywhere is not added at all."""
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
@@ -94,48 +150,52 @@ class Adds(KeepsZeros):
         return super().execute(eqn, operands, layouts)
 
 
-class Bounds(Elementwise):
-    """A maximum or minimum: a zero survives beside another zero, or beside a constant that it beats."""
+class Divides(Elementwise):
+    """A quotient or remainder: zero where the first operand is, not a number where the second one is zero."""
 
-    def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
-        pick = max if eqn.primitive == "max" else min
-        others = [value for value in operands if value.constant is None or pick(value.constant, 0) != 0]
-        return _anonymous(meet(others or operands))
-
-
-class Clamps(Elementwise):
-    """`clamp(low, x, high)`: zero where x is, if zero lies within constant bounds."""
-
-    def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
-        low, x, high = operands
-        inside = low.constant is not None and low.constant <= 0 and high.constant is not None and high.constant >= 0
-        return _anonymous(x) if inside else unknown(len(x.axes))
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        numerator, denominator = values
+        if _is_zero(denominator):
+            return np.nan
+        return 0 if _is_zero(numerator) else None
 
 
 class Powers(Elementwise):
-    """A power: zero where the base is, if the exponent is a positive constant."""
+    """A power: zero where the base is, if the exponent is positive."""
 
-    def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
-        base = operands[0]
-        exponent = operands[1].constant if len(operands) == 2 else eqn.params["y"]
-        return _anonymous(base) if exponent is not None and exponent > 0 else unknown(len(base.axes))
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        base = values[0]
+        exponent = values[1] if len(values) == 2 else eqn.params["y"]
+        if not _is_zero(base) or exponent is None:
+            return None
+        return np.float64(0) ** exponent
+
+
+class Shifts(Elementwise):
+    """A shift of bits: zero where the first operand is."""
+
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        return 0 if _is_zero(values[0]) else None
 
 
 class Selects(Elementwise):
-    """`select_n(which, *cases)`: zero where every case is."""
+    """`select_n(which, *cases)`: the case that is selected, if that is known, or what all cases are."""
 
-    def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
-        return _anonymous(meet(operands[1:]))
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        which, *cases = values
+        if which is not None:
+            return cases[int(which)]
+        return cases[0] if all(case is not None and case == cases[0] for case in cases) else None
 
 
 class Converts(Elementwise):
-    """A cast: zeros stay zeros and constants stay known."""
+    """A cast."""
 
-    def known(self, eqn: Equation, operands: Sequence[Zeros]) -> Zeros:
-        (value,) = operands
-        if value.constant is None or not np.issubdtype(eqn.out_avals[0].dtype, np.number):
-            return _anonymous(value)
-        return value._replace(constant=np.asarray(value.constant).astype(eqn.out_avals[0].dtype)[()])
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        (value,) = values
+        dtype = eqn.out_avals[0].dtype
+        is_number = np.issubdtype(dtype, np.generic) or jax.dtypes.issubdtype(dtype, np.number)
+        return None if value is None or not is_number else np.asarray(value).astype(dtype)[()]
 
 
 class Constrains(KeepsZeros):
@@ -162,52 +222,61 @@ class Barrier(Rule):
         return [value if value.layout == NOTHING else value._replace(array=next(arrays)) for value in kept]
 
 
+class Places(Barrier):
+    """`device_put`: like a barrier, except that it moves arrays to where only those of the original shapes can be."""
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        whole = all(layout != NOTHING and all(mask is None for mask in layout) for layout in layouts)
+        if whole:
+            return super().execute(eqn, operands, layouts)
+        return [value.to(layout) for value, layout in zip(operands, layouts, strict=True)]
+
+
 register(
     Elementwise(),
-    *("acos", "acosh", "atan2", "bessel_i0e", "clz", "complex", "cos", "cosh", "digamma", "eq", "erfc", "exp", "exp2"),
-    *(
-        "ge",
-        "gt",
-        "igamma",
-        "igammac",
-        "is_finite",
-        "le",
-        "lgamma",
-        "log",
-        "log2",
-        "logistic",
-        "lt",
-        "ne",
-        "nextafter",
-        "not",
-    ),
-    *("nextafter", "not", "one_minus_square", "polygamma", "regularized_incomplete_beta", "rsqrt", "zeta"),
+    *("acos", "acosh", "atan2", "bessel_i0e", "clz", "complex", "digamma", "igamma", "igammac"),
+    *("nextafter", "one_minus_square", "polygamma", "polynomial", "regularized_incomplete_beta", "zeta"),
 )
+register(Elementwise(1), "cos", "cosh", "erfc", "exp", "exp2")
+register(Elementwise(0.5), "logistic")
+register(Elementwise(np.inf), "lgamma", "rsqrt")
+register(Elementwise(-np.inf), "log", "log2")
 register(
     KeepsZeros(),
-    *("abs", "asin", "asinh", "atan", "atanh", "bessel_i1e", "cbrt", "ceil", "conj", "copy", "erf"),
-    *(
-        "erf_inv",
-        "expm1",
-        "floor",
-        "imag",
-        "log1p",
-        "name",
-        "neg",
-        "or",
-        "population_count",
-        "real",
-        "reduce_precision",
-    ),
-    *("round", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "tan", "tanh", "xor"),
+    *("asin", "asinh", "atan", "atanh", "bessel_i1e", "cbrt", "conj", "copy", "erf", "erf_inv", "expm1", "imag"),
+    *("log1p", "name", "population_count", "real", "reduce_precision", "round", "sin", "sinh", "sqrt", "square"),
+    *("stop_gradient", "tan", "tanh"),
 )
-register(Constrains(), "layout_constraint", "reshard", "sharding_constraint")
-register(Barrier(), "optimization_barrier")
-register(Absorbs(), "and", "mul")
-register(Adds(), "add", "add_any", "sub")
+for _name, _function in {
+    "abs": np.abs,
+    "ceil": np.ceil,
+    "clamp": lambda low, value, high: np.minimum(np.maximum(value, low), high),
+    "eq": operator.eq,
+    "floor": np.floor,
+    "ge": operator.ge,
+    "gt": operator.gt,
+    "is_finite": np.isfinite,
+    "le": operator.le,
+    "lt": operator.lt,
+    "max": np.maximum,
+    "min": np.minimum,
+    "ne": operator.ne,
+    "neg": operator.neg,
+    "not": np.invert,
+    "or": operator.or_,
+    "sign": np.sign,
+    "xor": operator.xor,
+}.items():
+    register(Computes(_function), _name)
+register(Absorbs(operator.and_), "and")
+register(Absorbs(operator.mul), "mul")
+register(Adds(operator.add), "add", "add_any")
+register(Adds(operator.sub), "sub")
 register(Divides(), "div", "rem")
-register(Bounds(), "max", "min")
-register(Clamps(), "clamp")
 register(Powers(), "integer_pow", "pow")
+register(Shifts(), "shift_left", "shift_right_arithmetic", "shift_right_logical")
 register(Selects(), "select_n")
 register(Converts(), "convert_element_type")
+register(Constrains(), "layout_constraint", "reshard", "sharding_constraint")
+register(Barrier(), "optimization_barrier")
+register(Places(), "device_put")

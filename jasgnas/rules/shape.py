@@ -1,4 +1,4 @@
-"""Operators that move entries about: broadcast, transpose, reshape, slice, concatenate, pad, split, gather."""
+"""Operators that move entries about in a fixed way: broadcast, transpose, reshape, slice, concatenate, pad, split."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -353,6 +353,17 @@ class Unstack(Rule):
         return results
 
 
+class Bitcast(PassThrough):
+    """`bitcast_convert_type`, which may split entries along a new last axis, or join them; -0.0 has bits."""
+
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        kept = len(eqn.out_avals[0].shape)
+        return [[axis if axis < kept else None for axis in range(len(eqn.in_avals[0].shape))]]
+
+    def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
+        return False
+
+
 class Tile(PassThrough):
     """`tile`: axes that are not repeated pass through."""
 
@@ -390,72 +401,6 @@ def _padded(mask: np.ndarray, low: int, high: int, interior: int) -> np.ndarray:
     return spread[max(-low, 0) : len(spread) - max(-high, 0)]
 
 
-class DynamicSlice(PassThrough):
-    """`dynamic_slice`: axes taken whole keep their zeros."""
-
-    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
-        sizes = zip(eqn.params["slice_sizes"], eqn.in_avals[0].shape, strict=True)
-        whole = [axis if taken == size else None for axis, (taken, size) in enumerate(sizes)]
-        return [whole, *((),) * (len(eqn.in_avals) - 1)]
-
-    def resized(self, eqn: Equation, stored: Sequence[Sequence[int]], result: Sequence[int]) -> dict[str, object]:
-        return {"slice_sizes": tuple(result)}
-
-
-class DynamicUpdateSlice(Rule):
-    """`dynamic_update_slice`: axes that are updated over their whole length pass through."""
-
-    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        whole = self._whole(eqn)
-        both = meet(
-            [
-                Zeros(tuple(m if w else None for m, w in zip(value.axes, whole, strict=True)), value.constant)
-                for value in operands[:2]
-            ]
-        )
-        return [both if both.everywhere else Zeros(both.axes)]
-
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results
-        assert need != NOTHING
-        wanted = self._passed(eqn, need)
-        return [wanted, wanted, *((),) * (len(eqn.in_avals) - 2)]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
-        wanted = self._passed(eqn, layout)
-        stored = [value.to(wanted).array for value in operands[:2]]
-        array = eqn.bind(*stored, *(value.full() for value in operands[2:]))[0]
-        return [Sliced(array, wanted, eqn.out_avals[0])]
-
-    def _whole(self, eqn: Equation) -> list[bool]:
-        return [a == b for a, b in zip(eqn.in_avals[0].shape, eqn.in_avals[1].shape, strict=True)]
-
-    def _passed(self, eqn: Equation, axes: Axes) -> Axes:
-        return tuple(mask if whole else None for mask, whole in zip(axes, self._whole(eqn), strict=True))
-
-
-class Gather(PassThrough):
-    """`gather`: axes of the operand taken whole keep their zeros; embedding lookup and nearest-neighbour resize."""
-
-    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
-        numbers = eqn.params["dimension_numbers"]
-        shape = eqn.in_avals[0].shape
-        hidden = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-        offsets = iter(numbers.offset_dims)
-        axes: list[int | None] = []
-        for axis, size in enumerate(shape):
-            offset = None if axis in hidden else next(offsets)
-            whole = eqn.params["slice_sizes"][axis] == size and axis not in numbers.start_index_map
-            axes.append(offset if whole else None)
-        return [axes, (None,) * len(eqn.in_avals[1].shape)]
-
-    def resized(self, eqn: Equation, stored: Sequence[Sequence[int]], result: Sequence[int]) -> dict[str, object]:
-        sizes = zip(eqn.params["slice_sizes"], eqn.in_avals[0].shape, stored[0], strict=True)
-        return {"slice_sizes": tuple(now if taken == size else taken for taken, size, now in sizes)}
-
-
 register(Broadcast(), "broadcast_in_dim")
 register(Transpose(), "transpose")
 register(Squeeze(), "squeeze")
@@ -466,8 +411,6 @@ register(Split(), "split")
 register(Concatenate(), "concatenate")
 register(Stack(), "stack")
 register(Unstack(), "unstack")
+register(Bitcast(), "bitcast_convert_type")
 register(Tile(), "tile")
 register(Pad(), "pad")
-register(DynamicSlice(), "dynamic_slice")
-register(DynamicUpdateSlice(), "dynamic_update_slice")
-register(Gather(), "gather")
