@@ -1,25 +1,26 @@
 """What H2SPG costs, and what its judgement of validity is worth: `python -m experiments.bench_h2spg`.
 
-Times are ratios of medians from interleaved runs in one process, so that a busy machine slows both sides alike.
+Ratios are of medians of interleaved calls in one process, so that a busy machine slows both sides alike.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich
 import tyro
 from flax import nnx
 from rich.table import Table
 
 import jasgnas
 import models
+from experiments.measure import interleaved_seconds, publish
 from jasgnas.selection import SizeCosts, TakeFn, falling_order, select_redundant, take_number, take_to_size, to_digits
 from jasgnas.topology import SegmentCosts, subnet_size
 from jasgnas.validity import SegmentTopology, critical_segments, is_valid, largest_removal
@@ -42,14 +43,16 @@ class Config:
     """Blocks of two groups and ten segments in the graph that the selection is timed on."""
     draws: int = 100
     """Random score vectors of the ablation."""
+    output: Path | None = None
+    """Where to write the tables as JSON."""
 
 
-def run(config: Config) -> None:
-    """Prints one table for each question."""
+def run(config: Config) -> Iterator[Table]:
+    """Yields one table for each question."""
     for name, batch_size in config.networks:
-        rich.print(measure_network(name, batch_size, config.steps))
-    rich.print(measure_selection(config.num_blocks))
-    rich.print(ablate_hierarchy(("demo_net", "stacked_unets"), config.draws))
+        yield measure_network(name, batch_size, config.steps)
+    yield measure_selection(config.num_blocks)
+    yield ablate_hierarchy(("demo_net", "stacked_unets"), config.draws)
 
 
 def measure_network(name: str, batch_size: int, steps: int) -> Table:
@@ -76,11 +79,14 @@ def measure_network(name: str, batch_size: int, steps: int) -> Table:
         return jnp.mean(nnx.merge(graphdef, params, rest, copy=True)(images) ** 2)
 
     def update_only(tx: optax.GradientTransformation, grads: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        return tx.update(grads, opt_state, params)
+
+    def update_and_apply(tx: optax.GradientTransformation, grads: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     def train_step(tx: optax.GradientTransformation, images: jax.Array, params: Any, opt_state: Any) -> tuple[Any, Any]:
-        return update_only(tx, jax.grad(loss_fn)(params, images), params, opt_state)
+        return update_and_apply(tx, jax.grad(loss_fn)(params, images), params, opt_state)
 
     table = Table("step", "phase", "ms", "ratio", "temporary MiB", "compile s", title=f"{name}, batch {batch_size}")
     grads = jax.tree.map(lambda x: 1e-3 * x, params)
@@ -88,8 +94,9 @@ def measure_network(name: str, batch_size: int, steps: int) -> Table:
     # a buffer of its own if parameters and state are donated, while else both sides allocate their results anew.
     for label, step, data, donated in (
         ("training", train_step, images, (1, 2)),
-        ("update alone", update_only, grads, ()),
-        ("update alone, donated", update_only, grads, (1, 2)),
+        ("tx.update alone", update_only, grads, ()),
+        ("update and apply", update_and_apply, grads, ()),
+        ("the same, donated", update_and_apply, grads, (1, 2)),
     ):
         compiled, facts = {}, {}
         for tx_name, tx in (("sgd", plain), ("h2spg", hybrid)):
@@ -101,11 +108,16 @@ def measure_network(name: str, batch_size: int, steps: int) -> Table:
             memory = executable.memory_analysis()
             facts[tx_name] = f"{memory.temp_size_in_bytes / 2**20:.1f}" if memory else "unknown", f"{seconds:.1f}"
         state = hybrid.init(params)
-        variants = {"plain": (compiled["sgd"], params, plain.init(params))} | {
-            phase: (compiled["h2spg"], params, (state[0], state[1]._replace(step=jnp.int32(start))))
+        starts = {"plain": (compiled["sgd"], plain.init(params))} | {
+            phase: (compiled["h2spg"], (state[0], state[1]._replace(step=jnp.int32(start))))
             for phase, start in PHASES.items()
         }
-        seconds_of = time_interleaved(variants, steps)
+        # The first two rounds do not count: they select, or meet the target.
+        seconds_of = interleaved_seconds(
+            {name: _Training(run, params, start, step is not update_only) for name, (run, start) in starts.items()},
+            steps,
+            warm_up=2,
+        )
         for phase, seconds in seconds_of.items():
             ratio = seconds / seconds_of["plain"]
             table.add_row(
@@ -116,21 +128,20 @@ def measure_network(name: str, batch_size: int, steps: int) -> Table:
     return table
 
 
-def time_interleaved(variants: dict[str, tuple[Callable[..., Any], Any, Any]], steps: int) -> dict[str, float]:
-    """Returns the median seconds of a step of each variant: a function, and the two arguments that it returns anew.
+class _Training:
+    """A training that makes one step whenever it is called; its step may be donated what it keeps between them."""
 
-    The arguments may be donated, so every variant has its own copy.
-    The first two steps are not timed: they select, or meet the target.
-    """
-    carries = {name: jax.tree.map(jnp.copy, carry) for name, (_, *carry) in variants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(steps + 2):
-        for name, (step, *_) in variants.items():
-            start = time.perf_counter()
-            carries[name] = jax.block_until_ready(step(*carries[name]))
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+    def __init__(self, step: Callable[..., Any], params: Any, opt_state: Any, applies: bool):
+        self._step = step
+        self._applies = applies
+        self._params, self._opt_state = jax.tree.map(jnp.copy, (params, opt_state))
+
+    def __call__(self) -> Any:
+        """Returns parameters, or their updates where the step does not apply them, and the optimizer state."""
+        result, self._opt_state = self._step(self._params, self._opt_state)
+        if self._applies:
+            self._params = result
+        return result, self._opt_state
 
 
 def measure_selection(num_blocks: int) -> Table:
@@ -230,5 +241,11 @@ def ablate_hierarchy(names: tuple[str, ...], draws: int) -> Table:
     return table
 
 
+def main() -> None:
+    """Runs the benchmark with the command line's settings."""
+    config = tyro.cli(Config, description=__doc__)
+    publish(run(config), config.output)
+
+
 if __name__ == "__main__":
-    run(tyro.cli(Config))
+    main()
