@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,29 +97,37 @@ def measure(name: str, batch_size: int, repeats: int) -> Result:
         interleaved_seconds({key: run for key, (run, _) in runs.items()}, repeats) for runs in (forward, training)
     ]
     executables = [[executable for _, executable in runs.values()] for runs in (forward, training)]
-    memory = [tuple(e.memory_analysis().temp_size_in_bytes / 2**20 for e in pair) for pair in executables]
-    sizes = [(jasgnas.count_params(network), jasgnas.count_macs(network, images[:1])) for network in networks.values()]
+    memory = [_pair(each.memory_analysis().temp_size_in_bytes / 2**20 for each in pair) for pair in executables]
     return Result(
-        name,
-        batch_size,
-        len(removed),
-        *(tuple(pair) for pair in zip(*sizes, strict=True)),
-        *(tuple(each.values()) for each in seconds),
-        *memory,
-        tuple(_count_moves(executable.as_text()) for executable in executables[0]),
+        name=name,
+        batch_size=batch_size,
+        removed=len(removed),
+        params=_pair(map(jasgnas.count_params, networks.values())),
+        macs=_pair(jasgnas.count_macs(network, images[:1]) for network in networks.values()),
+        forward_seconds=_pair(seconds[0].values()),
+        training_seconds=_pair(seconds[1].values()),
+        forward_mib=memory[0],
+        training_mib=memory[1],
+        moves=_pair(_count_moves(executable.as_text()) for executable in executables[0]),
     )
+
+
+def _pair(values: Iterable[Any]) -> tuple[Any, Any]:
+    full, sub = values
+    return full, sub
 
 
 def _compile(network: nnx.Module, images: jax.Array, *, training: bool) -> tuple[Callable[[], Any], Any]:
     """Returns a call of the compiled forward pass or training step, and the executable."""
     network.train() if training else network.eval()
-    graphdef, params, rest = nnx.split(network, nnx.Param, ...)
+    split: Any = nnx.split(network, nnx.Param, ...)
+    graphdef, params, rest = split
 
     def forward(params: Any, rest: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         merged = nnx.merge(graphdef, params, rest, copy=True)
         outputs = merged(images)
         # An auxiliary head makes a network return more than its logits.
-        mean_square = sum(jnp.mean(output**2) for output in jax.tree.leaves(outputs))
+        mean_square = jnp.sum(jnp.stack([jnp.mean(output**2) for output in jax.tree.leaves(outputs)]))
         return mean_square, (outputs, nnx.state(merged, nnx.Not(nnx.Param)))
 
     def step(params: Any, rest: Any, images: jax.Array) -> tuple[Any, Any]:
