@@ -19,6 +19,7 @@ from jasgnas.errors import (
 )
 from jasgnas.groups import Group, LeafSlice
 from jasgnas.h2spg import ADAM_DEFAULTS, H2SPGState, h2spg, h2spg_metrics, h2spg_state
+from jasgnas.report import draw, report
 from jasgnas.scores import GroupStats
 from jasgnas.shrink import shrink
 from jasgnas.space import SearchSpace, search_space
@@ -43,9 +44,11 @@ __all__ = [
     "construct_subnet",
     "count_macs",
     "count_params",
+    "draw",
     "h2spg",
     "h2spg_metrics",
     "h2spg_state",
+    "report",
     "search_space",
     "shrink",
 ]

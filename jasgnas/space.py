@@ -240,6 +240,12 @@ class SearchSpace:
         """Returns a table of the groups, and what else a person wants to know first."""
         return _table(self)
 
+    def _repr_html_(self) -> str:
+        """Returns the report of the space in a frame, which notebooks show."""
+        from jasgnas.report.page import embedded  # here, because the report is made of spaces
+
+        return embedded(self)
+
 
 def search_space(
     model: Any,
@@ -331,12 +337,17 @@ def _why_nothing(graph: Graph, reasons: Sequence[str]) -> str:
 
 
 def _table(space: SearchSpace) -> str:
-    rows = [("group", "name", "parameters", "operators")]
-    rows += [(str(g.index), g.name, f"{g.num_params:,}", ", ".join(g.operators)) for g in space.groups]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    macs = space.segment_graph.nodes["macs"]
+    headings = ("group", "name", "parameters", "multiply-adds", "operators")
+    rows = [
+        (str(g.index), _clip(g.name), f"{g.num_params:,}", f"{macs[g.segment]:,}", _clip(", ".join(g.operators)))
+        for g in space.groups
+    ]
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    rules = ["─" * width for width in widths]
     lines = [
-        f"{index:>{widths[0]}}  {name:<{widths[1]}}  {params:>{widths[2]}}  {operators}"
-        for index, name, params, operators in rows
+        f"{index:>{widths[0]}}  {name:<{widths[1]}}  {params:>{widths[2]}}  {macs:>{widths[3]}}  {operators}".rstrip()
+        for index, name, params, macs, operators in (headings, rules, *rows)
     ]
     total = sum(int(np.prod(leaf.shape)) for leaf in space.leaves if leaf.trainable)
     inside = sum(group.num_params for group in space.groups)
@@ -349,3 +360,7 @@ def _table(space: SearchSpace) -> str:
     if unknown:
         footer.append(f"Unknown operators, kept as they are: {', '.join(unknown)}.")
     return "\n".join([*lines, "", *footer])
+
+
+def _clip(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -1,0 +1,234 @@
+"""The command `jasgnas`: looks at a model that a user's own code makes."""
+
+import argparse
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+
+from jasgnas.errors import JasgnasError
+from jasgnas.report.page import report
+from jasgnas.space import SearchSpace, search_space
+
+_EPILOG = """\
+FACTORY is a class or function, called without arguments or, where it has a parameter of that name, with
+rngs=nnx.Rngs(0). What it returns, or what stands there itself, is one of
+
+  an nnx.Module
+  a Linen module, which is then initialised abstractly; or (module, variables)
+  (fn, params), called as fn(params, *inputs)
+
+example: jasgnas inspect my_package.models:ResNet --input 1,32,32,3
+"""
+
+
+class _UsageError(Exception):
+    """The command line names something that is not there."""
+
+
+class _ModelError(Exception):
+    """The user's own code failed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: those of the command line by default.
+
+    Returns:
+        The exit code: 0, 1 where the model cannot be made or searched, 2 where the command line is wrong.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        space = _inspect(options)
+        print(space)
+        if not options.no_report:
+            print(f"Report in {report(space, path=options.report, title=options.factory)}")
+    except _UsageError as error:
+        return _fail(error, 2)
+    except (JasgnasError, _ModelError, OSError) as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"jasgnas: error: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jasgnas", description="Automatic erasing of network structures in JAX.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "inspect",
+        help="print what may be removed from a model, and write a report",
+        description="Prints what may be removed from a model of your own, and writes a report for the browser.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("factory", metavar="MODULE:FACTORY", help="what makes the model")
+    command.add_argument(
+        "--input",
+        metavar="SHAPE",
+        type=_shape,
+        action="append",
+        required=True,
+        help="shape of an example input, as in 1,32,32,3; once for each input",
+    )
+    command.add_argument(
+        "--dtype",
+        metavar="DTYPE",
+        type=_dtype,
+        action="append",
+        default=[],
+        help="dtype of an input; once for each, or once for all (default: float32)",
+    )
+    command.add_argument(
+        "--keep", metavar="PATTERN", action="append", default=[], help="parameter paths that must stay, as in 'head/*'"
+    )
+    command.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="further argument of the call, as in train=False",
+    )
+    output = command.add_mutually_exclusive_group()
+    output.add_argument(
+        "--report", metavar="FILE", type=Path, default=Path("report.html"), help="file to write (default: report.html)"
+    )
+    output.add_argument("--no-report", action="store_true", help="print the table alone")
+    return parser
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in text.split(",") if size)
+    except ValueError:
+        shape = (0,)
+    if min(shape, default=0) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; give positive integers, as in 1,32,32,3")
+    return shape
+
+
+def _dtype(text: str) -> Any:
+    try:
+        return jnp.dtype(text)
+    except TypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no dtype; try float32, bfloat16 or int32") from None
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value")
+    constants = {"True": True, "False": False, "None": None}
+    if value in constants:
+        return name, constants[value]
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+def _inspect(options: argparse.Namespace) -> SearchSpace:
+    dtypes = options.dtype or [jnp.dtype("float32")]
+    if len(dtypes) not in (1, len(options.input)):
+        raise _UsageError(f"{len(options.input)} inputs were given with {len(dtypes)} dtypes; give one each or one")
+    dtypes = dtypes * len(options.input) if len(dtypes) == 1 else dtypes
+    inputs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(options.input, dtypes, strict=True)]
+    model = _make_model(options.factory)
+    settings = dict(options.set)
+    shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in inputs)
+    # Flax and JAX say what does not fit in exceptions of many kinds.
+    return _calling(f"the model failed on {shapes}", lambda: _search(model, inputs, options.keep, settings))
+
+
+def _search(model: Any, inputs: list[Any], keep: list[str], settings: dict[str, Any]) -> SearchSpace:
+    if isinstance(model, nnx.Module):
+        return search_space(model, *inputs, keep=keep, **settings)
+    if isinstance(model, linen.Module):
+        key = jax.random.key(0)
+        variables = jax.eval_shape(lambda *xs: model.init({"params": key, "dropout": key}, *xs, **settings), *inputs)
+        return search_space(model, *inputs, variables=variables, keep=keep, **settings)
+    owner, arrays = model
+    if isinstance(owner, linen.Module):
+        return search_space(owner, *inputs, variables=arrays, keep=keep, **settings)
+    return search_space(owner, *inputs, params=arrays, keep=keep, **settings)
+
+
+def _make_model(place: str) -> Any:
+    found = _find(place)
+    model = found
+    if callable(found) and not isinstance(found, nnx.Module | linen.Module):
+        model = _calling(f"{place} failed", lambda: found(**_rngs(found)))
+    is_pair = isinstance(model, tuple) and len(model) == 2 and callable(model[0])
+    if not is_pair and not isinstance(model, nnx.Module | linen.Module):
+        raise _ModelError(
+            f"{place} gave {type(model).__name__}; expected an nnx.Module, a Linen module, (module, variables) or "
+            "(fn, params)"
+        )
+    return model
+
+
+def _rngs(factory: Callable[..., Any]) -> dict[str, nnx.Rngs]:
+    """Returns the arguments to call a factory with."""
+    try:
+        # A module's class is called through its metaclass, which takes anything.
+        parameters = inspect.signature(factory.__init__ if inspect.isclass(factory) else factory).parameters
+    except ValueError:  # a built-in
+        return {}
+    return {"rngs": nnx.Rngs(0)} if "rngs" in parameters else {}
+
+
+def _find(place: str) -> Any:
+    """Returns what a path `package.module:name` names; modules of the current directory are found."""
+    module_name, _, name = place.partition(":")
+    if not module_name or not name:
+        raise _UsageError(f"{place!r} is not of the form package.module:factory")
+    sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _ModelError(f"{module_name} cannot be imported: {error}") from error
+        raise _UsageError(f"there is no module {error.name} here or on the Python path") from error
+    except Exception as error:  # whatever the user's code raises
+        raise _ModelError(f"{module_name} cannot be imported: {_summary(error)}") from error
+    finally:
+        sys.path.remove("")
+    for part in name.split("."):
+        if not hasattr(found, part):
+            names = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
+            raise _UsageError(f"{module_name} has no {name}; it has {', '.join(sorted(names)) or 'nothing'}")
+        found = getattr(found, part)
+    return found
+
+
+def _calling(what: str, call: Callable[[], Any]) -> Any:
+    """Calls the user's code; what it raises becomes one line."""
+    try:
+        return call()
+    except JasgnasError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise _ModelError(f"{what}: {_summary(error)}") from error
+
+
+def _summary(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+// What a click on a segment shows.
+
+function segmentDetails(data, index, actions) {
+  const segment = data.segments[index];
+  const group = segment.group >= 0 ? data.groups[segment.group] : null;
+  const facts = [
+    ["Parameters", exact.format(segment.params)],
+    ["Multiply-adds", exact.format(segment.macs)],
+  ];
+  if (segment.savedParams || segment.savedMacs) {
+    facts.push(["Goes with its inputs", `${plural(segment.savedParams, "parameter")}, ${plural(segment.savedMacs, "multiply-add")}`]);
+  }
+  if (group) {
+    facts.unshift(["Group", String(segment.group)]);
+    facts.push(["Group holds", plural(group.params, "parameter")]);
+    if (group.score !== undefined) facts.push(["Redundancy score", figure(group.score)]);
+  }
+  if (data.hasRemoval) facts.push(["In the sub-network", FATES[segment.fate]]);
+  const readers = data.segments.flatMap((other, i) => (other.sources.includes(index) ? [i] : []));
+  const outputs = data.outputs.includes(index) ? ["network output"] : [];
+  return [
+    element("h2", {}, segment.name),
+    element("p", { class: segment.group >= 0 ? "reason removable" : "reason" }, segment.reason),
+    element("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
+    actions.canUnfold(index)
+      ? element("button", { type: "button", click: () => actions.unfold(index) }, actions.isUnfolded(index) ? "Fold" : "Unfold")
+      : "",
+    element("h3", {}, plural(segment.operators.length, "operator")),
+    element("ol", { class: "operators" }, ...segment.operators.map((i) => operatorDetails(data, data.operators[i]))),
+    element("h3", {}, "Reads"),
+    neighbours(data, segment.sources, actions, []),
+    element("h3", {}, "Read by"),
+    neighbours(data, readers, actions, outputs),
+  ];
+}
+
+function operatorDetails(data, operator) {
+  const parts = operator.parts.map((i) => data.parts[i]);
+  const sizes = [operator.shape.join(" × ") || "scalar"];
+  if (operator.params) sizes.push(plural(operator.params, "parameter"));
+  if (operator.macs) sizes.push(plural(operator.macs, "multiply-add"));
+  const rows = parts.map((part) =>
+    element("li", { class: part.params ? "" : "state" }, element("code", {}, part.path), element("span", {}, part.shape.join("×") || "scalar")),
+  );
+  return element(
+    "li",
+    {},
+    element("b", {}, operator.name),
+    element("span", { class: "kind" }, operator.kind),
+    element("p", {}, sizes.join(" · ")),
+    rows.length ? element("ul", { class: "parts" }, ...rows) : "",
+  );
+}
+
+function neighbours(data, segments, actions, others) {
+  const items = [...new Set(segments)].map((i) =>
+    i === INPUT
+      ? "network input"
+      : element("button", { type: "button", class: "link", click: () => actions.select(i) }, `${data.segments[i].name}`),
+  );
+  const all = [...items, ...others];
+  return all.length ? element("ul", { class: "neighbours" }, ...all.map((item) => element("li", {}, item))) : element("p", {}, "nothing");
+}
+
+function emptyDetails(data) {
+  const keys = [
+    ["/", "search"],
+    ["↑ ↓ ← →", "walk along the edges"],
+    ["Enter", "select"],
+    ["U", "unfold the selected segment"],
+    ["+ − 0", "zoom, show everything"],
+    ["Esc", "clear"],
+  ];
+  return [
+    element("h2", {}, "Nothing selected"),
+    element("p", {}, "Select a segment to see its operators, its parameters, and why it is or is not removable. Drag to move, hold Ctrl and scroll to zoom."),
+    element("dl", { class: "keys" }, ...keys.flatMap(([key, what]) => [element("dt", {}, element("kbd", {}, key)), element("dd", {}, what)])),
+    element("p", { class: "muted" }, `${plural(data.operators.length, "operator")} in ${plural(data.segments.length, "segment")}; ${plural(data.groups.length, "group")}, of which at most ${data.largestRemoval} can go together.`),
+  ];
+}

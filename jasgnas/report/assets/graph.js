@@ -1,0 +1,312 @@
+// The drawing: laid out by a worker, moved by scrolling, which browsers do best.
+
+const FAR = 0.45; // below this scale texts are not drawn
+const MOST_KEPT = 8; // layouts that are remembered
+
+/** A worker that lays out one drawing at a time; a new question ends the one before. */
+class Layouter {
+  constructor() {
+    this.source = null;
+    this.worker = null;
+    this.known = new Map();
+  }
+
+  async layout(key, plan) {
+    if (this.known.has(key)) return this.known.get(key);
+    this.source ??= await workerSource();
+    this.cancel();
+    const worker = (this.worker ??= new Worker(this.source));
+    this.isBusy = true;
+    const answer = await new Promise((resolve, reject) => {
+      this.stop = () => resolve(null);
+      worker.onmessage = ({ data }) => resolve(data);
+      worker.onerror = (event) => reject(new Error(event.message || "the worker did not start"));
+      worker.postMessage(plan);
+    });
+    if (answer === null) return null;
+    this.isBusy = false;
+    if (answer.error) throw new Error(answer.error);
+    if (this.known.size >= MOST_KEPT) this.known.delete(this.known.keys().next().value);
+    this.known.set(key, answer.scene);
+    return answer.scene;
+  }
+
+  cancel() {
+    if (!this.isBusy) return;
+    this.worker.terminate();
+    this.worker = null;
+    this.isBusy = false;
+    this.stop();
+  }
+}
+
+async function workerSource() {
+  const packed = Uint8Array.from(atob(byId("engine").textContent), (letter) => letter.charCodeAt(0));
+  const engine = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  return URL.createObjectURL(new Blob([engine, "\n", byId("worker").textContent], { type: "text/javascript" }));
+}
+
+class GraphView {
+  constructor(data, onSelect) {
+    this.data = data;
+    this.onSelect = onSelect;
+    this.viewport = byId("viewport");
+    this.layouter = new Layouter();
+    this.isSubnet = false;
+    this.unfolded = new Set();
+    this.selected = null;
+    this.current = null; // the segment that Tab reaches
+    this.scale = 1;
+    this.haystacks = data.segments.map((segment) => haystack(data, segment));
+    this.found = [];
+    this.nodes = new Map();
+    this.listen();
+  }
+
+  /** Lays out and draws; `anchor` is a segment that keeps its place on the screen. */
+  async show(anchor = null) {
+    const before = anchor === null ? null : this.nodes.get(anchor)?.getBoundingClientRect();
+    const plan = planDrawing(this.data, this.isSubnet, this.unfolded);
+    const key = `${this.isSubnet} ${[...this.unfolded].sort((a, b) => a - b)}`;
+    const wait = setTimeout(() => this.say(`Laying out ${plural(Object.keys(plan.nodes).length, "segment")} …`), 150);
+    let scene;
+    try {
+      scene = await this.layouter.layout(key, plan);
+    } catch (error) {
+      this.say(`The graph could not be laid out (${error.message}). The tables hold everything.`);
+      return;
+    } finally {
+      clearTimeout(wait);
+    }
+    if (scene === null) return; // overtaken by another
+    this.say("");
+    this.plan = plan;
+    this.scene = scene;
+    this.build();
+    if (before && this.nodes.has(anchor)) {
+      const now = this.nodes.get(anchor).getBoundingClientRect();
+      this.viewport.scrollBy(now.left - before.left, now.top - before.top);
+    } else this.fit();
+  }
+
+  say(text) {
+    byId("busy").textContent = text;
+    byId("busy").hidden = text === "";
+  }
+
+  build() {
+    const { width, height } = this.scene;
+    this.svg = svgElement(["svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Segment graph" }, drawingTree(this.data, this.plan, this.scene)]);
+    this.nodes = new Map();
+    for (const node of this.svg.querySelectorAll(".node")) {
+      const index = Number(node.dataset.segment);
+      node.setAttribute("role", "button");
+      node.setAttribute("tabindex", "-1");
+      node.setAttribute("aria-label", this.data.segments[index].name);
+      this.nodes.set(index, node);
+    }
+    if (!this.nodes.has(this.current)) this.current = this.nodes.keys().next().value ?? null;
+    this.nodes.get(this.current)?.setAttribute("tabindex", "0");
+    this.viewport.replaceChildren(this.svg);
+    this.zoom(this.scale);
+    this.markSelected();
+    this.search(byId("search").value);
+  }
+
+  // Scale and place.
+
+  /** Changes the scale; a point of the viewport stays where it is. */
+  zoom(scale, clientX, clientY) {
+    const box = this.viewport.getBoundingClientRect();
+    const [dx, dy] = [(clientX ?? box.left + box.width / 2) - box.left, (clientY ?? box.top + box.height / 2) - box.top];
+    const next = Math.min(3, Math.max(0.02, scale));
+    const ratio = next / this.scale;
+    const [x, y] = [(this.viewport.scrollLeft + dx) * ratio - dx, (this.viewport.scrollTop + dy) * ratio - dy];
+    this.scale = next;
+    if (!this.svg) return;
+    this.svg.setAttribute("width", this.scene.width * next);
+    this.svg.setAttribute("height", this.scene.height * next);
+    this.svg.classList.toggle("far", next < FAR);
+    this.viewport.scrollTo(x, y);
+  }
+
+  fit() {
+    const { clientWidth, clientHeight } = this.viewport;
+    const whole = Math.min(clientWidth / this.scene.width, clientHeight / this.scene.height);
+    const wide = clientWidth / this.scene.width;
+    // A tall graph is shown from its top, at a scale at which it can be read; a huge one as a whole.
+    this.zoom(Math.min(1.25, whole > FAR ? whole : wide > FAR ? Math.min(wide, 0.9) : whole));
+    const [x, y] = this.middleOf(this.plan.boxes.length ? this.scene.terminals[0] : { x: 0, y: 0 });
+    this.viewport.scrollTo(x * this.scale - clientWidth / 2, whole > FAR ? 0 : y * this.scale - 60);
+  }
+
+  middleOf({ x, y }) {
+    return [x + 30, y + 12];
+  }
+
+  /** Scrolls so that a segment is in sight, at a scale at which it can be read. */
+  reveal(index) {
+    const node = this.nodes.get(index);
+    if (!node) return;
+    if (this.scale < FAR) this.zoom(0.8);
+    const box = this.viewport.getBoundingClientRect();
+    const own = node.getBoundingClientRect();
+    const isInside = own.left >= box.left && own.right <= box.right && own.top >= box.top && own.bottom <= box.bottom;
+    if (!isInside) {
+      this.viewport.scrollBy(own.left + own.width / 2 - box.left - box.width / 2, own.top + own.height / 2 - box.top - box.height / 2);
+    }
+  }
+
+  // Selection and search.
+
+  select(index, { reveal = true } = {}) {
+    this.selected = index;
+    this.markSelected();
+    if (index !== null) {
+      this.makeCurrent(index);
+      if (reveal) this.reveal(index);
+    }
+    this.onSelect(index);
+  }
+
+  markSelected() {
+    if (!this.svg) return;
+    for (const marked of this.svg.querySelectorAll(".selected, .near")) marked.classList.remove("selected", "near");
+    if (this.selected === null) return;
+    this.nodes.get(this.selected)?.classList.add("selected");
+    const ends = `[data-from="${this.selected}"], [data-to="${this.selected}"]`;
+    for (const edge of this.svg.querySelectorAll(ends)) edge.classList.add("near");
+  }
+
+  makeCurrent(index) {
+    this.nodes.get(this.current)?.setAttribute("tabindex", "-1");
+    this.current = index;
+    this.nodes.get(index)?.setAttribute("tabindex", "0");
+  }
+
+  search(text) {
+    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    this.found = words.length === 0 ? [] : [...this.nodes.keys()].filter((i) => words.every((word) => this.haystacks[i].includes(word)));
+    const found = new Set(this.found);
+    for (const [index, node] of this.nodes) node.classList.toggle("match", found.has(index));
+    this.svg?.classList.toggle("searching", words.length > 0);
+    byId("matches").textContent = words.length === 0 ? "" : found.size ? plural(found.size, "segment") : "nothing found";
+    this.next = 0;
+  }
+
+  goToNext(direction = 1) {
+    if (this.found.length === 0) return;
+    const at = this.found.indexOf(this.selected);
+    const next = at < 0 ? 0 : (at + direction + this.found.length) % this.found.length;
+    this.select(this.found[next]);
+    byId("matches").textContent = `${next + 1} of ${plural(this.found.length, "segment")}`;
+  }
+
+  // Folding.
+
+  canUnfold(index) {
+    return this.data.operators[this.data.segments[index].operators[0]].kind !== "joint" && this.nodes.has(index);
+  }
+
+  toggle(index) {
+    if (!this.canUnfold(index)) return;
+    if (!this.unfolded.delete(index)) this.unfolded.add(index);
+    this.show(index).then(() => this.onSelect(this.selected));
+  }
+
+  unfoldAll(isOpen) {
+    this.unfolded = new Set(isOpen ? this.data.segments.keys() : []);
+    return this.show(this.selected).then(() => this.onSelect(this.selected));
+  }
+
+  setSubnet(isSubnet) {
+    this.isSubnet = isSubnet;
+    return this.show();
+  }
+
+  // Pointer and keys.
+
+  listen() {
+    const { viewport } = this;
+    const indexOf = (target) => {
+      const node = target.closest(".node");
+      return node === null ? null : Number(node.dataset.segment);
+    };
+    let drag = null;
+    viewport.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0 || event.pointerType !== "mouse") return;
+      drag = { x: event.clientX, y: event.clientY, left: viewport.scrollLeft, top: viewport.scrollTop, hasMoved: false };
+    });
+    window.addEventListener("pointermove", (event) => {
+      if (!drag) return;
+      const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
+      if (!drag.hasMoved && Math.hypot(dx, dy) < 4) return;
+      drag.hasMoved = true;
+      viewport.classList.add("dragging");
+      viewport.scrollTo(drag.left - dx, drag.top - dy);
+    });
+    window.addEventListener("pointerup", () => {
+      viewport.classList.remove("dragging");
+      // The click that follows must still know.
+      setTimeout(() => { drag = null; });
+    });
+    viewport.addEventListener("click", (event) => {
+      if (drag?.hasMoved) return;
+      this.select(indexOf(event.target), { reveal: false });
+    });
+    viewport.addEventListener("dblclick", (event) => {
+      const index = indexOf(event.target);
+      if (index !== null) this.toggle(index);
+      else this.zoom(this.scale * 1.6, event.clientX, event.clientY);
+    });
+    viewport.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey && !event.metaKey) return;
+      event.preventDefault();
+      this.zoom(this.scale * Math.exp(-event.deltaY / 250), event.clientX, event.clientY);
+    }, { passive: false });
+    viewport.addEventListener("keydown", (event) => {
+      const index = indexOf(event.target);
+      if (index === null || event.ctrlKey || event.metaKey || event.altKey) return;
+      const isHandled = event.key.startsWith("Arrow") ? this.walk(index, event.key) : this.press(index, event.key);
+      if (isHandled) event.preventDefault();
+    });
+  }
+
+  press(index, key) {
+    if (key === "Enter" || key === " ") this.select(index);
+    else if (key.toLowerCase() === "u") this.toggle(index);
+    else return false;
+    return true;
+  }
+
+  walk(index, key) {
+    const next = this.neighbour(index, key);
+    if (next === null) return true;
+    this.makeCurrent(next);
+    this.reveal(next);
+    this.nodes.get(next).focus({ preventScroll: true });
+    return true;
+  }
+
+  /** Up and down go along edges, left and right to the nearest segment at about the same height. */
+  neighbour(index, key) {
+    if (key === "ArrowDown") return this.plan.edges.find(({ from }) => from === index)?.to ?? null;
+    if (key === "ArrowUp") return this.plan.edges.find(({ from, to }) => to === index && from !== INPUT)?.from ?? null;
+    const middle = (i) => [this.scene.places[i].x + this.plan.nodes[i].width / 2, this.scene.places[i].y + this.plan.nodes[i].height / 2];
+    const [x, y] = middle(index);
+    const sign = key === "ArrowRight" ? 1 : -1;
+    let [best, least] = [null, Infinity];
+    for (const i of this.nodes.keys()) {
+      const [dx, dy] = [sign * (middle(i)[0] - x), Math.abs(middle(i)[1] - y)];
+      if (dx > 0 && dy < 60 && dx + 4 * dy < least) [best, least] = [i, dx + 4 * dy];
+    }
+    return best;
+  }
+}
+
+/** Returns everything that a search may find a segment by. */
+function haystack(data, segment) {
+  const operators = segment.operators.map((i) => data.operators[i]);
+  const paths = operators.flatMap((operator) => operator.parts.map((part) => data.parts[part].path));
+  return [segment.name, segment.group >= 0 ? `group ${segment.group}` : "", ...operators.map((operator) => operator.name), ...paths].join("\n").toLowerCase();
+}

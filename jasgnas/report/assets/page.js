@@ -1,0 +1,156 @@
+// The page: reads the data, fills the parts, and connects them.
+
+function readData() {
+  const data = JSON.parse(byId("data").textContent);
+  for (const name of ["operators", "segments", "parts", "groups"]) data[name] = rows(data[name]);
+  return data;
+}
+
+function headline(data) {
+  const row = (label) => data.networks.find((each) => each.label === label);
+  const change = ({ full, sub }) => {
+    if (typeof full !== "number") return [figure(full)];
+    const before = element("b", {}, compact(full));
+    return typeof sub === "number" ? [before, " → ", element("b", {}, compact(sub)), element("small", {}, percent(sub / full))] : [before];
+  };
+  const gone = data.groups.filter((group) => group.redundant).length;
+  const figures = [
+    ["Parameters", change(row("parameters"))],
+    ["Multiply-adds", change(row("multiply-adds"))],
+    ["Groups", data.hasRemoval ? [element("b", {}, String(gone)), ` of ${data.groups.length} go`] : [element("b", {}, String(data.groups.length))]],
+  ];
+  byId("figures").append(...figures.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, ...value))));
+  byId("inputs").textContent = `input ${data.inputs.join(", ")}`;
+}
+
+function legend(data) {
+  const entries = [["box removable", "removal structure"], ["box", "not removable"], ["joint", "joint"]];
+  if (data.segments.some((segment) => segment.hasUnknown)) entries.push(["box unknown", "unknown operator"]);
+  if (data.hasRemoval) entries.push(["box redundant", "redundant"], ["box dead", "dead"], ["joint passing", "joint with one input left"]);
+  byId("legend").append(
+    ...entries.map(([className, text]) => {
+      const isJoint = className.startsWith("joint");
+      const shape = { class: "shape", x: 1, y: 1, width: isJoint ? 14 : 24, height: 14, rx: isJoint ? 7 : 3 };
+      const icon = ["svg", { width: isJoint ? 16 : 26, height: 16, "aria-hidden": "true" }, ["g", { class: "drawing" }, ["g", { class: className }, ["rect", shape], ...(className.includes("redundant") ? [["path", { class: "cross", d: "M2,2L24,14M24,2L2,14" }]] : [])]]];
+      return element("li", {}, svgElement(icon), text);
+    }),
+  );
+}
+
+/** Makes tabs of the sections that have something to show. */
+function tabs(onShow) {
+  const sections = [...document.querySelectorAll("main > section")].filter((section) => !section.hidden);
+  const buttons = sections.map((section) => {
+    section.setAttribute("role", "tabpanel");
+    section.setAttribute("aria-labelledby", `tab-${section.id}`);
+    return element("button", { type: "button", role: "tab", id: `tab-${section.id}`, "aria-controls": section.id, click: () => open(section.id) }, section.dataset.tab);
+  });
+  function open(id, hasFocus = false) {
+    sections.forEach((section, i) => {
+      const isOpen = section.id === id;
+      section.classList.toggle("open", isOpen);
+      buttons[i].setAttribute("aria-selected", isOpen);
+      buttons[i].setAttribute("tabindex", isOpen ? 0 : -1);
+      if (isOpen && hasFocus) buttons[i].focus();
+    });
+    onShow(id);
+  }
+  byId("tabs").append(...buttons);
+  byId("tabs").addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const at = sections.findIndex((section) => section.classList.contains("open"));
+    open(sections[(at + step + sections.length) % sections.length].id, true);
+  });
+  return open;
+}
+
+function theme() {
+  const root = document.documentElement;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const follow = () => { root.dataset.theme = dark.matches ? "dark" : "light"; };
+  follow();
+  dark.addEventListener("change", follow);
+  byId("theme").addEventListener("click", () => {
+    root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+  });
+  // Paper is white.
+  let before = null;
+  addEventListener("beforeprint", () => { before = root.dataset.theme; root.dataset.theme = "light"; });
+  addEventListener("afterprint", () => { root.dataset.theme = before; });
+}
+
+function start() {
+  theme();
+  const data = readData();
+  headline(data);
+  legend(data);
+
+  const details = byId("details");
+  const view = new GraphView(data, (index) => {
+    details.replaceChildren(...(index === null ? emptyDetails(data) : segmentDetails(data, index, actions)));
+    details.scrollTop = 0;
+  });
+  const actions = {
+    canUnfold: (index) => view.canUnfold(index),
+    isUnfolded: (index) => view.unfolded.has(index),
+    unfold: (index) => view.toggle(index),
+    select: (index) => openSegment(index),
+  };
+
+  byId("groups").append(groupsTable(data, (index) => openSegment(index)));
+  byId("networks").append(networksTable(data), segmentsTable(data, (index) => openSegment(index)));
+  if (data.history) byId("training").append(...trainingCharts(data));
+  else byId("training").hidden = true;
+  byId("network").hidden = !data.hasRemoval;
+
+  const openTab = tabs(() => {});
+  async function openSegment(index) {
+    openTab("graph");
+    const isHidden = view.isSubnet && !view.nodes.has(index);
+    if (isHidden) {
+      document.querySelector('input[value="full"]').checked = true;
+      await view.setSubnet(false);
+    }
+    view.select(index);
+    view.nodes.get(index)?.focus({ preventScroll: true });
+  }
+
+  const search = byId("search");
+  search.addEventListener("input", () => view.search(search.value));
+  search.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") view.goToNext(event.shiftKey ? -1 : 1);
+  });
+  byId("network").addEventListener("change", (event) => view.setSubnet(event.target.value === "subnet"));
+  byId("unfold").addEventListener("click", ({ currentTarget: button }) => {
+    const isOpen = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", isOpen);
+    view.unfoldAll(isOpen);
+  });
+  byId("zoom-in").addEventListener("click", () => view.zoom(view.scale * 1.25));
+  byId("zoom-out").addEventListener("click", () => view.zoom(view.scale / 1.25));
+  byId("zoom-fit").addEventListener("click", () => view.fit());
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape") {
+      search.value = "";
+      view.search("");
+      view.select(null);
+      if (document.activeElement === search) search.blur();
+      return;
+    }
+    if (event.target.closest("input, textarea")) return;
+    const zooms = { "+": () => view.zoom(view.scale * 1.25), "-": () => view.zoom(view.scale / 1.25), 0: () => view.fit() };
+    if (event.key === "/") {
+      event.preventDefault();
+      openTab("graph");
+      search.focus();
+    } else if (zooms[event.key] && view.scene) zooms[event.key]();
+  });
+
+  openTab("graph");
+  view.select(null);
+  view.show().then(() => { document.documentElement.dataset.ready = "true"; });
+}
+
+start();

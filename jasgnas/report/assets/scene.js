@@ -1,0 +1,268 @@
+// From a search space to a drawing: what is drawn, what Graphviz is asked, and the SVG that comes of its answer.
+// Runs in the page and, for jasgnas.draw, in an embedded engine: pure functions of data, no DOM.
+"use strict";
+
+const INPUT = -1; // where a segment is expected, the network input
+const LINE = 6.65; // width of a character of a title, in px: 11 px monospace
+const SMALL = 6.05; // width of a character of a subtitle: 10 px monospace
+const PITCH = 22; // distance of two operators of an unfolded segment
+const JOINT = 26; // diameter of a joint
+const SYMBOLS = { add: "+", sub: "−", mul: "×", div: "÷", concatenate: "∥", stack: "∥" };
+
+/** Turns columns `{name: [values]}`, short in JSON, into rows `[{name: value}]`. */
+function rows(columns) {
+  const names = Object.keys(columns);
+  return names.length === 0
+    ? []
+    : columns[names[0]].map((_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]])));
+}
+
+/** Writes a count as people do: 950, 28.4k, 3.10M. */
+function compact(number) {
+  for (const [unit, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+    if (number >= unit) return (number / unit).toPrecision(3) + letter;
+  }
+  return String(number);
+}
+
+/** Shortens a text; of a path the end is kept. */
+function clip(text, length) {
+  if (text.length <= length) return text;
+  if (!text.includes("/")) return text.slice(0, length - 1) + "…";
+  const tail = text.slice(1 - length);
+  const slash = tail.indexOf("/");
+  return "…" + (slash >= 0 && slash < length / 2 ? tail.slice(slash) : tail);
+}
+
+/**
+ * Decides what is drawn: boxes with sizes, and the edges between them.
+ *
+ * A run of additive joints, each read by the next alone, is one box with a port for every joint, so that a sum of
+ * fifty branches is a row and no staircase.
+ *
+ * @param data the search space: segments, operators, outputs.
+ * @param subnet whether only what is left after the removal is drawn.
+ * @param unfolded segments drawn with their operators.
+ * @return `{boxes: [{id, width, height, segments, isRow}], edges: [{from, to}], nodes: {segment: {width, …}}}`
+ */
+function planDrawing(data, subnet, unfolded) {
+  const isDrawn = (segment) => !subnet || data.segments[segment].fate === "kept";
+  // In the sub-network, a joint with one input left is no more than a wire.
+  const resolve = (segment) => {
+    while (subnet && segment !== INPUT && data.segments[segment].fate === "passing") {
+      segment = data.segments[segment].sources.find((s) => s === INPUT || isDrawn(s) || isPassing(s));
+    }
+    return segment;
+  };
+  const isPassing = (segment) => subnet && data.segments[segment].fate === "passing";
+  const drawn = data.segments.map((_, i) => i).filter(isDrawn);
+  const edges = [];
+  for (const to of drawn) {
+    for (const source of data.segments[to].sources) {
+      const from = source === INPUT || isDrawn(source) || isPassing(source) ? resolve(source) : null;
+      if (from !== null) edges.push({ from, to });
+    }
+  }
+  const outputs = [...new Set(data.outputs.map(resolve))];
+  const readers = new Map(drawn.map((i) => [i, new Set()]));
+  for (const { from, to } of edges) if (from !== INPUT) readers.get(from).add(to);
+  for (const output of outputs) readers.get(output)?.add("output");
+
+  const boxOf = new Map(drawn.map((i) => [i, i]));
+  for (const i of drawn.toReversed()) {
+    const [reader, ...others] = readers.get(i);
+    if (data.segments[i].additive && others.length === 0 && data.segments[reader]?.additive) {
+      boxOf.set(i, boxOf.get(reader));
+    }
+  }
+  const members = new Map();
+  for (const i of drawn) members.set(boxOf.get(i), [...(members.get(boxOf.get(i)) ?? []), i]);
+  const open = new Set(unfolded);
+  const nodes = Object.fromEntries(drawn.map((i) => [i, sizeOf(data, data.segments[i], open.has(i))]));
+  const boxes = [...members].map(([id, segments]) => ({
+    id: `s${id}`,
+    segments,
+    isRow: segments.length > 1,
+    width: segments.reduce((width, i) => width + nodes[i].width + (segments.length > 1 ? 6 : 0), 0),
+    height: Math.max(...segments.map((i) => nodes[i].height)),
+  }));
+  const end = (segment) => (segment === INPUT ? "in" : `s${boxOf.get(segment)}`);
+  return {
+    nodes,
+    boxes,
+    edges: edges.map(({ from, to }) => ({ from, to, tail: end(from), head: end(to) })),
+    outputs: outputs.map((from) => ({ from, tail: end(from) })),
+  };
+}
+
+function sizeOf(data, segment, isOpen) {
+  const operators = segment.operators.map((i) => data.operators[i]);
+  if (operators[0].kind === "joint") {
+    const symbol = SYMBOLS[operators[0].name];
+    return { isJoint: true, text: symbol ?? operators[0].name, height: JOINT, width: symbol ? JOINT : 16 + LINE * operators[0].name.length };
+  }
+  const title = clip(segment.label, 30);
+  const tag = segment.group >= 0 ? `${segment.group}` : "";
+  const params = segment.params ? compact(segment.params) : "";
+  const names = operators.map((operator) => operator.name);
+  // A segment without parameters is called by its operators.
+  const subtitle = names.join(", ") === segment.name ? "" : clip(names.join(" · "), 30);
+  const shapes = operators.map((operator) => operator.shape.join("×"));
+  const inside = isOpen ? operators.map((operator, i) => LINE * (operator.name.length + 2) + SMALL * shapes[i].length + 24) : [];
+  const width = Math.max(
+    72,
+    LINE * title.length + (tag ? LINE * tag.length + 16 : 0) + 26,
+    SMALL * (subtitle.length + params.length) + (params ? 12 : 0) + 26,
+    ...inside,
+  );
+  const head = isOpen ? 24 : subtitle || params ? 40 : 26;
+  return { title, tag, params, subtitle, shapes, isOpen, head, width: Math.ceil(width), height: head + (isOpen ? PITCH * operators.length + 4 : 0) };
+}
+
+/** Asks Graphviz. Nothing of the user's is in the question, only numbers. */
+function toDot(plan) {
+  const inch = (px) => (px / 72).toFixed(3);
+  const lines = [
+    "digraph {",
+    'graph [splines=true, nodesep=0.28, ranksep=0.42, pad=0]',
+    'node [shape=box, fixedsize=true, label=""]',
+    "edge [arrowhead=none]",
+    `in [width=${inch(60)}, height=${inch(24)}]`,
+    "{rank=source; in}",
+  ];
+  for (const box of plan.boxes) {
+    if (box.isRow) {
+      const cell = (i) => `<TD PORT="p${i}" FIXEDSIZE="TRUE" WIDTH="${plan.nodes[i].width + 6}" HEIGHT="${box.height}"></TD>`;
+      const row = box.segments.map(cell).join("");
+      lines.push(`${box.id} [shape=plain, fixedsize=false, label=<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"><TR>${row}</TR></TABLE>>]`);
+    } else {
+      lines.push(`${box.id} [width=${inch(box.width)}, height=${inch(box.height)}]`);
+    }
+  }
+  const isRow = new Map(plan.boxes.map((box) => [box.id, box.isRow]));
+  plan.edges.forEach(({ to, tail, head }, id) => {
+    if (tail !== head) lines.push(`${tail} -> ${head}${isRow.get(head) ? `:p${to}:n` : ""} [id=${id}]`);
+  });
+  plan.outputs.forEach(({ tail }, i) => {
+    lines.push(`out${i} [width=${inch(60)}, height=${inch(24)}]`, `${tail} -> out${i} [id=${plan.edges.length + i}]`);
+  });
+  lines.push("}");
+  return lines.join("\n");
+}
+
+/**
+ * Reads Graphviz's answer, in its format json0.
+ *
+ * @return `{width, height, places: {segment: {x, y}}, paths: [path of each edge], terminals: [{kind, x, y}]}`, all
+ *   with the origin at the top left; `x` and `y` are those of a node's own top left corner.
+ */
+function placeDrawing(plan, answer) {
+  const margin = 16;
+  const [, , width, height] = answer.bb.split(",").map(Number);
+  const point = (text) => {
+    const [x, y] = text.split(",").map(Number);
+    return [round(x + margin), round(height - y + margin)];
+  };
+  const centre = new Map(answer.objects.filter((object) => object.pos).map((object) => [object.name, point(object.pos)]));
+  const places = {};
+  for (const box of plan.boxes) {
+    const [x, y] = centre.get(box.id);
+    let left = x - box.width / 2 + (box.isRow ? 3 : 0);
+    for (const i of box.segments) {
+      places[i] = { x: round(left), y: round(y - plan.nodes[i].height / 2) };
+      left += plan.nodes[i].width + 6;
+    }
+  }
+  const paths = Array(plan.edges.length + plan.outputs.length).fill("");
+  for (const edge of answer.edges ?? []) {
+    paths[Number(edge.id)] = edge.pos.split(";").map((spline) => toPath(spline, point)).join("");
+  }
+  plan.edges.forEach(({ from, to, tail, head }, id) => {
+    if (tail !== head) return; // two joints of a row
+    const [a, b] = [places[from], places[to]];
+    const middle = round(a.y + plan.nodes[from].height / 2);
+    paths[id] = `M${round(a.x + plan.nodes[from].width)},${middle}H${b.x}`;
+  });
+  const terminals = [["in", "input"], ...plan.outputs.map((_, i) => [`out${i}`, "output"])]
+    .filter(([id]) => id !== "in" || plan.edges.some(({ from }) => from === INPUT))
+    .map(([id, kind]) => ({ kind, x: centre.get(id)[0] - 30, y: centre.get(id)[1] - 12 }));
+  return { width: Math.ceil(width + 2 * margin), height: Math.ceil(height + 2 * margin), places, paths, terminals };
+}
+
+function toPath(spline, point) {
+  const points = spline.split(" ").filter((text) => !/^[se]/.test(text)).map(point);
+  const [start, ...rest] = points.map((xy) => xy.join(","));
+  return `M${start}C${rest.join(" ")}`;
+}
+
+function round(number) {
+  return Math.round(number * 10) / 10;
+}
+
+/**
+ * Returns the drawing as a tree `[tag, attributes, ...children]`; a child that is a string is text.
+ *
+ * Groups with `data-segment` are the vertices of the segment graph and paths of class `edge` its edges; with everything
+ * unfolded, groups with `data-operator` are those of the trace graph, `edge` and `link` its edges.
+ */
+function drawingTree(data, plan, scene) {
+  const edge = ({ from, to }, path) => {
+    const ends = [from, to].filter((i) => i !== INPUT && i !== undefined).map((i) => data.segments[i].fate);
+    const fate = ends.includes("redundant") || ends.includes("dead") ? " gone" : "";
+    const kind = ends.length === 2 ? "edge" : "wire";
+    return ["path", { class: kind + fate, d: path, "data-from": from, ...(to === undefined ? {} : { "data-to": to }) }];
+  };
+  const wires = [...plan.edges, ...plan.outputs].map((each, i) => edge(each, scene.paths[i]));
+  const terminals = scene.terminals.map(({ kind, x, y }) => [
+    "g", { class: "terminal", transform: `translate(${x},${y})` },
+    ["rect", { width: 60, height: 24, rx: 12 }],
+    ["text", { x: 30, y: 16, class: "centred" }, kind],
+  ]);
+  const nodes = Object.entries(scene.places).map(([i, place]) => nodeTree(data, Number(i), plan.nodes[i], place));
+  return ["g", { class: "drawing" }, ["g", { class: "edges" }, ...wires], ...terminals, ...nodes];
+}
+
+function nodeTree(data, index, node, { x, y }) {
+  const segment = data.segments[index];
+  const kind = data.operators[segment.operators[0]].kind;
+  const classes = ["node", node.isJoint ? "joint" : "box", kind === "unknown" || segment.hasUnknown ? "unknown" : "", segment.group >= 0 ? "removable" : "", segment.fate === "kept" ? "" : segment.fate];
+  const { width, height } = node;
+  const attributes = { class: classes.filter(Boolean).join(" "), "data-segment": index, transform: `translate(${x},${y})` };
+  const children = [["title", {}, `${segment.name}: ${segment.reason}`]];
+  if (node.isJoint) {
+    attributes["data-operator"] = segment.operators[0];
+    children.push(["rect", { class: "shape", width, height, rx: height / 2 }]);
+    children.push(["text", { class: "symbol centred", x: width / 2, y: height / 2 + 5 }, node.text]);
+  } else {
+    children.push(["rect", { class: "shape", width, height, rx: 6 }]);
+    if (segment.fate === "redundant") children.push(["path", { class: "cross", d: `M4,4L${width - 4},${height - 4}M${width - 4},4L4,${height - 4}` }]);
+    children.push(["rect", { class: "stripe", width: 4, height: height - 8, x: 4, y: 4, rx: 2 }]);
+    children.push(["text", { class: "title", x: 14, y: 17 }, node.title]);
+    if (node.tag) {
+      const chip = LINE * node.tag.length + 8;
+      children.push(["rect", { class: "chip", x: width - chip - 6, y: 5, width: chip, height: 15, rx: 4 }]);
+      children.push(["text", { class: "tag centred", x: width - chip / 2 - 6, y: 16 }, node.tag]);
+    }
+    if (node.isOpen) children.push(...operatorTrees(data, segment, node));
+    else {
+      if (node.subtitle) children.push(["text", { class: "subtitle", x: 14, y: 31 }, node.subtitle]);
+      if (node.params) children.push(["text", { class: "subtitle amount", x: width - 8, y: 31 }, node.params]);
+    }
+  }
+  return ["g", attributes, ...children];
+}
+
+function operatorTrees(data, segment, node) {
+  const trees = [];
+  segment.operators.forEach((index, i) => {
+    const top = node.head + PITCH * i;
+    if (i > 0) trees.push(["path", { class: "link", d: `M${node.width / 2},${top - 4}V${top}` }]);
+    trees.push([
+      "g", { class: `operator ${data.operators[index].kind}`, "data-operator": index },
+      ["rect", { x: 12, y: top, width: node.width - 18, height: PITCH - 4, rx: 4 }],
+      ["text", { class: "title", x: 18, y: top + 13 }, data.operators[index].name],
+      ["text", { class: "subtitle amount", x: node.width - 12, y: top + 13 }, node.shapes[i]],
+    ]);
+  });
+  return trees;
+}

@@ -1,0 +1,141 @@
+// Tables that sort by a click on a heading, or by Enter on it.
+
+/**
+ * Makes a table.
+ *
+ * @param caption what it shows.
+ * @param columns `[{key, label, isNumber, show}]`; `show(value, row)` returns text or an element.
+ * @param rows the objects shown; `row[key]` is what a column sorts by.
+ * @param onOpen called with the row whose first button is pressed, if rows can be opened.
+ */
+function sortableTable(caption, columns, rows, onOpen) {
+  const body = element("tbody");
+  const made = new Map();
+  const rowOf = (row) => {
+    const cells = columns.map(({ key, isNumber, show, opens }) => {
+      const content = show ? show(row[key], row) : figure(row[key]);
+      const inner = opens && onOpen ? element("button", { type: "button", class: "link", click: () => onOpen(row) }, content) : content;
+      return element("td", { class: isNumber ? "number" : "" }, inner);
+    });
+    return element("tr", { class: row.className ?? "" }, ...cells);
+  };
+  const fill = (ordered) => {
+    for (const row of ordered) if (!made.has(row)) made.set(row, rowOf(row));
+    body.replaceChildren(...ordered.map((row) => made.get(row)));
+  };
+  const headings = columns.map((column) =>
+    element("th", { scope: "col", class: column.isNumber ? "number" : "" }, element("button", { type: "button", click: () => sortBy(column) }, column.label)),
+  );
+  function sortBy(column) {
+    const heading = headings[columns.indexOf(column)];
+    // Numbers fall first, names rise first.
+    const first = column.isNumber ? "descending" : "ascending";
+    const second = column.isNumber ? "ascending" : "descending";
+    const order = heading.getAttribute("aria-sort") === first ? second : first;
+    for (const other of headings) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", order);
+    const sign = order === "ascending" ? 1 : -1;
+    fill([...rows].sort((a, b) => sign * compare(a[column.key], b[column.key], sign)));
+  }
+  fill(rows);
+  return element("table", {}, element("caption", {}, caption), element("thead", {}, element("tr", {}, ...headings)), body);
+}
+
+/** Orders numbers by size and others as a person would, `item 2` before `item 10`; what is missing comes last. */
+function compare(a, b, sign) {
+  const isMissing = [a, b].map((value) => value === null || value === undefined);
+  if (isMissing[0] || isMissing[1]) return sign * (isMissing[0] - isMissing[1]);
+  return typeof a === "number" && typeof b === "number" ? a - b : collator.compare(String(a), String(b));
+}
+
+const collator = new Intl.Collator("en", { numeric: true });
+
+function groupsTable(data, onOpen) {
+  const whole = data.segments.reduce((sum, segment) => sum + segment.params, 0);
+  const state = (group) => (group.zero ? "zero" : group.redundant ? "redundant" : data.hasRemoval ? "important" : "candidate");
+  const table = data.groups.map((group, index) => ({
+    ...group,
+    index,
+    state: state(group),
+    share: group.params / whole,
+    className: group.redundant ? "redundant" : "",
+  }));
+  const largest = Math.max(...table.map((group) => group.score ?? 0));
+  const columns = [
+    { key: "index", label: "Group", isNumber: true },
+    { key: "name", label: "Structure", opens: true },
+    ...(data.hasRemoval ? [{ key: "state", label: "State", show: (value) => element("span", { class: `badge ${value}` }, value) }] : []),
+    ...(data.groups[0]?.score === undefined ? [] : [{ key: "score", label: "Redundancy score", isNumber: true, show: (value) => bar(value, largest) }]),
+    { key: "params", label: "Parameters", isNumber: true },
+    { key: "share", label: "Share", isNumber: true, show: percent },
+    { key: "macs", label: "Multiply-adds", isNumber: true },
+    { key: "paths", label: "Parameter paths", show: (paths) => pathList(paths) },
+  ];
+  return sortableTable("The groups: parameters of minimal removal structures", columns, table, (row) => onOpen(row.segment));
+}
+
+function bar(value, largest) {
+  const made = element("span", { class: "bar" }, figure(value));
+  made.style.setProperty("--share", `${value > 0 && largest > 0 ? (100 * value) / largest : 0}%`);
+  return made;
+}
+
+function pathList(paths) {
+  if (paths.length < 4) return element("span", { class: "paths" }, paths.join("\n"));
+  return element("details", {}, element("summary", {}, `${paths.length} paths`), element("span", { class: "paths" }, paths.join("\n")));
+}
+
+function networksTable(data) {
+  const table = data.networks.map((row) => ({
+    ...row,
+    ratio: typeof row.full === "number" && typeof row.sub === "number" && row.full > 0 ? row.sub / row.full : null,
+  }));
+  return sortableTable(
+    "Full network against sub-network",
+    [
+      { key: "label", label: "" },
+      { key: "full", label: "Full network", isNumber: true },
+      { key: "sub", label: "Sub-network", isNumber: true },
+      { key: "ratio", label: "Sub / full", isNumber: true, show: (value) => (value === null ? "" : percent(value)) },
+    ],
+    table,
+  );
+}
+
+const FATES = { kept: "kept", redundant: "redundant", dead: "dead without the redundant ones", passing: "one input left: vanishes" };
+
+function segmentsTable(data, onOpen) {
+  const table = data.segments.map((segment, index) => {
+    const isLeft = segment.fate === "kept" || segment.fate === "passing";
+    return {
+      index,
+      name: segment.name,
+      operators: segment.operators.length,
+      fate: segment.fate,
+      params: segment.params,
+      paramsLeft: isLeft ? segment.params - segment.savedParams : 0,
+      macs: segment.macs,
+      macsLeft: isLeft ? segment.macs - segment.savedMacs : 0,
+      className: segment.fate,
+    };
+  });
+  const after = data.hasRemoval
+    ? [{ key: "fate", label: "In the sub-network", show: (value) => element("span", { class: `badge ${value}` }, FATES[value]) }]
+    : [];
+  const left = (key, label) => (data.hasRemoval ? [{ key, label, isNumber: true }] : []);
+  return sortableTable(
+    "The segments",
+    [
+      { key: "index", label: "Segment", isNumber: true },
+      { key: "name", label: "Name", opens: true },
+      ...after,
+      { key: "operators", label: "Operators", isNumber: true },
+      { key: "params", label: "Parameters", isNumber: true },
+      ...left("paramsLeft", "left"),
+      { key: "macs", label: "Multiply-adds", isNumber: true },
+      ...left("macsLeft", "left"),
+    ],
+    table,
+    (row) => onOpen(row.index),
+  );
+}
