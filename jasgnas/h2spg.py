@@ -173,7 +173,7 @@ def h2spg(
         "target_macs": target_macs,
     }
     target = resolve_target(space, given, periods, hierarchical)
-    critical = critical_segments(space.topology)
+    critical = critical_segments(space.dependence)
     first_scoring = warmup_steps - selection_steps
 
     def init(params: optax.Params) -> H2SPGState:
@@ -194,7 +194,7 @@ def h2spg(
         """Plans the whole target anew around what is redundant already, and adds this round's share of it."""
         if hierarchical:
             planned = select_redundant(
-                space.topology, critical, state.scores, target.take(-1), state.planned, state.redundant
+                space.dependence, critical, state.scores, target.take(-1), state.planned, state.redundant
             )
         else:
             planned = jnp.ones(num_groups, bool)

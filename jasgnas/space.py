@@ -14,6 +14,7 @@ import jraph
 import numpy as np
 
 from jasgnas.bridge import Leaf, Model, open_model
+from jasgnas.dependence import build_dependence
 from jasgnas.errors import (
     ArgumentError,
     DisconnectedOutputError,
@@ -75,8 +76,13 @@ class SearchSpace:
 
     @cached_property
     def topology(self) -> SegmentTopology:
-        """The segment graph as the index arrays that validity is judged on."""
+        """The segment graph as the index arrays that sizes are judged on."""
         return build_topology(self.graph, self.groups)
+
+    @cached_property
+    def dependence(self) -> SegmentTopology:
+        """The graph that validity is judged on: the segment graph, segments divided where they are read in parts."""
+        return build_dependence(self.graph, self.groups)
 
     @cached_property
     def costs(self) -> SegmentCosts:
@@ -114,7 +120,7 @@ class SearchSpace:
     @cached_property
     def largest_removal(self) -> tuple[int, ...]:
         """Indices of a valid set of groups, as large as any known."""
-        return largest_removal(self.topology, len(self.groups))
+        return largest_removal(self.dependence, len(self.groups))
 
     @cached_property
     def _num_params(self) -> list[int]:
@@ -143,7 +149,7 @@ class SearchSpace:
 
     def is_valid(self, indices: Iterable[int]) -> bool:
         """Tells whether every network output still depends on the network input without these groups."""
-        return is_valid(self.topology, self.removed(indices))
+        return is_valid(self.dependence, self.removed(indices))
 
     def require_valid(self, indices: Iterable[int]) -> None:
         """Raises `InvalidRemovalError` if removing these groups would cut off a network output."""
@@ -288,7 +294,13 @@ def search_space(
     found = find_groups(graph, opened.leaves, kept)
     if not found.groups:
         raise NoRemovableStructureError(_why_nothing(graph, found.reasons))
-    return SearchSpace(opened, Call(call.avals, call.static, call.treedef), graph, *found, kept)
+    space = SearchSpace(opened, Call(call.avals, call.static, call.treedef), graph, *found, kept)
+    if not space.is_valid(()):
+        raise DisconnectedOutputError(
+            "a network output reads only such entries as no network input has an influence on, a class token before "
+            "the first attention for example. Return only what is computed from the input."
+        )
+    return space
 
 
 def _require_connected(graph: Graph, traced: TracedModel) -> None:

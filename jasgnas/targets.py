@@ -66,7 +66,7 @@ def resolve_target(space: "SearchSpace", given: Mapping[str, Any], periods: int,
 def _resolve_number(space: "SearchSpace", name: str, value: Any, periods: int, hierarchical: bool) -> Target:
     """Returns a target in groups, divided equally up to rounding."""
     num_groups = len(space.groups)
-    largest = largest_removal(space.topology, num_groups) if hierarchical else range(num_groups)
+    largest = largest_removal(space.dependence, num_groups) if hierarchical else range(num_groups)
     if name == "target_sparsity":
         check_number(name, value, 0, np.inf)
         # Rounded down, but 0.29 of 100 groups is 29, not 28.
@@ -150,4 +150,7 @@ def _largest_removals(space: "SearchSpace", measure: _Measure) -> list[tuple[int
     grouped = topology.group >= 0
     sizes = np.bincount(topology.group[grouped], measure.segments[grouped], num_groups)
     sizes += np.bincount(costs.saving_group, measure.savings, num_groups)
-    return [largest_removal(topology, num_groups), largest_removal(topology, num_groups, sizes.tolist())]
+    return [
+        largest_removal(space.dependence, num_groups),
+        largest_removal(space.dependence, num_groups, sizes.tolist()),
+    ]

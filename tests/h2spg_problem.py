@@ -58,6 +58,7 @@ SPACE = SimpleNamespace(
         Group(4, 13, (LeafSlice("mixed/kernel", 1, 4, 8), LeafSlice("gain"))),
     ),
     topology=TOPOLOGY,
+    dependence=TOPOLOGY,
     shapes=SHAPES,
     fingerprint=12345,
 )

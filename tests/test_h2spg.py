@@ -141,6 +141,7 @@ def test_target_is_met_in_rounds_where_greed_alone_falls_short():
     space = SimpleNamespace(
         groups=tuple(Group(index, 4, (LeafSlice(str(index)),)) for index in range(3)),
         topology=topology,
+        dependence=topology,
         shapes={str(index): (4,) for index in range(3)},
         fingerprint=0,
     )

@@ -97,6 +97,7 @@ CHAIN = SimpleNamespace(
     shapes={str(i): (4,) for i in range(NUM_BLOCKS)},
     fingerprint=0,
 )
+CHAIN.dependence = CHAIN.topology
 CHAIN.subnet_size = lambda groups: subnet_size(
     CHAIN.topology, CHAIN.costs, np.isin(np.arange(NUM_BLOCKS), list(groups))
 )
@@ -139,7 +140,7 @@ def test_smallest_network_need_not_be_without_most_groups():
     costs = SegmentCosts(
         np.array([5, 900, 10, 10, 0]), np.zeros(5, int), 0, np.ones(5, bool), nothing, nothing, nothing, nothing
     )
-    space = SimpleNamespace(topology=topology, costs=costs, groups=CHAIN.groups[:3])
+    space = SimpleNamespace(topology=topology, dependence=topology, costs=costs, groups=CHAIN.groups[:3])
     space.subnet_size = lambda groups: subnet_size(topology, costs, np.isin(np.arange(3), list(groups)))
     assert resolve_target(space, {"target_groups": 2}, 1, True).reachable == (1, 2)
     assert resolve_target(space, {"target_params": 25}, 1, True).reachable == (0,)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, broken, unknown, zeros
+from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, broken, zeros
 from jasgnas.rules.base import Rule, register
 
 
@@ -83,7 +83,7 @@ def _is_nan(value: Any) -> bool:
 
 def _regions(operands: Sequence[Zeros], axis: int, ndim: int) -> Iterator[tuple[set[int], np.ndarray]]:
     """Yields sets of operands, and the indices of an axis of the result at which all of the set are zero."""
-    masks = {i: v.axes[axis] for i, v in enumerate(operands) if len(v.axes) == ndim and v.axes[axis] is not None}
+    masks = {i: m for i, v in enumerate(operands) if len(v.axes) == ndim and (m := v.axes[axis]) is not None}
     for size in range(1, len(masks) + 1):
         for chosen in combinations(masks, size):
             region = np.logical_and.reduce([masks[i] for i in chosen])
@@ -247,7 +247,7 @@ register(
     *("log1p", "name", "population_count", "real", "reduce_precision", "round", "sin", "sinh", "sqrt", "square"),
     *("stop_gradient", "tan", "tanh"),
 )
-for _name, _function in {
+_EXACT: dict[str, Callable[..., Any]] = {
     "abs": np.abs,
     "ceil": np.ceil,
     "clamp": lambda low, value, high: np.minimum(np.maximum(value, low), high),
@@ -266,7 +266,8 @@ for _name, _function in {
     "or": operator.or_,
     "sign": np.sign,
     "xor": operator.xor,
-}.items():
+}
+for _name, _function in _EXACT.items():
     register(Computes(_function), _name)
 register(Absorbs(operator.and_), "and")
 register(Absorbs(operator.mul), "mul")
