@@ -72,13 +72,14 @@ def build_dependence(graph: Graph, groups: Sequence[Group]) -> SegmentTopology:
             if number == len(rows):
                 rows.append((segment.index, segment.additive or is_constant, read.num_external))
                 edges += [(sender, number) for sender in senders]
-    senders, receivers = np.array(edges, np.int32).reshape(-1, 2).T
+    pairs = np.array(edges, np.int32).reshape(-1, 2)
+    outputs = {vertex for vertex in map(vertex_of.__getitem__, reader.outputs) if vertex is not None}
     return SegmentTopology(
-        senders=senders,
-        receivers=receivers,
+        senders=pairs[:, 0],
+        receivers=pairs[:, 1],
         additive=np.array([additive for _, additive, _ in rows], bool),
         num_external=np.array([num_external for *_, num_external in rows], np.int32),
-        outputs=np.array(sorted({vertex_of[output] for output in reader.outputs}), np.int32),
+        outputs=np.array(sorted(outputs), np.int32),
         group=group[[segment for segment, *_ in rows]],
     )
 
