@@ -1,1 +1,16 @@
-"""Runnable experiments: they use only public names of jasgnas and are no part of the installed package."""
+"""Runnable jobs on public names of `jasgnas` alone.
+
+`python -m experiments.demo` is the main job, `python -m experiments.train` runs named settings, `python -m
+experiments.prepare` makes data sets ready, and `experiments.load(folder)` returns the sub-network of a finished run.
+"""
+
+from pathlib import Path
+
+from flax import nnx
+
+
+def load(folder: Path | str) -> nnx.Module:
+    """Returns the sub-network of a finished run, see `experiments.runs.load`."""
+    from experiments.runs import load  # not at the top: the benchmarks need none of what it imports
+
+    return load(folder)

@@ -1,87 +1,256 @@
-"""The training loop: one for full training and for H2SPG, which differ in their optimizer alone."""
+"""The job of every run: train in full and with H2SPG, construct the sub-network, compare, and save.
 
+    python -m experiments.train --help
+    python -m experiments.train demonet-fashion-mnist --epochs 3
+
+Both trainings see the same images in the same order for the same number of steps, and start from the same
+initialisation. What comes out is checked: the sub-network must return what the sparse full network returns.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import rich
+import tyro
 from flax import nnx
+from rich.console import Console
+from rich.table import Table
 
-from experiments.data import Split, eval_batches, train_batches
+import jasgnas
+from experiments.cli import run_command
+from experiments.compare import largest_difference
+from experiments.config import Config
+from experiments.data import open_dataset
+from experiments.engine import Trained, Training
+from experiments.files import write_atomically
+from experiments.logs import Display, LiveDisplay, PlainDisplay
+from experiments.networks import create_module, inference_params
+from experiments.optimizers import add_h2spg, make_optimizer, make_schedule
+from experiments.parallel import start
+from experiments.presets import PRESETS
+from experiments.runs import RESULTS, Run, claim_folder, make_space, save_subnet
+
+_NAMES_SHOWN = 20
+"""Names of removed structures that the printed table has room for."""
 
 
-class Metrics(NamedTuple):
-    """What one training step reports, over its batch and before its update.
+@dataclasses.dataclass(frozen=True)
+class NetworkResults:
+    """Figures of one network.
 
     Attributes:
-        loss: mean cross-entropy, scalar.
-        accuracy: fraction of right predictions, scalar.
+        num_params: number of trainable parameters, those of an auxiliary classifier left out.
+        macs: multiply-adds of one forward pass of one image.
+        test_accuracy: fraction of the test images classified rightly.
+        test_top5: fraction of the test images whose class is among the five likeliest.
+        test_loss: mean cross-entropy of the test images.
+        training_seconds: wall time of the training, compilation included.
     """
 
-    loss: jax.Array
-    accuracy: jax.Array
+    num_params: int
+    macs: int
+    test_accuracy: float
+    test_top5: float
+    test_loss: float
+    training_seconds: float
 
 
-@nnx.jit(donate_argnums=(0, 1))
-def train_step(model: nnx.Module, optimizer: nnx.Optimizer, batch: Split) -> Metrics:
-    """Updates the model and the optimizer in place, on memory that is donated and so used again."""
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What a run found.
 
-    def loss_fn(model: nnx.Module) -> tuple[jax.Array, jax.Array]:
-        logits = model(batch.images)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return loss.mean(), jnp.mean(logits.argmax(axis=-1) == batch.labels)
-
-    (loss, accuracy), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
-    optimizer.update(model, grads)
-    return Metrics(loss, accuracy)
-
-
-@nnx.jit
-def predict(model: nnx.Module, images: jax.typing.ArrayLike) -> jax.Array:
-    """Returns the logits `[batch, num_classes]` of a batch of images."""
-    return model(images)
-
-
-def train(
-    model: nnx.Module, optimizer: nnx.Optimizer, split: Split, *, epochs: int, batch_size: int, seed: int
-) -> Iterator[Metrics]:
-    """Trains a model in place, one step whenever the next metrics are asked for.
-
-    Args:
-        model: the model; it is put in training mode.
-        optimizer: the optimizer of `model`.
-        split: the training images.
-        epochs: passes over `split`.
-        batch_size: images per step.
-        seed: fixes the order of the images.
-
-    Yields:
-        The metrics of every step.
+    Attributes:
+        full: the full network after full training, None if it was not trained.
+        subnet: the sub-network constructed after training with H2SPG.
+        removed: names of the structures that went.
+        num_groups: number of all structures that could go.
+        full_params: parameters of the full network.
+        full_macs: its multiply-adds.
+        largest_output: largest absolute logit of the sparse full network over the test images; None if the network
+            was shrunk during training.
+        largest_difference: largest absolute difference between its logits and the sub-network's, or None.
+        seconds: wall time of search space and construction, in the latest start.
+        dataset: the images and where they come from.
+        num_train: number of training images.
+        num_test: number of test images.
+        device: kind and number of the devices.
+        versions: versions of the libraries that the result depends on.
     """
-    model.train()
-    for epoch in range(epochs):
-        for batch in train_batches(split, batch_size, seed=seed, epoch=epoch):
-            yield train_step(model, optimizer, batch)
+
+    full: NetworkResults | None
+    subnet: NetworkResults
+    removed: list[str]
+    num_groups: int
+    full_params: int
+    full_macs: int
+    largest_output: float | None
+    largest_difference: float | None
+    seconds: dict[str, float]
+    dataset: str
+    num_train: int
+    num_test: int
+    device: str
+    versions: dict[str, str]
 
 
-def logits(model: nnx.Module, split: Split, *, batch_size: int) -> np.ndarray:
-    """Returns the logits `[size, num_classes]` of a whole split, with the model put in inference mode.
+def run(config: Config) -> Results:
+    """Runs the job, or what is left of it, shows its progress, and saves what it makes in `config.output_dir`.
 
-    Contractions run in full float32, so that accelerators do not blur the comparison of two networks.
+    Raises:
+        ExperimentError: settings, data or checkpoints are unfit, the training diverged or was interrupted.
+        jasgnas.JasgnasError: the target cannot be met, or the sub-network differs from the sparse network.
+        OSError: the output folder cannot be written.
     """
-    model.eval()
-    with jax.default_matmul_precision("highest"):
-        outputs = [predict(model, images) for images, _ in eval_batches(split, batch_size)]
-    return np.concatenate(outputs)[: len(split.labels)]
+    parallel = start(config.parallel)
+    dataset = open_dataset(config.data.name, config.data.data_dir, config.data.image_size)
+    dataset = dataset.take(config.data.num_train, config.data.num_test)
+    run = Run(config, dataset, parallel)
+    claim_folder(config)
+    results_path = run.folder / RESULTS
+    if results_path.exists():
+        return _read_results(results_path.read_text())
+
+    seconds: dict[str, float] = {}
+    module = create_module(config, dataset.num_classes, dataset.image_shape[-1])
+    with _timed(seconds, "search space"):
+        space = make_space(module, dataset.image_shape)
+    write_atomically(run.folder / "search_space.txt", f"{space}\n")
+
+    batches = run.train_batches()
+    schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
+    tx = make_optimizer(config.optimizer, schedule)
+    h2spg = add_h2spg(tx, space, config.h2spg, config.optimizer.name, schedule, batches.num_steps)
+    with _display(config) as display:
+        full = Training(run, "full", module, tx, schedule).train(display) if config.train_full else None
+        sparse = Training(run, "h2spg", module, h2spg, schedule, space).train(display)
+    with _timed(seconds, "construction and comparison"):
+        removed, subnet, difference = _construct(run, space, sparse)
+    save_subnet(run, space, removed, subnet)
+    example = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    results = Results(
+        full=None if full is None else _network_results(full.module, example, full),
+        subnet=_network_results(subnet, example, sparse),
+        removed=[space.groups[index].name for index in removed],
+        num_groups=len(space.groups),
+        full_params=inference_params(module),
+        full_macs=space.subnet_size(())[1],
+        largest_output=difference and difference[0],
+        largest_difference=difference and difference[1],
+        seconds=seconds,
+        dataset=f"{dataset.name}: {dataset.origin}",
+        num_train=len(dataset.train),
+        num_test=len(dataset.test),
+        device=f"{parallel.num_devices} × {jax.devices()[0].device_kind}",
+        versions={name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+    )
+    write_atomically(results_path, json.dumps(dataclasses.asdict(results), indent=2) + "\n")
+    return results
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the fraction of right predictions.
+def results_table(config: Config, results: Results) -> Table:
+    """Returns the table that compares the full network and the sub-network."""
+    full, subnet, network = results.full, results.subnet, config.model.name
+    table = Table(
+        "",
+        "full network",
+        "sub-network",
+        title=f"{network} on {config.data.name}: {config.epochs} epochs, seed {config.seed}, {results.device}",
+    )
+    for label, before, after in (
+        ("parameters", results.full_params, subnet.num_params),
+        ("multiply-adds", results.full_macs, subnet.macs),
+    ):
+        table.add_row(label, f"{before:,}", f"{after:,} ({after / before:.0%})")
 
-    Example:
-        >>> accuracy(np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1]))
-        0.5
-    """
-    return float(np.mean(logits.argmax(axis=-1) == labels))
+    def compare(label: str, field: str, form: str) -> None:
+        table.add_row(label, *("" if r is None else form.format(getattr(r, field)) for r in (full, subnet)))
+
+    compare("test accuracy", "test_accuracy", "{:.2%}")
+    if config.data.name == "imagenet2012":
+        compare("test accuracy, top 5", "test_top5", "{:.2%}")
+    compare("seconds of training", "training_seconds", "{:.1f}")
+    for part, seconds in results.seconds.items():
+        table.add_row(f"seconds of {part}", "", f"{seconds:.1f}")
+    table.add_section()
+    table.add_row("removed", "", _removed_text(results))
+    if results.largest_output is not None:
+        difference = f"{results.largest_difference:.1e} of {results.largest_output:.1f}"
+        table.add_row("largest output difference", "", difference)
+    return table
+
+
+def run_and_report(config: Config) -> None:
+    """Runs a job and prints its results."""
+    is_first = not (config.output_dir / RESULTS).exists() or config.restart
+    results = run(config)
+    rich.print(results_table(config, results))
+    print(f"Saved in {config.output_dir}" if is_first else f"Finished before: read from {config.output_dir}")
+
+
+def main() -> None:
+    """Runs the job that the command line asks for."""
+    # Errors in the settings themselves are found while the command line is read.
+    run_command(lambda: run_and_report(tyro.extras.overridable_config_cli(PRESETS, description=__doc__)))
+
+
+def _display(config: Config) -> Display:
+    if jax.process_index() > 0:
+        return PlainDisplay(Console(quiet=True))
+    return PlainDisplay() if config.quiet else LiveDisplay()
+
+
+def _construct(
+    run: Run, space: jasgnas.SearchSpace, sparse: Trained
+) -> tuple[tuple[int, ...], nnx.Module, tuple[float, float] | None]:
+    """Returns the groups that are gone, the sub-network, and how far its outputs differ from the sparse network's."""
+    removed = tuple(np.flatnonzero(jasgnas.h2spg_state(sparse.opt_state, space).zero).tolist())
+    if run.config.shrink:
+        return removed, sparse.module, None  # compared when it was shrunk
+    # Averaged weights of a group go to zero more slowly than the weights themselves.
+    module = space.zero(sparse.module, removed)
+    subnet = jasgnas.construct_subnet(space, module)
+    return removed, subnet, largest_difference(run, module, subnet)
+
+
+def _network_results(module: nnx.Module, example: jax.ShapeDtypeStruct, trained: Trained) -> NetworkResults:
+    module.eval()
+    return NetworkResults(
+        num_params=inference_params(module),
+        macs=jasgnas.count_macs(module, example),
+        test_accuracy=trained.evaluation.top1,
+        test_top5=trained.evaluation.top5,
+        test_loss=trained.evaluation.loss,
+        training_seconds=trained.seconds,
+    )
+
+
+def _removed_text(results: Results) -> str:
+    """Returns the names of what went, or their number where there are many."""
+    if len(results.removed) > _NAMES_SHOWN:
+        return f"{len(results.removed)} of {results.num_groups}"
+    return "\n".join(results.removed)
+
+
+def _read_results(text: str) -> Results:
+    record = json.loads(text)
+    networks = {name: record[name] and NetworkResults(**record[name]) for name in ("full", "subnet")}
+    return Results(**record | networks)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Writes the wall time of its body to `seconds[part]`."""
+    started = time.perf_counter()
+    yield
+    seconds[part] = time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,214 +1,163 @@
-import gzip
+"""The main job from the command line to its results."""
+
+import dataclasses
 import json
+import re
 from pathlib import Path
 
-import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from flax import nnx
 
-from experiments import data, demo
-from experiments.train import accuracy, logits, train
+import experiments
+from experiments import demo, train
+from experiments.config import Config, H2SPGConfig, ModelConfig, ParallelConfig
+from experiments.logs import read_log
+from experiments.presets import DIGITS
 from models.demo_net import DemoNet
 
-FASHION_MNIST_SIZES = {"train": 12, "t10k": 5}
-
-
-def idx_bytes(values: np.ndarray) -> bytes:
-    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
-    return header + values.astype(np.uint8).tobytes()
-
-
-def write_fashion_mnist(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Writes a tiny data set in Fashion-MNIST's format and returns its arrays."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for prefix, size in FASHION_MNIST_SIZES.items():
-        images, labels = rng.integers(256, size=(size, 28, 28)), rng.integers(10, size=size)
-        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images)))
-        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(labels)))
-        arrays[prefix] = images, labels
-    return arrays
-
-
-def small_split(size: int) -> data.Split:
-    """Returns images that each hold their own index."""
-    labels = np.arange(size, dtype=np.int32)
-    return data.Split(np.broadcast_to(labels[:, None, None, None], (size, 2, 2, 1)).astype(np.float32), labels)
-
-
-def test_digits_are_all_there_and_normalised() -> None:
-    dataset = data.load("digits")
-    assert dataset.train.images.shape == (1437, 8, 8, 1) and dataset.test.images.shape == (360, 8, 8, 1)
-    assert dataset.train.images.dtype == np.float32 and dataset.train.labels.dtype == np.int32
-    np.testing.assert_allclose([dataset.train.images.mean(), dataset.train.images.std()], [0, 1], atol=1e-5)
-    assert set(dataset.train.labels) == set(dataset.test.labels) == set(range(dataset.num_classes))
-
-
-def test_digits_test_images_are_not_trained_on() -> None:
-    dataset = data.load("digits")
-    train_images = {image.tobytes() for image in dataset.train.images}
-    assert not any(image.tobytes() in train_images for image in dataset.test.images)
-
-
-def test_fashion_mnist_reads_what_the_idx_files_hold(tmp_path: Path) -> None:
-    arrays = write_fashion_mnist(tmp_path)
-    dataset = data.load("fashion_mnist", tmp_path)
-    mean, std = arrays["train"][0].mean(), arrays["train"][0].std()
-    for split, (images, labels) in zip((dataset.train, dataset.test), arrays.values(), strict=True):
-        np.testing.assert_allclose(split.images[..., 0], (images - mean) / std, rtol=1e-5, atol=1e-5)
-        np.testing.assert_array_equal(split.labels, labels)
-
-
-def _truncate(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "message"),
-    [
-        ("t10k-images-idx3-ubyte.gz", None, "no file"),
-        ("train-images-idx3-ubyte.gz", _truncate, "is damaged"),
-        ("train-labels-idx1-ubyte.gz", lambda _: b"not gzip", "is damaged"),
-        ("train-images-idx3-ubyte.gz", lambda content: content[:20] + b"\xff" + content[21:], "is damaged"),
-        ("train-images-idx3-ubyte.gz", lambda content: gzip.compress(_truncate(gzip.decompress(content))), "values"),
-        ("train-images-idx3-ubyte.gz", lambda _: gzip.compress(idx_bytes(np.zeros(12))), "not an idx file"),
-        ("train-labels-idx1-ubyte.gz", lambda _: gzip.compress(b""), "not an idx file"),
-        ("train-labels-idx1-ubyte.gz", lambda _: gzip.compress(idx_bytes(np.zeros(11))), "12 images but 11 labels"),
-    ],
+SMALL = dataclasses.replace(
+    DIGITS,
+    epochs=2,
+    batch_size=256,
+    model=ModelConfig("demo_net", {"width": 0.1}),
+    h2spg=H2SPGConfig(target_groups=2),
+    parallel=ParallelConfig(devices=1),
+    quiet=True,
 )
-def test_bad_fashion_mnist_files_are_refused(tmp_path: Path, name: str, damage, message: str) -> None:
-    write_fashion_mnist(tmp_path)
-    path = tmp_path / name
-    if damage is None:
-        path.unlink()
-    else:
-        path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(data.DataError, match=rf"{message}.*apt-get install.*dataset-fashion-mnist"):
-        data.load("fashion_mnist", tmp_path)
 
 
-def test_installed_fashion_mnist_is_complete() -> None:
-    if not data.FASHION_MNIST_DIR.exists():
-        pytest.skip("needs the original files: sudo apt-get install dataset-fashion-mnist")
-    dataset = data.load("fashion_mnist")
-    assert np.bincount(dataset.train.labels).tolist() == [6000] * 10
-    assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, train.Results]:
+    config = dataclasses.replace(SMALL, output_dir=tmp_path_factory.mktemp("run"))
+    return config, train.run(config)
 
 
-def test_train_batches_are_decided_by_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        batches = data.train_batches(small_split(23), 5, seed=seed, epoch=epoch)
-        return [label for batch in batches for label in batch.labels.tolist()]
-
-    first = order(0, 0)
-    assert len(set(first)) == len(first) == 20
-    assert order(0, 0) == first
-    assert order(1, 0) != first and order(0, 1) != first and order(1, 0) != order(0, 1)
-
-
-def test_images_stay_with_their_labels() -> None:
-    split = small_split(11)
-    for batch in [*data.train_batches(split, 4, seed=0, epoch=0), *data.eval_batches(split._replace(), 11)]:
-        np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.labels)
-
-
-@pytest.mark.parametrize("batch_size", [0, 5])
-def test_batch_sizes_without_a_full_batch_are_refused(batch_size: int) -> None:
-    with pytest.raises(data.DataError, match="between 1 and the 4 training images"):
-        next(data.train_batches(small_split(4), batch_size, seed=0, epoch=0))
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 10])
-def test_eval_batches_cover_the_split_once(batch_size: int) -> None:
-    batches = list(data.eval_batches(small_split(7), batch_size))
-    assert {batch.images.shape for batch in batches} == {(batch_size, 2, 2, 1)}
-    labels = np.concatenate([batch.labels for batch in batches])
-    assert labels[:7].tolist() == list(range(7)) and (labels[7:] == -1).all()
-
-
-def test_padding_does_not_change_logits(key: jax.Array) -> None:
-    model = DemoNet(width=0.1, rngs=nnx.Rngs(0))
-    split = data.Split(np.asarray(jax.random.normal(key, (7, 8, 8, 1))), np.zeros(7, np.int32))
-    np.testing.assert_allclose(
-        logits(model, split, batch_size=3), logits(model, split, batch_size=7), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_training_is_reproducible_and_learns() -> None:
-    dataset = data.load("digits")
-
-    def trained() -> tuple[list[float], float]:
-        model = DemoNet(width=0.1, rngs=nnx.Rngs(0))
-        optimizer = nnx.Optimizer(model, optax.sgd(0.05, momentum=0.9), wrt=nnx.Param)
-        losses = [float(m.loss) for m in train(model, optimizer, dataset.train, epochs=3, batch_size=64, seed=0)]
-        return losses, accuracy(logits(model, dataset.test, batch_size=64), dataset.test.labels)
-
-    losses, test_accuracy = trained()
-    assert len(losses) == 3 * 22
-    assert test_accuracy > 0.8
-    assert trained() == (losses, test_accuracy)
-
-
-SMOKE = {"epochs": 2, "batch_size": 256, "width": 0.1}
-
-
-def test_main_job_end_to_end(tmp_path: Path) -> None:
-    config = demo.Config(output_dir=tmp_path, target_groups=2, **SMOKE)
-    results = demo.run(config)
-
-    assert len(results.removed) == 2
+def test_main_job_leaves_its_results(finished: tuple[Config, train.Results]) -> None:
+    config, results = finished
+    assert len(results.removed) == 2 and results.num_groups == 5
+    assert results.full is not None
     assert results.subnet.num_params < results.full.num_params and results.subnet.macs < results.full.macs
-    saved = json.loads((tmp_path / "results.json").read_text())
+    assert results.full.test_accuracy > 0.2 and results.full.test_top5 > results.full.test_accuracy
+
+    folder = config.output_dir
+    saved = json.loads((folder / "results.json").read_text())
     assert saved["removed"] == results.removed and saved["subnet"]["num_params"] == results.subnet.num_params
-    assert json.loads((tmp_path / "config.json").read_text())["target_groups"] == 2
-    assert all(name in (tmp_path / "search_space.txt").read_text() for name in results.removed)
-
-    full, sparse, subnet = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("full", "sparse", "subnet"))
-    assert {path: array.shape for path, array in sparse.items()} == {path: array.shape for path, array in full.items()}
-    assert subnet.keys() < sparse.keys()
-
-
-@pytest.mark.parametrize(
-    "settings", [{"epochs": 0}, {"width": 0.0}, {"warmup_fraction": 0.6, "projection_fraction": 0.6}]
-)
-def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must"):
-        demo.Config(**settings)
+    assert json.loads((folder / "config.json").read_text())["h2spg"]["target_groups"] == 2
+    assert all(name in (folder / "search_space.txt").read_text() for name in results.removed)
+    for name in ("full", "h2spg"):
+        log = read_log(folder / name / "log.jsonl")
+        assert [record["step"] for record in log] == [5, 10]
+        assert all(np.isfinite(record["train/loss"]) and "test/accuracy" in record for record in log)
+        assert list((folder / name / "events").iterdir())
+    assert log[-1]["num_zero"] == 2 and log[-1]["phase"] == 2
 
 
-def test_table_shows_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = demo.Results(
-        full=demo.NetworkResults(1000, 2000, 0.5),
-        subnet=demo.NetworkResults(500, 1500, 0.25),
+def test_subnet_comes_back_in_one_line(finished: tuple[Config, train.Results]) -> None:
+    config, results = finished
+    subnet = experiments.load(config.output_dir)
+    assert experiments_params(subnet) == results.subnet.num_params
+    dataset = train.open_dataset("digits")
+    images, labels = dataset.test.load(np.arange(360))
+    mean, std = dataset.normalisation
+    logits = subnet(jnp.asarray((images / 255 - mean[0]) / std[0], jnp.float32))
+    assert np.mean(logits.argmax(axis=1) == labels) == pytest.approx(results.subnet.test_accuracy)
+
+
+def experiments_params(module) -> int:
+    from experiments.networks import inference_params
+
+    return inference_params(module)
+
+
+def test_same_command_again_only_reads_the_results(
+    finished: tuple[Config, train.Results], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, results = finished
+    assert train.run(config) == results
+    train.run_and_report(config)
+    assert "Finished before" in capsys.readouterr().out
+
+
+def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    results = train.Results(
+        full=train.NetworkResults(1000, 2000, 0.5, 0.6, 1.0, 20.0),
+        subnet=train.NetworkResults(500, 1500, 0.25, 0.3, 2.0, 30.0),
         removed=["conv2", "conv3"],
+        num_groups=5,
+        full_params=1000,
+        full_macs=2000,
         largest_output=10.0,
         largest_difference=1e-6,
-        seconds={"search space": 1.0, "full training": 20.0, "H2SPG training": 30.0, "construction": 2.0},
+        seconds={"search space": 1.0, "construction and comparison": 2.0},
+        dataset="digits",
+        num_train=10,
+        num_test=5,
         device="cpu",
+        versions={},
     )
-    demo.rich.print(demo.results_table(demo.Config(), results))
+    train.rich.print(train.results_table(Config(), results))
     printed = capsys.readouterr().out
     for text in ("1,000", "500 (50%)", "1,500 (75%)", "50.00%", "25.00%", "conv2", "conv3", "1.0e-06", "20.0", "30.0"):
         assert text in printed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "exit_code"),
     [
-        (["--target-groups", "4"], "error: .*at most 3"),
-        (["--dataset", "fashion_mnist", "--data-dir", "nowhere"], "error: no file .*apt-get install"),
-        (["--batch-size", "2000"], "error: .*1437 training images"),
+        (["--h2spg.target-groups", "4"], "error: .*at most 3", 1),
+        (["--data.name", "fashion_mnist", "--data.data-dir", "nowhere"], "error: fashion_mnist is not prepared", 1),
+        (["--data.name", "digit"], "error: no data set is called 'digit'.*did you mean digits", 1),
+        (["--batch-size", "2000"], "error: .*1437 training images", 1),
+        (["--batch-size", "63", "--accumulate", "2"], "error: .*63 images cannot be divided", 2),
+        (["--epochs", "0"], "error: .*epochs must be at least 1", 2),
+        (["--h2spg.warmup-fraction", "0.8"], "error: .*add up to 1", 2),
+        (["--model.name", "demonet"], "error: .*demo_net", 2),
+        (["--model.drop-path", "0.5"], "error: .*drop_path_rate", 2),
+        (["--parallel.devices", "99"], "error: parallel.devices is 99; this process has 8", 2),
+        (["--parallel.devices", "7"], "error: a batch of 64 images cannot be divided equally among 7 devices", 2),
+        (["--output-dir", "/dev/null/run"], "error: .*Not a directory", 1),
     ],
 )
 def test_mistakes_end_with_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+    exit_code: int,
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["demo", "--output-dir", str(tmp_path), "--width", "0.1", *arguments])
-    with pytest.raises(SystemExit, match=message):
+    given = ["demo", "--output-dir", str(tmp_path), "--model.options", "width", "0.1", *arguments]
+    monkeypatch.setattr("sys.argv", given)
+    with pytest.raises(SystemExit) as stop:
         demo.main()
+    assert stop.value.code == exit_code
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--epoch", "3"], ["--optimizer.lr", "1"], ["--epochs", "three"]])
+def test_unknown_settings_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["demo", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        demo.main()
+    assert stop.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_help_documents_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["demo", "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        demo.main()
+    printed = capsys.readouterr().out
+    for option in ("--epochs", "--data.augmentation.cutmix", "--parallel.mode", "--h2spg.target-params", "--ema"):
+        assert option in printed
+    fields = [field for field in dataclasses.fields(Config) if not dataclasses.is_dataclass(field.type)]
+    assert all(f"--{field.name.replace('_', '-')}" in printed for field in fields)
 
 
 def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,3 +165,7 @@ def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     example = readme.split("```python\n")[1].split("```")[0]
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert "parameters became" in capsys.readouterr().out
+
+
+def test_default_network_of_the_main_job_is_the_papers() -> None:
+    assert DIGITS.model == ModelConfig("demo_net") and DemoNet.__init__.__kwdefaults__["width"] == 1.0

@@ -1,0 +1,180 @@
+"""The files that data sets are prepared from: folders and tars of images, and the idx files of the MNIST family."""
+
+import dataclasses
+import gzip
+import io
+import math
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from experiments.errors import DataError
+
+_SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_IDX_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+class RawImage(NamedTuple):
+    """One image as it was found.
+
+    Attributes:
+        label: index of the class.
+        name: name of the file, unique within the split.
+        encoded: content of a JPEG or PNG file.
+    """
+
+    label: int
+    name: str
+    encoded: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class RawImages:
+    """A source of images by split and class.
+
+    Attributes:
+        path: the folder or tar.
+        classes: names of the classes, in the order of their labels.
+        splits: names of the splits.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
+
+    def read(self, split: str) -> Iterator[RawImage]:
+        """Yields all images of a split, in the order in which they are found.
+
+        Raises:
+            DataError: the source is damaged.
+        """
+        raise NotImplementedError
+
+
+def open_raw(path: Path) -> RawImages:
+    """Opens a folder of idx.gz files, or a folder or tar of images that are named `split/class/file`.
+
+    Raises:
+        DataError: there are no such images, or they have no training and test split.
+    """
+    if not path.exists():
+        raise DataError(f"there is no folder or file {path}")
+    if path.is_dir() and any(path.glob("*-idx3-ubyte.gz")):
+        return _IdxImages(path, tuple(map(str, range(10))), tuple(_IDX_PREFIXES))
+    files = _folder_files(path) if path.is_dir() else _tar_files(path)
+    places = [place for place in map(_place, files) if place is not None]
+    if not places:
+        raise DataError(
+            f"{path} holds no images named split/class/file: the splits can be called {', '.join(_SPLITS)}, and the "
+            f"files end in {', '.join(_SUFFIXES)}"
+        )
+    splits = tuple(sorted({place.split for place in places}))
+    if "train" not in splits or len(splits) < 2:
+        raise DataError(f"{path} holds the split {splits[0]} alone; a training split and one to test on are needed")
+    classes = tuple(sorted({place.class_name for place in places}))
+    return (_FolderImages if path.is_dir() else _TarImages)(path, classes, splits)
+
+
+class _Place(NamedTuple):
+    """Where an image lies: split, class and file name."""
+
+    split: str
+    class_name: str
+    name: str
+
+
+def _place(file: str) -> _Place | None:
+    """Returns what a path says of an image, None if it is no image by split and class."""
+    path = PurePosixPath(file)
+    if len(path.parts) < 3 or path.suffix.lower() not in _SUFFIXES or path.parts[-3] not in _SPLITS:
+        return None
+    return _Place(_SPLITS[path.parts[-3]], path.parts[-2], f"{path.parts[-2]}/{path.name}")
+
+
+def _folder_files(path: Path) -> list[str]:
+    return [str(file.relative_to(path.parent)) for file in sorted(path.glob("*/*/*"))]
+
+
+def _tar_files(path: Path) -> list[str]:
+    with _open_tar(path) as tar:
+        try:
+            return tar.getnames()
+        except (tarfile.ReadError, EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{path} is damaged: {error}") from None
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path)
+    except tarfile.ReadError as error:
+        raise DataError(f"{path} is no readable tar: {error}") from None
+
+
+class _FolderImages(RawImages):
+    """Images in the files of a folder."""
+
+    def read(self, split: str) -> Iterator[RawImage]:
+        """See `RawImages`."""
+        for file in _folder_files(self.path):
+            place = _place(file)
+            if place is not None and place.split == split:
+                content = (self.path.parent / file).read_bytes()
+                yield RawImage(self.classes.index(place.class_name), place.name, content)
+
+
+class _TarImages(RawImages):
+    """Images in a tar, compressed or not."""
+
+    def read(self, split: str) -> Iterator[RawImage]:
+        """See `RawImages`."""
+        with _open_tar(self.path) as tar:
+            for member in tar:
+                place = _place(member.name)
+                if place is not None and place.split == split and (file := tar.extractfile(member)) is not None:
+                    yield RawImage(self.classes.index(place.class_name), place.name, file.read())
+
+
+class _IdxImages(RawImages):
+    """Images in idx.gz files, as Fashion-MNIST comes."""
+
+    def read(self, split: str) -> Iterator[RawImage]:
+        """See `RawImages`."""
+        prefix = _IDX_PREFIXES[split]
+        images = read_idx(self.path / f"{prefix}-images-idx3-ubyte.gz", ndim=3)
+        labels = read_idx(self.path / f"{prefix}-labels-idx1-ubyte.gz", ndim=1)
+        if len(images) != len(labels):
+            raise DataError(f"{self.path} holds {len(images)} images but {len(labels)} labels of the split {split}")
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            content = io.BytesIO()
+            Image.fromarray(image).save(content, "PNG")
+            yield RawImage(int(label), f"{index:05d}.png", content.getvalue())
+
+
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """Returns the uint8 array of `ndim` axes in a gzipped idx file.
+
+    The format: two zero bytes, 8 for uint8, the number of axes, each axis' size as a big-endian uint32, the values.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    header_size = 4 + 4 * ndim
+    if content[:4] != bytes([0, 0, 8, ndim]) or len(content) < header_size:
+        raise DataError(f"{path} is not an idx file of uint8 with {ndim} axes")
+    shape = tuple(map(int, np.frombuffer(content, ">u4", count=ndim, offset=4)))
+    values = np.frombuffer(content, np.uint8, offset=header_size)
+    if values.size != math.prod(shape):
+        raise DataError(f"{path} is damaged: {values.size} values, {math.prod(shape)} expected for shape {shape}")
+    return values.reshape(shape)

@@ -1,0 +1,74 @@
+"""Learning-rate schedules and optax chains, as a config asks for them."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+
+import jasgnas
+from experiments.config import H2SPGConfig, OptimizerConfig
+
+
+def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
+    """Returns the learning rate of each step."""
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    rest = max(1, num_steps - warmup_steps)
+    match config.schedule:
+        case "cosine":
+            schedule = optax.cosine_decay_schedule(config.learning_rate, rest)
+        case "step":
+            ends = [epoch * steps_per_epoch - warmup_steps for epoch in config.step_epochs]
+            schedule = optax.piecewise_constant_schedule(config.learning_rate, dict.fromkeys(ends, config.step_factor))
+        case "constant":
+            schedule = optax.constant_schedule(config.learning_rate)
+    if not warmup_steps:
+        return schedule
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, config.learning_rate, warmup_steps), schedule], [warmup_steps]
+    )
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Returns the optimizer without H2SPG."""
+    decay = partial(optax.add_decayed_weights, config.weight_decay, mask=is_decayed)
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    match config.name:
+        case "sgd":
+            return optax.chain(clip, decay(), optax.sgd(schedule, config.momentum, nesterov=config.nesterov))
+        case "adamw":
+            adam = optax.scale_by_adam(b1=config.momentum)
+            return optax.chain(clip, adam, decay(), optax.scale_by_learning_rate(schedule))
+
+
+def add_h2spg(
+    tx: optax.GradientTransformation,
+    space: jasgnas.SearchSpace,
+    config: H2SPGConfig,
+    optimizer: str,
+    schedule: optax.Schedule,
+    num_steps: int,
+) -> optax.GradientTransformation:
+    """Returns the chain of an optimizer and H2SPG."""
+    published: dict[str, Any] = dict(jasgnas.ADAM_DEFAULTS) if optimizer == "adamw" else {}
+    h2spg = jasgnas.h2spg(
+        space,
+        learning_rate=schedule,
+        target_groups=config.target_groups,
+        target_sparsity=config.target_sparsity,
+        target_params=config.target_params,
+        target_macs=config.target_macs,
+        warmup_steps=max(1, round(config.warmup_fraction * num_steps)),
+        projection_steps=max(1, round(config.projection_fraction * num_steps)),
+        periods=config.periods,
+        score=config.score,
+        hierarchical=config.hierarchical,
+        epsilon=config.epsilon,
+        **published,
+    )
+    return optax.chain(tx, h2spg)
+
+
+def is_decayed(params: optax.Params) -> optax.Params:
+    """Tells of every parameter whether it is subject to weight decay: scales and biases have one axis and are not."""
+    return jax.tree.map(lambda param: param.ndim > 1, params)
