@@ -6,6 +6,7 @@ nested (so that custom gradients and rematerialisation survive evaluation).
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
+from jax.interpreters import partial_eval
 
 # Primitives that only call another jaxpr once, and the parameter that holds it.
 _CALLS = {
@@ -88,7 +90,30 @@ class Program:
 
 def trace(fn: Callable[..., Any], *args: Any) -> Program:
     """Traces `fn` at abstract arguments (arrays or `ShapeDtypeStruct`s) into a nested `Program`."""
-    return from_jaxpr(jax.make_jaxpr(fn)(*args))
+    with _brief_tracers():
+        return from_jaxpr(jax.make_jaxpr(fn)(*args))
+
+
+@contextmanager
+def _brief_tracers() -> Iterator[None]:
+    """Has tracers not tell where they come from when they are asked for what only a concrete array has.
+
+    An `nnx.Variable` asks every array it is set to for its `sharding`, and the message of the `AttributeError`, which
+    nobody reads, goes through all equations so far: tracing a network with many batch norms in training mode would take
+    a time that grows with the square of its size.
+    """
+    tracer: Any = partial_eval.DynamicJaxprTracer
+    if _ORIGIN_MESSAGE is None:
+        yield
+        return
+    tracer._origin_msg = lambda self: ""
+    try:
+        yield
+    finally:
+        tracer._origin_msg = _ORIGIN_MESSAGE
+
+
+_ORIGIN_MESSAGE = getattr(partial_eval.DynamicJaxprTracer, "_origin_msg", None)
 
 
 def from_jaxpr(jaxpr: Any) -> Program:

@@ -578,3 +578,22 @@ def test_calls_that_need_what_is_gone_are_refused():
     assert sub_fn(sub_params, jnp.ones((2, 4))).shape == (2, 4)
     with pytest.raises(jasgnas.ArgumentError, match="this call needs entries of extra that were not needed"):
         sub_fn(sub_params, jnp.ones((2, 4)), deep=True)
+
+
+def test_the_time_to_trace_does_not_grow_with_the_square_of_the_network(monkeypatch):
+    # Batch norms in training mode ask their statistics for a sharding; a tracer's answer goes through all equations.
+    from jax.interpreters import partial_eval
+
+    asked = []
+    origin = partial_eval.DynamicJaxprTracer._origin_msg
+    monkeypatch.setattr(
+        partial_eval.DynamicJaxprTracer, "_origin_msg", lambda tracer: asked.append(tracer) or origin(tracer)
+    )
+    model = build(DemoNet, num_classes=10, width=0.125)
+    train_step = jax.make_jaxpr(lambda x: nnx.merge(*nnx.split(model), copy=True)(x))
+    train_step(random_input((2, 8, 8, 1)))
+    assert asked
+    asked.clear()
+    space = jasgnas.search_space(model, random_input((2, 8, 8, 1)))
+    jasgnas.construct_subnet(space, space.zero(model, [0]))
+    assert not asked
