@@ -185,13 +185,12 @@ class GraphView {
   }
 
   search(text) {
-    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-    this.found = words.length === 0 ? [] : [...this.nodes.keys()].filter((i) => words.every((word) => this.haystacks[i].includes(word)));
+    const sought = text.trim().toLowerCase();
+    this.found = sought === "" ? [] : [...this.nodes.keys()].filter((i) => this.haystacks[i].includes(sought));
     const found = new Set(this.found);
     for (const [index, node] of this.nodes) node.classList.toggle("match", found.has(index));
-    this.svg?.classList.toggle("searching", words.length > 0);
-    byId("matches").textContent = words.length === 0 ? "" : found.size ? plural(found.size, "segment") : "nothing found";
-    this.next = 0;
+    this.svg?.classList.toggle("searching", sought !== "");
+    byId("matches").textContent = sought === "" ? "" : found.size ? plural(found.size, "segment") : "nothing found";
   }
 
   goToNext(direction = 1) {

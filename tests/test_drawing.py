@@ -1,0 +1,136 @@
+"""Drawings: as many vertices and edges as the graphs have, marks, plain SVG, PNG, and errors."""
+
+import re
+import struct
+import sys
+from xml.etree import ElementTree
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import build
+
+import jasgnas
+from jasgnas import ArgumentError, JasgnasError
+from jasgnas.report import drawing
+from models.demo_net import DemoNet
+from models.stacked_unets import StackedUnets
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module", params=["demo_net", "unets"])
+def space(request):
+    network, shape = {"demo_net": (DemoNet, (1, 8, 8, 1)), "unets": (StackedUnets, (1, 16, 16, 3))}[request.param]
+    return jasgnas.search_space(build(network, width=0.1), jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def elements(svg, *classes):
+    root = ElementTree.fromstring(svg)
+    return [each for each in root.iter() if set(classes) <= set(each.get("class", "").split())]
+
+
+def test_segments(space):
+    svg = jasgnas.draw(space)
+    nodes = elements(svg, "node")
+    assert sorted(int(node.get("data-segment")) for node in nodes) == list(range(len(space.graph.segments)))
+    graph = space.segment_graph
+    edges = [(int(edge.get("data-from")), int(edge.get("data-to"))) for edge in elements(svg, "edge")]
+    assert sorted(edges) == sorted(zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True))
+    assert len(elements(svg, "removable")) == len(space.groups)
+    assert not elements(svg, "redundant")
+    titles = {node.find(f"{SVG}title").text.partition(":")[0] for node in nodes}
+    assert titles == set(space.segment_names)
+
+
+def test_operators(space):
+    svg = jasgnas.draw(space, view="operators")
+    operators = [int(each.get("data-operator")) for each in elements(svg) if each.get("data-operator") is not None]
+    assert sorted(operators) == list(range(space.trace_graph.n_node[0]))
+    assert len(elements(svg, "edge")) + len(elements(svg, "link")) == space.trace_graph.n_edge[0]
+
+
+def test_everything_is_drawn_below_what_it_reads(space):
+    svg = jasgnas.draw(space)
+    places = {
+        int(node.get("data-segment")): tuple(map(float, re.findall(r"[\d.]+", node.get("transform"))))
+        for node in elements(svg, "node")
+    }
+    assert len(set(places.values())) == len(places)
+    for edge in elements(svg, "edge"):
+        above, below = places[int(edge.get("data-from"))], places[int(edge.get("data-to"))]
+        assert above[1] < below[1]
+
+
+def test_a_long_sum_is_a_row():
+    def fn(params, x):
+        return sum(x @ params[f"{i:02}"] for i in range(20)) @ params["head"]
+
+    params = {name: np.ones((4, 4), np.float32) for name in [*(f"{i:02}" for i in range(20)), "head"]}
+    space = jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params)
+    joints = elements(jasgnas.draw(space), "joint")
+    heights = {re.findall(r"[\d.]+", joint.get("transform"))[1] for joint in joints}
+    assert len(joints) >= 19 and len(heights) == 1
+
+
+def test_marks_of_a_removal():
+    model = build(DemoNet, width=0.1)
+    space = jasgnas.search_space(model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+    svg = jasgnas.draw(space, (0, 2, 4))
+    redundant = elements(svg, "redundant")
+    assert {int(node.get("data-segment")) for node in redundant} == {space.groups[index].segment for index in (0, 2, 4)}
+    assert all(node.findall(f"{SVG}path[@class='cross']") for node in redundant)
+    assert len(elements(svg, "cross")) == 3
+    left = elements(jasgnas.draw(space, (0, 2, 4), view="subnet"), "node")
+    names = ["conv1-bn1", "conv3-bn3", "conv6-bn6", "conv7-bn7", "fc1-fc2"]
+    assert [space.segment_names[int(node.get("data-segment"))] for node in left] == names
+    # Joints with one input left are gone: a chain.
+    assert len(elements(jasgnas.draw(space, (0, 2, 4), view="subnet"), "edge")) == len(names) - 1
+
+
+def test_svg_needs_no_style_of_the_page(space):
+    assert "var(" not in jasgnas.draw(space)
+
+
+def test_files(space, tmp_path):
+    svg = jasgnas.draw(space, path=tmp_path / "graph.svg")
+    assert (tmp_path / "graph.svg").read_text("utf-8") == svg
+    jasgnas.draw(space, path=tmp_path / "graph.png")
+    png = (tmp_path / "graph.png").read_bytes()
+    root = ElementTree.fromstring(svg)
+    assert png.startswith(b"\x89PNG\r\n")
+    assert struct.unpack(">II", png[16:24]) == (2 * int(root.get("width")), 2 * int(root.get("height")))
+
+
+def test_names_are_text():
+    names = ["a<b>&\"'", "]]><script>", "c\x00d"]
+
+    def fn(params, x):
+        return sum(x @ params[name] for name in names) @ params["head"]
+
+    params = {name: np.ones((4, 4), np.float32) for name in [*names, "head"]}
+    space = jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params)
+    svg = jasgnas.draw(space)
+    titles = {node.find(f"{SVG}title").text.rpartition(": ")[0] for node in elements(svg, "box")}
+    assert {"a<b>&\"'", "]]><script>", "c\ufffdd"} <= titles
+    assert not list(ElementTree.fromstring(svg).iter(f"{SVG}script"))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"), [({"view": "all"}, "view must be one of"), ({"redundant": [99]}, "no group 99")]
+)
+def test_wrong_arguments(space, options, match):
+    with pytest.raises(ArgumentError, match=match):
+        jasgnas.draw(space, **options)
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "suffix"), [("py_mini_racer", "mini-racer", "svg"), ("resvg_py", "resvg-py", "png")]
+)
+def test_a_missing_extra_is_named(space, tmp_path, monkeypatch, module, package, suffix):
+    drawing._layout_engine.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(JasgnasError, match=rf"needs the package {package} .*pip install 'jasgnas\[draw\]'"):
+        jasgnas.draw(space, path=tmp_path / f"graph.{suffix}")
+    drawing._layout_engine.cache_clear()

@@ -1,0 +1,252 @@
+"""What a report says, as numbers: fates of segments, sizes, curves; and that no string can break out of the page."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import arrays, build, subsets
+
+import jasgnas
+from jasgnas import ArgumentError
+from jasgnas.report.data import Removal, history_data, page_data
+from jasgnas.report.files import packed_engine
+from jasgnas.report.page import _script_json
+from models.demo_net import DemoNet
+from models.stacked_unets import StackedUnets
+
+# The authors' redundant set of StackedUnets: the second U-net is dead without its outputs.
+AUTHORS_REDUNDANT = (0, 3, 4, 5)
+
+
+@pytest.fixture(scope="module")
+def demo_space():
+    return jasgnas.search_space(build(DemoNet, width=0.1), jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32))
+
+
+@pytest.fixture(scope="module")
+def unets():
+    model = build(StackedUnets, width=0.1)
+    return model, jasgnas.search_space(model, jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32))
+
+
+def data_of(space, redundant=None, *, scores=None, history=None, full=None, sub=None):
+    return page_data(space, Removal.of(space, None, redundant, scores), history, full, sub)
+
+
+def fates(space, redundant):
+    segments = data_of(space, redundant)["segments"]
+    return dict(zip(segments["name"], segments["fate"], strict=True))
+
+
+# Fates of segments and sizes.
+
+
+def test_fates_of_demo_net(demo_space):
+    assert fates(demo_space, (0, 2, 4)) == {
+        "conv1-bn1": "kept",
+        "conv2-bn2": "redundant",
+        "conv3-bn3": "kept",
+        "conv4-bn4-conv5-bn5": "redundant",
+        "concatenate": "passing",
+        "conv6-bn6": "kept",
+        "conv7-bn7": "kept",
+        "conv8-bn8": "redundant",
+        "add": "passing",
+        "fc1-fc2": "kept",
+    }
+
+
+def test_a_joint_with_two_inputs_left_stays(demo_space):
+    assert fates(demo_space, (0,))["concatenate"] == "kept"
+
+
+def test_nothing_is_known_without_a_removal(demo_space):
+    data = data_of(demo_space)
+    assert not data["hasRemoval"]
+    assert set(data["segments"]["fate"]) == {"kept"}
+    assert {"score", "redundant", "zero"}.isdisjoint(data["groups"])
+    assert all(row["sub"] is None for row in data["networks"])
+
+
+def test_what_is_kept_of_the_unets_owns_the_subnetworks_parameters(unets):
+    model, space = unets
+    data = data_of(space, AUTHORS_REDUNDANT)
+    segments, operators = data["segments"], data["operators"]
+    kept = [i for i, fate in enumerate(segments["fate"]) if fate in ("kept", "passing")]
+    parts = {part for i in kept for operator in segments["operators"][i] for part in operators["parts"][operator]}
+    subnet = jasgnas.construct_subnet(space, space.zero(model, AUTHORS_REDUNDANT))
+    assert {data["parts"]["path"][part] for part in parts} == arrays(subnet).keys()
+    second = [name for name in segments["name"] if re.match(r"conv(39|42|45)", name)]
+    assert [fates(space, AUTHORS_REDUNDANT)[name] for name in second] == ["dead"] * 3
+
+
+@pytest.mark.parametrize("redundant", [s for s in subsets(5) if len(s) < 3], ids=str)
+def test_segments_add_up_to_the_subnetwork(demo_space, redundant):
+    data = data_of(demo_space, redundant)
+    segments = data["segments"]
+    is_left = np.isin(segments["fate"], ["kept", "passing"])
+    params = np.sum((np.array(segments["params"]) - segments["savedParams"])[is_left])
+    macs = np.sum((np.array(segments["macs"]) - segments["savedMacs"])[is_left])
+    assert (params, macs) == demo_space.subnet_size(redundant)
+    assert [row["sub"] for row in data["networks"]] == [params, macs]
+
+
+def test_columns_are_as_long_as_the_graphs(unets):
+    _, space = unets
+    data = data_of(space, AUTHORS_REDUNDANT, scores=np.arange(6.0))
+    lengths = {name: {len(column) for column in data[name].values()} for name in ("operators", "segments", "groups")}
+    assert lengths == {"operators": {61}, "segments": {22}, "groups": {6}}
+    sources = [source for own in data["segments"]["sources"] for source in own if source >= 0]
+    assert len(sources) == space.segment_graph.n_edge[0]
+
+
+@pytest.mark.parametrize(
+    ("fn", "reason"),
+    [
+        (lambda p, x: (x @ p["a"] + x + x @ p["b"] * (x @ p["c"])) @ p["d"], "it feeds a product"),
+        (
+            lambda p, x: (x @ p["a"] + jax.nn.sigmoid(x @ p["b"])) @ p["c"] @ p["d"],
+            "not zero-invariant: sigmoid does not keep zeros",
+        ),
+        (lambda p, x: (x @ p["a"] + x @ p["c"]) @ p["b"] @ p["c"] @ p["d"], "c is shared with other operators"),
+    ],
+)
+def test_reasons_are_told(fn, reason):
+    params = {name: np.ones((4, 4), np.float32) for name in "abcd"}
+    space = jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params)
+    assert any(reason in text for text in data_of(space)["segments"]["reason"])
+
+
+# What comes from a run.
+
+
+def test_optimizer_state_says_the_same_as_arguments(demo_space):
+    model = build(DemoNet, width=0.1)
+    tx = jasgnas.h2spg(demo_space, learning_rate=0.1, target_groups=2, warmup_steps=1, projection_steps=1)
+    params = nnx.state(model, nnx.Param)
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = jax.jit(tx.update)(jax.tree.map(lambda x: -0.1 * x, params), state, params)
+        params = optax.apply_updates(params, updates)
+    redundant = np.flatnonzero(state.redundant)
+    assert len(redundant) == 2
+    known = page_data(demo_space, Removal.of(demo_space, (state,), None, None), None, None, None)
+    given = data_of(demo_space, redundant, scores=state.scores)
+    assert known["groups"].pop("zero") == state.zero.tolist() == state.redundant.tolist()
+    assert known == given
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"redundant": [5]}, "no group 5"),
+        ({"scores": [1.0, 2.0]}, r"scores has shape \(2,\), the search space has 5 groups"),
+        ({"history": {"loss": [1.0], "step": [1, 2]}}, "different lengths: {'loss': 1, 'step': 2}"),
+        ({"history": [{"loss": "high"}]}, "'loss' holds something else"),
+        ({"history": [{"loss": 1.0}, {"step": 1}]}, "'step' of history= must have a number in every place"),
+        ({"history": [{"group_norms": [1.0]}]}, r"must have 5 numbers, entry 0 has shape \(1,\)"),
+        (
+            {"full": {"accuracy": [1.0]}},
+            r"the result 'accuracy' of a network must be a number or a string, got \[1.0\]",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(demo_space, tmp_path, options, match):
+    with pytest.raises(ArgumentError, match=match):
+        jasgnas.report(demo_space, path=tmp_path / "report.html", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_state_and_scores_exclude_each_other(demo_space, tmp_path):
+    tx = jasgnas.h2spg(demo_space, learning_rate=0.1, target_groups=2, warmup_steps=1, projection_steps=1)
+    state = tx.init(nnx.state(build(DemoNet, width=0.1), nnx.Param))
+    with pytest.raises(ArgumentError, match="leave out redundant=, scores="):
+        jasgnas.report(demo_space, path=tmp_path / "report.html", opt_state=state, redundant=[0])
+
+
+def test_history_by_rows_or_by_columns_is_the_same():
+    rows = [{"step": 10 * i, "loss": 1 / (i + 1), "phase": i // 2, "group_norms": np.full(3, i)} for i in range(6)]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    assert history_data(rows, 3) == history_data(columns, 3)
+    data = history_data(rows, 3)
+    assert data["series"]["loss"]["steps"] == [0, 10, 20, 30, 40, 50]
+    assert [(p["phase"], p["start"], p["stop"]) for p in data["phases"]] == [(0, 0, 20), (1, 20, 40), (2, 40, 50)]
+    assert data["norms"] == {"steps": [0, 10, 20, 30, 40, 50], "values": [[0, 1, 2, 3, 4, 5]] * 3}
+
+
+def test_what_is_missing_is_left_out():
+    data = history_data([{"loss": 1.0}, {"loss": np.nan, "test": 3}, {"loss": None}, {"loss": np.inf}, {"loss": 2}], 1)
+    assert data["series"] == {"loss": {"steps": [0, 4], "values": [1, 2]}, "test": {"steps": [1], "values": [3]}}
+    assert data["norms"] is None and data["phases"] == []
+
+
+def test_long_histories_are_thinned_out_but_not_sparse_columns():
+    length = 100_000
+    sparse = [None if i % 10_000 else i for i in range(length)]
+    data = history_data({"loss": np.arange(length), "test": sparse, "group_norms": np.ones((length, 500))}, 500)
+    steps = data["series"]["loss"]["steps"]
+    assert len(steps) <= 1000 and steps[0] == 0 and steps[-1] == length - 1
+    assert max(np.diff(steps)) - min(np.diff(steps)) <= 1
+    assert data["series"]["test"]["values"] == list(range(0, length, 10_000))
+    assert len(data["norms"]["values"]) == 500 and len(data["norms"]["values"][0]) <= 200
+
+
+def test_an_empty_history_has_no_curves():
+    assert history_data([], 3) == {"series": {}, "phases": [], "norms": None}
+
+
+def test_results_stand_beside_sizes(demo_space):
+    full, sub = {"test accuracy": np.float32(0.5), "device": "cpu"}, {"parameters": 7, "test accuracy": 0.25}
+    rows = {
+        row["label"]: (row["full"], row["sub"]) for row in data_of(demo_space, (0,), full=full, sub=sub)["networks"]
+    }
+    params, macs = demo_space.subnet_size(())
+    assert rows == {
+        "parameters": (params, 7),
+        "multiply-adds": (macs, demo_space.subnet_size((0,))[1]),
+        "test accuracy": (0.5, 0.25),
+        "device": ("cpu", None),
+    }
+
+
+# The file.
+
+
+def test_report_is_one_file(demo_space, tmp_path):
+    path = jasgnas.report(demo_space, path=tmp_path / "report.html", title="A & B")
+    assert path == tmp_path / "report.html" and list(tmp_path.iterdir()) == [path]
+    text = path.read_text("utf-8")
+    assert "<title>A &amp; B</title>" in text
+    assert "@@" not in text
+    assert not re.search(r"<(link|img|iframe)|<script[^>]* src=|@import|url\(", text)
+
+
+def test_a_folder_that_is_not_there(demo_space, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        jasgnas.report(demo_space, path=tmp_path / "none" / "report.html")
+
+
+def test_notebooks_get_a_sandboxed_frame(demo_space):
+    html = demo_space._repr_html_()
+    assert re.match(r'<iframe sandbox="allow-scripts" ', html)
+    assert html.count("<") == 2  # everything else is inside an attribute
+
+
+def test_the_engine_is_small_enough_to_ship():
+    assert len(packed_engine()) < 800 * 1024
+
+
+@given(st.text() | st.sampled_from(["</script>", "<!--", "]]>", "&lt;", "\u2028", "\ud800", "@@data@@"]))
+def test_no_string_ends_the_script(text):
+    written = _script_json({text: [text]})
+    assert not re.search("[<>&\u2028\u2029]", written)
+    written.encode()
+    if text.isprintable():
+        assert json.loads(written) == {text: [text]}

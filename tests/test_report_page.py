@@ -1,0 +1,587 @@
+"""The report in a real browser: what it draws, how it answers to pointer and keys, and that it stays quiet."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import build
+from playwright.sync_api import Browser, Page, sync_playwright
+
+import jasgnas
+from jasgnas.report.page import embedded
+from models.demo_net import DemoNet
+from models.stacked_unets import StackedUnets
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# No graphics card, no user account, and no talk with the network.
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+REMOVED = (0, 2, 4)
+# StackedUnets with the authors' redundant set, and what is left of it.
+AUTHORS_REDUNDANT = (0, 3, 4, 5)
+UNETS_LEFT = {
+    "conv0-bn1-conv3",
+    "conv5-conv7-bn9",
+    "conv11-conv12",
+    "resize",
+    "conv26-conv27-bn28",
+    "conv36-bn38",
+    "fc",
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        message = "needs a browser: install Debian's package chromium (apt-get install chromium)"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(OPTIONS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return jasgnas.search_space(build(DemoNet, width=0.1), jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32))
+
+
+@pytest.fixture(scope="module")
+def unets():
+    return jasgnas.search_space(build(StackedUnets, width=0.1), jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
+
+
+def history(num_groups):
+    for step in range(60):
+        yield {
+            "step": step,
+            "train/loss": 2.0 - step / 30,
+            "test/loss": 2.1 - step / 30 if step % 10 == 0 else None,
+            "learning_rate": 0.1,
+            "phase": min(2, step // 20),
+            "group_norms": np.linspace(1, 2, num_groups) * (60 - step),
+        }
+
+
+@pytest.fixture(scope="module")
+def files(demo, unets, tmp_path_factory):
+    """A report of DemoNet with everything, one of it without a run, and one of StackedUnets."""
+    folder = tmp_path_factory.mktemp("reports")
+    scores = [0.3, 0.1, 0.9, np.nan, 0.5]
+    run = list(history(len(demo.groups)))
+    jasgnas.report(
+        demo,
+        path=folder / "demo.html",
+        title="DemoNet on digits",
+        redundant=REMOVED,
+        scores=scores,
+        history=run,
+        full={"test accuracy": 0.99},
+        sub={"test accuracy": 0.98},
+    )
+    jasgnas.report(demo, path=folder / "plain.html")
+    jasgnas.report(unets, path=folder / "unets.html", redundant=AUTHORS_REDUNDANT)
+    return folder
+
+
+class Opened:
+    """A page and everything it said or asked for."""
+
+    def __init__(self, page: Page):
+        self.page = page
+        self.said: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+
+@pytest.fixture
+def open_page(browser, files):
+    opened: list[Opened] = []
+
+    def open_one(name: str, **options) -> Page:
+        page = browser.new_page(**{"viewport": {"width": 1280, "height": 800}} | options)
+        opened.append(Opened(page))
+        page.goto((files / name).as_uri())
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield open_one
+    for each in opened:
+        each.page.close()
+    # Every test also checks that the page was quiet, and asked for nothing but itself and its worker.
+    assert [text for each in opened for text in each.said] == []
+    assert {url.partition(":")[0] for each in opened for url in each.requests} <= {"file", "blob"}
+
+
+def settle(page):
+    """Waits until a layout that is under way is drawn."""
+    page.wait_for_function("() => document.getElementById('busy').hidden")
+    page.wait_for_timeout(100)
+
+
+def numbers(locator, name):
+    return sorted(int(value) for value in locator.evaluate_all(f"found => found.map((each) => each.dataset.{name})"))
+
+
+def names(page, selector=".node"):
+    return page.locator(f"#viewport {selector}").evaluate_all("found => found.map((e) => e.getAttribute('aria-label'))")
+
+
+# Drawing.
+
+
+@pytest.mark.parametrize("name", ["demo", "unets"])
+def test_every_vertex_and_edge_is_drawn(open_page, request, name):
+    space = request.getfixturevalue(name)
+    page = open_page(f"{name}.html")
+    assert numbers(page.locator("#viewport .node"), "segment") == list(range(space.segment_graph.n_node[0]))
+    assert names(page) == list(space.segment_names)
+    graph = space.segment_graph
+    edges = page.locator("#viewport .edge").evaluate_all("found => found.map((e) => [+e.dataset.from, +e.dataset.to])")
+    assert sorted(map(tuple, edges)) == sorted(zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True))
+
+    page.click("#unfold")
+    page.wait_for_selector(".operator")
+    assert numbers(page.locator("#viewport [data-operator]"), "operator") == list(range(space.trace_graph.n_node[0]))
+    assert page.locator("#viewport .edge, #viewport .link").count() == space.trace_graph.n_edge[0]
+    page.click("#unfold")
+    page.wait_for_selector(".operator", state="detached")
+
+
+@pytest.mark.parametrize("is_unfolded", [False, True])
+def test_boxes_do_not_overlap_and_stand_below_what_they_read(open_page, is_unfolded):
+    page = open_page("unets.html")
+    if is_unfolded:
+        page.click("#unfold")
+        page.wait_for_selector(".operator")
+    boxes = page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll("#viewport .node")].map((node) => {
+            const { x, y, width, height } = node.querySelector(".shape").getBoundingClientRect();
+            return [node.dataset.segment, [x, y, width, height]];
+        }))"""
+    )
+    places = list(boxes.values())
+    for i, (x, y, width, height) in enumerate(places):
+        for other_x, other_y, other_width, other_height in places[:i]:
+            apart = x >= other_x + other_width or other_x >= x + width
+            assert apart or y >= other_y + other_height or other_y >= y + height
+    edges = page.locator("#viewport .edge").evaluate_all("found => found.map((e) => [e.dataset.from, e.dataset.to])")
+    assert all(boxes[a][1] + boxes[a][3] <= boxes[b][1] for a, b in edges)
+
+
+def test_marks_of_what_went(open_page, unets):
+    page = open_page("unets.html")
+    assert names(page, ".redundant") == [unets.groups[index].name for index in AUTHORS_REDUNDANT]
+    assert page.locator("#viewport .redundant .cross").count() == len(AUTHORS_REDUNDANT)
+    dashes = page.locator("#viewport .redundant .shape").evaluate_all(
+        "found => found.map((e) => getComputedStyle(e).strokeDasharray)"
+    )
+    assert set(dashes) != {"none"} and "none" not in dashes
+    dead = names(page, ".dead")
+    assert dead == ["conv39-bn40", "conv42-conv43", "conv45-bn47-conv48-conv49", "add", "resize", "add", "add"]
+    assert len(names(page, ".joint")) == sum(kind == "add" for kind in unets.segment_names)
+    assert len(names(page, ".removable")) == len(unets.groups)
+
+
+def test_switch_to_the_subnetwork_and_back(open_page, unets):
+    page = open_page("unets.html")
+    page.locator("#network").get_by_text("Sub-network").click()
+    page.wait_for_function("() => document.querySelectorAll('#viewport .redundant').length === 0")
+    left = names(page)
+    assert set(left) == {*UNETS_LEFT, "add"}
+    # Of the joints, those with two inputs left: of the skip connections within the first U-net.
+    assert left.count("add") == 2 and len(left) == len(UNETS_LEFT) + 2
+    assert page.locator("#viewport .terminal").count() == 2
+    page.locator("#network").get_by_text("Full network").click()
+    page.wait_for_selector(".redundant")
+    assert names(page) == list(unets.segment_names)
+
+
+def test_without_a_run_there_is_nothing_to_switch(open_page, demo):
+    page = open_page("plain.html")
+    assert page.locator("#network").is_hidden()
+    assert page.locator(".tabs button").all_inner_texts() == ["Graph", "Groups", "Networks"]
+    assert page.locator("#viewport .redundant").count() == 0
+    assert page.locator("#groups th").all_inner_texts()[:3] == ["Group", "Structure", "Parameters"]
+
+
+# Details and search.
+
+
+def test_a_click_tells_everything(open_page, demo):
+    page = open_page("demo.html")
+    page.locator('#viewport .node[aria-label="conv2-bn2"]').click()
+    text = page.locator("#details").inner_text()
+    leaves = {leaf.path: leaf for leaf in demo.leaves}
+    for name in ("conv2/kernel", "conv2/bias", "bn2/scale", "bn2/mean"):
+        shape = "×".join(map(str, leaves[name].shape))
+        assert re.search(rf"{name}\s+{shape}\s", f"{text}\n")
+    group = demo.groups[0]
+    macs = demo.segment_graph.nodes["macs"][group.segment]
+    for expected in ("removable, group 0", f"{group.num_params:,}", f"{macs:,}", "0.3", "batch_norm", "conv1-bn1"):
+        assert expected in text
+    page.get_by_role("button", name="concatenate").and_(page.locator("#details button")).click()
+    assert "it joins several inputs" in page.locator("#details").inner_text()
+    assert names(page, ".selected") == ["concatenate"]
+
+
+def test_every_segment_says_why(open_page, demo):
+    page = open_page("demo.html")
+    for name, reason in zip(demo.segment_names, demo.reasons, strict=True):
+        page.locator(f'#viewport .node[aria-label="{name}"]').dispatch_event("click")
+        assert page.locator("#details h2").inner_text() == name
+        assert page.locator("#details .reason").inner_text() == reason
+
+
+def test_unfold_one_segment(open_page):
+    page = open_page("demo.html")
+    page.locator('#viewport .node[aria-label="conv4-bn4-conv5-bn5"]').dblclick()
+    page.wait_for_selector(".operator")
+    assert page.locator("#viewport .operator .title").all_text_contents() == [
+        "avg_pool",
+        "conv",
+        "batch_norm",
+        "conv",
+        "batch_norm",
+    ]
+    page.get_by_role("button", name="Fold", exact=True).click()
+    page.wait_for_selector(".operator", state="detached")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("conv4", ["conv4-bn4-conv5-bn5"]),
+        ("BN2/SCALE", ["conv2-bn2"]),
+        ("max_pool", ["conv3-bn3"]),
+        ("group 4", ["conv8-bn8"]),
+        ("bn7/", ["conv7-bn7"]),
+        ("nothing like it", []),
+    ],
+)
+def test_search(open_page, text, found):
+    page = open_page("demo.html")
+    page.fill("#search", text)
+    assert names(page, ".match") == found
+    assert page.locator("#matches").inner_text() == ("1 segment" if found else "nothing found")
+    page.press("#search", "Enter")
+    assert names(page, ".selected") == found
+    page.press("#search", "Escape")
+    assert page.input_value("#search") == "" and names(page, ".match") == []
+
+
+def test_enter_walks_through_the_matches(open_page):
+    page = open_page("demo.html")
+    page.fill("#search", "avg_pool")
+    seen = []
+    for _ in range(3):
+        page.press("#search", "Enter")
+        seen += names(page, ".selected")
+    assert seen == ["conv4-bn4-conv5-bn5", "fc1-fc2", "conv4-bn4-conv5-bn5"]
+    assert page.locator("#matches").inner_text() == "1 of 2 segments"
+
+
+# Tables.
+
+
+def column(page, table, index):
+    cells = page.locator(f"{table} tbody tr").evaluate_all(f"rows => rows.map((row) => row.cells[{index}].innerText)")
+    return [cell.replace(",", "") for cell in cells]
+
+
+def test_tables_sort(open_page, demo):
+    page = open_page("demo.html")
+    page.click("#tab-groups")
+    assert column(page, "#groups", 0) == list("01234")
+    params = [group.num_params for group in demo.groups]
+    heading = page.locator("#groups th", has_text="Parameters").first
+    for order, expected in (("descending", sorted(params, reverse=True)), ("ascending", sorted(params))):
+        heading.get_by_role("button").click()
+        assert heading.get_attribute("aria-sort") == order
+        assert column(page, "#groups", 4) == [str(value) for value in expected]
+    score = page.get_by_role("button", name="Redundancy score")
+    score.focus()
+    page.keyboard.press("Enter")
+    # What has no score comes last, whatever the order.
+    assert column(page, "#groups", 3) == ["0.9", "0.5", "0.3", "0.1", "–"]
+    page.keyboard.press("Enter")
+    assert column(page, "#groups", 3) == ["0.1", "0.3", "0.5", "0.9", "–"]
+    assert column(page, "#groups", 2).count("redundant") == len(REMOVED)
+
+
+def test_names_sort_as_people_count(open_page, unets):
+    page = open_page("unets.html")
+    page.click("#tab-networks")
+    page.locator("#networks th", has_text="Name").get_by_role("button").click()
+    found = [name for name in column(page, "#networks table:nth-of-type(2)", 1) if name.startswith("conv")]
+    assert found == sorted(found, key=lambda name: int(re.findall(r"\d+", name)[0]))
+
+
+def test_networks_are_compared(open_page, demo):
+    page = open_page("demo.html")
+    page.click("#tab-networks")
+    (params, macs), (left, macs_left) = demo.subnet_size(()), demo.subnet_size(REMOVED)
+    rows = page.locator("#networks table:nth-of-type(1) tbody tr").all_inner_texts()
+    assert [row.split("\t")[:3] for row in rows] == [
+        ["parameters", f"{params:,}", f"{left:,}"],
+        ["multiply-adds", f"{macs:,}", f"{macs_left:,}"],
+        ["test accuracy", "0.99", "0.98"],
+    ]
+    sizes = column(page, "#networks table:nth-of-type(2)", 5)
+    assert sum(map(int, sizes)) == left
+
+
+def test_a_row_opens_its_segment(open_page, demo):
+    page = open_page("demo.html")
+    page.locator("#network").get_by_text("Sub-network").click()
+    settle(page)
+    page.click("#tab-groups")
+    # It is gone in the sub-network, so the page goes back to the full one.
+    page.get_by_role("button", name="conv8-bn8").and_(page.locator("#groups button")).click()
+    page.wait_for_selector("#viewport .selected")
+    assert names(page, ".selected") == ["conv8-bn8"]
+    assert page.locator("#graph").is_visible() and page.locator("#groups").is_hidden()
+
+
+# Curves.
+
+
+def test_curves_of_the_run(open_page, demo):
+    page = open_page("demo.html")
+    page.click("#tab-training")
+    titles = [text.split("\n")[0].lower() for text in page.locator("#training figcaption").all_inner_texts()]
+    assert [re.split(r"\s{2}|\t| \d|train", title)[0].strip() for title in titles] == [
+        "loss",
+        "learning rate",
+        "group norms",
+    ]
+    lines = [chart.locator(".line").count() for chart in page.locator(".chart").all()]
+    assert lines == [2, 1, len(demo.groups)]
+    assert page.locator(".chart").last.locator("path.line-gone").count() == len(REMOVED)
+    shades = page.locator(".chart").first.locator(".phase title").all_text_contents()
+    assert shades == ["warm-up", "projection", "target met"]
+    # The curve falls from the top left to the bottom right.
+    path = page.locator(".chart").first.locator(".line").first.get_attribute("d")
+    points = [tuple(map(float, point.split(","))) for point in path[1:].split("L")]
+    assert len(points) == 60 and points[0][0] < points[-1][0] and points[0][1] < points[-1][1]
+
+
+def test_the_pointer_reads_the_curves(open_page):
+    page = open_page("demo.html")
+    page.click("#tab-training")
+    chart = page.locator(".chart").first
+    box = chart.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + 0.55 * box["width"], box["y"] + box["height"] / 2)
+    text = chart.locator("output").inner_text()
+    step = int(re.search(r"step (\d+)", text)[1])
+    assert f"train {float(f'{2 - step / 30:.4g}'):g}" in text and "test" in text
+
+
+# Pointer, keys, looks.
+
+
+def test_zoom_and_move(open_page):
+    page = open_page("unets.html")
+    width = "() => document.querySelector('#viewport svg').getBoundingClientRect().width"
+    before = page.evaluate(width)
+    page.click("#zoom-in")
+    page.keyboard.press("+")
+    assert page.evaluate(width) == pytest.approx(before * 1.25**2, rel=1e-3)
+    for _ in range(4):
+        page.click("#zoom-in")
+    scroll = "() => [document.getElementById('viewport').scrollLeft, document.getElementById('viewport').scrollTop]"
+    left, top = page.evaluate(scroll)
+    page.mouse.move(300, 500)
+    page.mouse.down()
+    page.mouse.move(260, 440, steps=4)
+    page.mouse.up()
+    assert page.evaluate(scroll) == pytest.approx([left + 40, top + 60], abs=1)
+    assert names(page, ".selected") == []  # a drag is no click
+    page.keyboard.press("0")
+    assert page.evaluate(width) == pytest.approx(before, rel=1e-3)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -250)
+    page.keyboard.up("Control")
+    page.wait_for_function(f"() => ({width})() > {before * 1.5}")
+
+
+def test_everything_by_keyboard(open_page):
+    page = open_page("demo.html")
+
+    def focused():
+        return page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.id")
+
+    page.keyboard.press("/")
+    assert focused() == "search"
+    page.keyboard.type("bn6")
+    page.keyboard.press("Enter")
+    assert names(page, ".selected") == ["conv6-bn6"]
+    page.keyboard.press("Escape")
+    assert names(page, ".selected") == []
+    while focused() != "conv6-bn6":  # the one place in the graph that Tab stops at
+        page.keyboard.press("Tab")
+    for key, expected in [
+        ("ArrowDown", "conv7-bn7"),
+        ("ArrowRight", "conv8-bn8"),
+        ("ArrowLeft", "conv7-bn7"),
+        ("ArrowDown", "add"),
+        ("ArrowUp", "conv7-bn7"),
+    ]:
+        page.keyboard.press(key)
+        assert focused() == expected
+    page.keyboard.press("Enter")
+    assert page.locator("#details h2").inner_text() == "conv7-bn7"
+    page.keyboard.press("u")
+    page.wait_for_selector(".operator")
+    page.locator("#tab-graph").focus()
+    page.keyboard.press("ArrowRight")
+    assert focused() == "tab-groups" and page.locator("#groups").is_visible()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert focused() == "tab-training" and page.locator("#training").is_visible()
+
+
+def luminance(colour):
+    red, green, blue = (int(value) / 255 for value in re.findall(r"\d+", colour)[:3])
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(first, second):
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def colours(page):
+    """Text and ground of the page, of a removable and of a redundant box."""
+    return page.evaluate(
+        """() => {
+            const of = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
+            const stays = ".node.removable:not(.redundant)";
+            return [
+                [of("body", "color"), of("body", "backgroundColor")],
+                [of(".heading p", "color"), of(".top", "backgroundColor")],
+                [of(`${stays} .title`, "fill"), of(`${stays} .shape`, "fill")],
+                [of(".node.redundant .title", "fill"), of(".node.redundant .shape", "fill")],
+                [of(".node.redundant .subtitle", "fill"), of(".node.redundant .shape", "fill")],
+            ];
+        }"""
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_both_themes_can_be_read(open_page, scheme):
+    page = open_page("demo.html", color_scheme=scheme)
+    for _ in range(2):
+        assert all(contrast(text, ground) >= 4.5 for text, ground in colours(page))
+        assert (luminance(colours(page)[0][1]) < 0.1) is (scheme == "dark")
+        page.click("#theme")
+        scheme = "dark" if scheme == "light" else "light"
+
+
+def test_print_shows_every_part(open_page):
+    page = open_page("demo.html", color_scheme="dark")
+    page.emulate_media(media="print")
+    assert all(page.locator(f"#{name}").is_visible() for name in ("graph", "groups", "networks", "training"))
+    assert not any(page.locator(selector).is_visible() for selector in (".toolbar", ".tabs", "#details", "#theme"))
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.emulate_media(media="screen")
+    assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
+
+
+def test_narrow_screens_need_no_sideways_scrolling(open_page):
+    page = open_page("demo.html", viewport={"width": 420, "height": 800})
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
+    assert page.locator("#viewport .node").count() == 10
+
+
+# Strangers' names.
+
+NASTY = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    '"><svg onload=alert(3)>',
+    "<!--<script>",
+    "javascript:alert(4)",
+    "&lt;b&gt;",
+    "a\u2028b",
+    "@@script@@",
+]
+
+
+@pytest.fixture(scope="module")
+def nasty_space():
+    def fn(params, x):
+        return sum(x @ params[name]["w"] for name in NASTY) @ params["head"]["w"]
+
+    params = {name: {"w": np.ones((4, 4), np.float32)} for name in [*NASTY, "head"]}
+    return jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params)
+
+
+def test_names_are_text_and_nothing_else(open_page, files, nasty_space):
+    run = [{name: 1.0 for name in NASTY}]
+    texts = {name: name for name in NASTY}
+    jasgnas.report(
+        nasty_space, path=files / "nasty.html", title=NASTY[0], redundant=[0], history=run, full=texts, sub=texts
+    )
+    page = open_page("nasty.html")
+    assert page.title() == page.locator("h1").inner_text() == NASTY[0]
+    assert set(NASTY) <= set(names(page))
+    for tab in ("groups", "networks", "training", "graph"):
+        page.click(f"#tab-{tab}")
+    for node in page.locator("#viewport .node").all():
+        node.dispatch_event("click")
+    assert page.locator("#viewport .node").count() == nasty_space.segment_graph.n_node[0]
+    assert page.locator("img, iframe, [onload], [onerror], body > svg").count() == 0
+    # The page's own: data, engine, worker, script.
+    assert page.locator("script").count() == 4
+
+
+def test_the_policy_forbids_the_network_and_other_scripts(browser, files):
+    page = browser.new_page()
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto((files / "plain.html").as_uri())
+    page.wait_for_selector("html[data-ready]")
+    assert page.evaluate("() => fetch('https://example.org/').then(() => 'sent', () => 'refused')") == "refused"
+    page.evaluate(
+        """() => {
+            const script = document.createElement("script");
+            script.textContent = "window.wasRun = true";
+            document.body.append(script);
+        }"""
+    )
+    assert page.evaluate("() => window.wasRun") is None
+    assert len(refused) >= 2 and all("Content Security Policy" in text for text in refused)
+    page.close()
+
+
+def test_a_notebook_shows_the_page_in_a_frame(browser, nasty_space):
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.set_content(f"<p>cell</p>{embedded(nasty_space)}")
+    frame = page.frame_locator("iframe")
+    frame.locator("html[data-ready]").wait_for()
+    assert frame.locator("#viewport .node").count() == nasty_space.segment_graph.n_node[0]
+    assert said == []
+    page.close()
