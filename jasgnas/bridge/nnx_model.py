@@ -69,7 +69,10 @@ class NNXModel:
         if not isinstance(holder, nnx.Module):
             raise ArgumentError(f"expected the nnx.Module that the search space was made for, got {type(holder)}")
         graphdef, state = nnx.split(holder)
-        full = holder._full if isinstance(holder, SubNetwork) else replace(self, graphdef=graphdef)
+        # A sub-network may be one of this model, or be this model.
+        full = replace(self, graphdef=graphdef)
+        if isinstance(holder, SubNetwork) and holder._full.leaves == self.leaves:
+            full = holder._full
         variables = {}
         for keys, variable in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable):
             path = path_str(keys)
