@@ -50,7 +50,7 @@ def build_topology(graph: Graph, groups: Sequence[Group]) -> SegmentTopology:
     group = np.full(len(graph.segments), -1, np.int32)
     for each in groups:
         group[each.segment] = each.index
-    reads = _Reads(graph, group)
+    reads = _Reads(graph)
     sources = [reads.sources(segment) for segment in graph.segments]
     edges = [(source, receiver) for receiver, own in enumerate(sources) for source in own if source != INPUT]
     senders, receivers = np.array(edges, np.int32).reshape(-1, 2).T
@@ -72,9 +72,8 @@ class _Reads:
     joint of these branches.
     """
 
-    def __init__(self, graph: Graph, group: np.ndarray):
+    def __init__(self, graph: Graph):
         self._graph = graph
-        self._group = group
         self._prover = Prover(graph)
         # Segments that read some of the branches of a concatenation only, bool `[num_segments]`.
         self.selective = np.zeros(len(graph.segments), bool)
@@ -104,7 +103,7 @@ class _Reads:
                         heapq.heappush(pending, -source)
                 else:
                     found[INPUT if source == INPUT else self._graph.segment_of[source]] = None
-        if not selective:
+        if not (selective and found):
             return segment.sources
         self.selective[segment.index] = True
         return list(found)
@@ -128,7 +127,8 @@ class _Reads:
         operator = self._graph.operators[index]
         primitive = self._graph.program.equations[operator.equations[0]].primitive
         concatenates = operator.additive and primitive in ("concatenate", "stack")
-        return concatenates or (operator.kind == "accessory" and self._group[self._graph.segment_of[index]] < 0)
+        # What is looked through does not count, so it must have no parameters.
+        return concatenates or (operator.kind == "accessory" and not operator.parts)
 
 
 def build_costs(
