@@ -14,6 +14,22 @@ Activation = Callable[[jax.Array], jax.Array]
 HE_NORMAL_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+class RunningStatistic(nnx.BatchStat[jax.Array]):
+    """A running statistic that is replaced as a whole.
+
+    A batch norm assigns to all entries of its statistics in training mode. For that Flax asks for the sharding of the
+    value, and while JAX traces a forward pass, it looks through everything traced so far to say that there is none:
+    the trace of a network with a thousand batch norms would take minutes.
+    """
+
+    def __setitem__(self, key: Any, value: jax.Array) -> None:
+        """Replaces all entries or, with any other key than `...`, some of them."""
+        if key is ...:
+            self.set_value(value)
+        else:
+            super().__setitem__(key, value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layers:
     """Makes the layers of one network with settings that they all share.
@@ -72,7 +88,9 @@ class Layers:
 
     def batch_norm(self, features: int) -> nnx.BatchNorm:
         """Returns a batch norm with scale and bias."""
-        return nnx.BatchNorm(features, momentum=self.momentum, epsilon=self.epsilon, **self._settings)
+        norm = nnx.BatchNorm(features, momentum=self.momentum, epsilon=self.epsilon, **self._settings)
+        norm.mean, norm.var = RunningStatistic(norm.mean[...]), RunningStatistic(norm.var[...])
+        return norm
 
     def layer_norm(self, features: int) -> nnx.LayerNorm:
         """Returns a layer norm over the last axis, with scale and bias."""

@@ -387,3 +387,24 @@ def test_models_know_nothing_of_jasgnas() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not any(str(name).split(".")[0] == "jasgnas" for name in names), path.name
+
+
+def test_running_statistics_are_those_of_flax_and_ask_no_sharding(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 2, 3)), jnp.float32)
+    ours, theirs = Layers(nnx.Rngs(0)).batch_norm(3), nnx.BatchNorm(3, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(ours(x), theirs(x))
+    for name in ("mean", "var"):
+        np.testing.assert_array_equal(getattr(ours, name)[...], getattr(theirs, name)[...])
+    ours.mean[1] = 7.0
+    assert ours.mean[1] == 7 and ours.mean[0] == theirs.mean[0]
+
+    def refuse(tracer: Any) -> None:
+        raise AssertionError("JAX would search the whole trace for an answer")
+
+    monkeypatch.setattr(jax.core.Tracer, "sharding", property(refuse))
+    graphdef, state = nnx.split(ours)
+
+    def train(state: nnx.State, x: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state, copy=True)(x)
+
+    assert jax.eval_shape(train, state, x).shape == x.shape
