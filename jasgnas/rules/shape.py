@@ -257,9 +257,7 @@ class Concatenate(Rule):
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         axis = eqn.params["dimension"]
         # The operands may be of different sizes along the axis.
-        common = meet(
-            [v._replace(axes=tuple(None if i == axis else m for i, m in enumerate(v.axes))) for v in operands]
-        )
+        common = meet([v._replace(axes=(*v.axes[:axis], None, *v.axes[axis + 1 :])) for v in operands])
         if common.everywhere:
             return [zero(len(common.axes))]
         along = np.concatenate(
