@@ -2,41 +2,34 @@
 
 const FAR = 0.45; // below this scale texts are not drawn
 const MOST_KEPT = 8; // layouts that are remembered
+const BAND = 1500; // height of a band of nodes, in the drawing's own px
+const SLICE = 300; // nodes that are made before the page may answer again
 
-/** A worker that lays out one drawing at a time; a new question ends the one before. */
+/** Lays out one drawing at a time; a new question ends the one before. */
 class Layouter {
   constructor() {
     this.source = null;
-    this.worker = null;
     this.known = new Map();
+    this.cancel = () => {};
   }
 
   async layout(key, plan) {
     if (this.known.has(key)) return this.known.get(key);
-    this.source ??= await workerSource();
+    this.source ??= workerSource();
     this.cancel();
-    const worker = (this.worker ??= new Worker(this.source));
-    this.isBusy = true;
+    // Every question has a worker of its own, whose memory goes with it.
+    const worker = new Worker(await this.source);
     const answer = await new Promise((resolve, reject) => {
-      this.stop = () => resolve(null);
+      this.cancel = () => resolve(null);
       worker.onmessage = ({ data }) => resolve(data);
       worker.onerror = (event) => reject(new Error(event.message || "the worker did not start"));
       worker.postMessage(plan);
-    });
+    }).finally(() => worker.terminate());
     if (answer === null) return null;
-    this.isBusy = false;
     if (answer.error) throw new Error(answer.error);
     if (this.known.size >= MOST_KEPT) this.known.delete(this.known.keys().next().value);
     this.known.set(key, answer.scene);
     return answer.scene;
-  }
-
-  cancel() {
-    if (!this.isBusy) return;
-    this.worker.terminate();
-    this.worker = null;
-    this.isBusy = false;
-    this.stop();
   }
 }
 
@@ -60,12 +53,14 @@ class GraphView {
     this.haystacks = data.segments.map((segment) => haystack(data, segment));
     this.found = [];
     this.nodes = new Map();
+    this.turn = 0;
     this.listen();
   }
 
   /** Lays out and draws; `anchor` is a segment that keeps its place on the screen. */
   async show(anchor = null) {
-    const before = anchor === null ? null : this.nodes.get(anchor)?.getBoundingClientRect();
+    const turn = ++this.turn;
+    const before = this.nodes.has(anchor) ? this.boxOf(anchor) : null;
     const plan = planDrawing(this.data, this.isSubnet, this.unfolded);
     const key = `${this.isSubnet} ${[...this.unfolded].sort((a, b) => a - b)}`;
     const wait = setTimeout(() => this.say(`Laying out ${plural(Object.keys(plan.nodes).length, "segment")} …`), 150);
@@ -78,14 +73,20 @@ class GraphView {
     } finally {
       clearTimeout(wait);
     }
-    if (scene === null) return; // overtaken by another
+    const drawing = scene === null ? null : await this.build(plan, scene);
+    if (turn !== this.turn) return; // overtaken by another
     this.say("");
-    this.plan = plan;
-    this.scene = scene;
-    this.build();
+    Object.assign(this, { plan, scene }, drawing);
+    this.viewport.replaceChildren(this.svg);
+    if (!this.nodes.has(this.current)) this.current = this.nodes.keys().next().value ?? null;
+    this.nodes.get(this.current)?.setAttribute("tabindex", "0");
+    this.zoom(this.scale);
+    this.markSelected();
+    this.search(byId("search").value);
     if (before && this.nodes.has(anchor)) {
-      const now = this.nodes.get(anchor).getBoundingClientRect();
+      const now = this.boxOf(anchor);
       this.viewport.scrollBy(now.left - before.left, now.top - before.top);
+      this.cull();
     } else this.fit();
   }
 
@@ -94,23 +95,30 @@ class GraphView {
     byId("busy").hidden = text === "";
   }
 
-  build() {
-    const { width, height } = this.scene;
-    this.svg = svgElement(["svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Segment graph" }, drawingTree(this.data, this.plan, this.scene)]);
-    this.nodes = new Map();
-    for (const node of this.svg.querySelectorAll(".node")) {
-      const index = Number(node.dataset.segment);
-      node.setAttribute("role", "button");
-      node.setAttribute("tabindex", "-1");
-      node.setAttribute("aria-label", this.data.segments[index].name);
-      this.nodes.set(index, node);
+  /** Makes the elements of a drawing, not yet on the page. */
+  async build(plan, scene) {
+    const { width, height } = scene;
+    const [, attributes, ...parts] = drawingTree(this.data, plan, scene);
+    const bands = Array.from({ length: Math.ceil(height / BAND) }, () => svgElement(["g", { class: "away" }]));
+    const drawing = svgElement(["g", attributes]);
+    const nodes = new Map();
+    for (const [i, tree] of parts.entries()) {
+      const index = tree[1]["data-segment"];
+      const made = svgElement(tree);
+      if (index === undefined) drawing.append(made);
+      else {
+        made.setAttribute("role", "button");
+        made.setAttribute("tabindex", "-1");
+        made.setAttribute("aria-label", this.data.segments[index].name);
+        nodes.set(index, made);
+        bands[Math.floor(scene.places[index].y / BAND)].append(made);
+      }
+      if (i % SLICE === SLICE - 1) await new Promise((resolve) => setTimeout(resolve));
     }
-    if (!this.nodes.has(this.current)) this.current = this.nodes.keys().next().value ?? null;
-    this.nodes.get(this.current)?.setAttribute("tabindex", "0");
-    this.viewport.replaceChildren(this.svg);
-    this.zoom(this.scale);
-    this.markSelected();
-    this.search(byId("search").value);
+    drawing.append(...bands);
+    const svg = svgElement(["svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Segment graph" }]);
+    svg.append(drawing);
+    return { svg, nodes, bands };
   }
 
   // Scale and place.
@@ -128,6 +136,25 @@ class GraphView {
     this.svg.setAttribute("height", this.scene.height * next);
     this.svg.classList.toggle("far", next < FAR);
     this.viewport.scrollTo(x, y);
+    this.cull();
+  }
+
+  /** Takes bands of nodes that are far out of sight out of the rendering, which keeps thousands of them fluid. */
+  cull() {
+    const { top } = this.svg.getBoundingClientRect();
+    const box = this.viewport.getBoundingClientRect();
+    this.bands.forEach((band, i) => {
+      const [start, stop] = [top + i * BAND * this.scale, top + (i + 1.2) * BAND * this.scale];
+      band.classList.toggle("away", stop < box.top - box.height || start > box.bottom + box.height);
+    });
+  }
+
+  /** Returns where a node stands on the screen, whether rendered or not. */
+  boxOf(index) {
+    const { left, top } = this.svg.getBoundingClientRect();
+    const { x, y } = this.scene.places[index];
+    const { width, height } = this.plan.nodes[index];
+    return { left: left + x * this.scale, top: top + y * this.scale, width: width * this.scale, height: height * this.scale };
   }
 
   fit() {
@@ -136,25 +163,21 @@ class GraphView {
     const wide = clientWidth / this.scene.width;
     // A tall graph is shown from its top, at a scale at which it can be read; a huge one as a whole.
     this.zoom(Math.min(1.25, whole > FAR ? whole : wide > FAR ? Math.min(wide, 0.9) : whole));
-    const [x, y] = this.middleOf(this.plan.boxes.length ? this.scene.terminals[0] : { x: 0, y: 0 });
-    this.viewport.scrollTo(x * this.scale - clientWidth / 2, whole > FAR ? 0 : y * this.scale - 60);
-  }
-
-  middleOf({ x, y }) {
-    return [x + 30, y + 12];
+    const { x } = this.scene.terminals[0];
+    this.viewport.scrollTo((x + 30) * this.scale - clientWidth / 2, 0);
+    this.cull();
   }
 
   /** Scrolls so that a segment is in sight, at a scale at which it can be read. */
   reveal(index) {
-    const node = this.nodes.get(index);
-    if (!node) return;
+    if (!this.nodes.has(index)) return;
     if (this.scale < FAR) this.zoom(0.8);
     const box = this.viewport.getBoundingClientRect();
-    const own = node.getBoundingClientRect();
-    const isInside = own.left >= box.left && own.right <= box.right && own.top >= box.top && own.bottom <= box.bottom;
-    if (!isInside) {
-      this.viewport.scrollBy(own.left + own.width / 2 - box.left - box.width / 2, own.top + own.height / 2 - box.top - box.height / 2);
-    }
+    const own = this.boxOf(index);
+    const [x, y] = [own.left + own.width / 2, own.top + own.height / 2];
+    const isInside = Math.abs(2 * x - box.left - box.right) + own.width <= box.width && Math.abs(2 * y - box.top - box.bottom) + own.height <= box.height;
+    if (!isInside) this.viewport.scrollBy(x - box.left - box.width / 2, y - box.top - box.height / 2);
+    this.cull();
   }
 
   // Selection and search.
@@ -263,6 +286,7 @@ class GraphView {
       event.preventDefault();
       this.zoom(this.scale * Math.exp(-event.deltaY / 250), event.clientX, event.clientY);
     }, { passive: false });
+    viewport.addEventListener("scroll", () => this.svg && this.cull(), { passive: true });
     viewport.addEventListener("keydown", (event) => {
       const index = indexOf(event.target);
       if (index === null || event.ctrlKey || event.metaKey || event.altKey) return;

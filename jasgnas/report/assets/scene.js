@@ -236,7 +236,7 @@ function nodeTree(data, index, node, { x, y }) {
   } else {
     children.push(["rect", { class: "shape", width, height, rx: 6 }]);
     if (segment.fate === "redundant") children.push(["path", { class: "cross", d: `M4,4L${width - 4},${height - 4}M${width - 4},4L4,${height - 4}` }]);
-    children.push(["rect", { class: "stripe", width: 4, height: height - 8, x: 4, y: 4, rx: 2 }]);
+    if (segment.group >= 0) children.push(["rect", { class: "stripe", width: 4, height: height - 8, x: 4, y: 4, rx: 2 }]);
     children.push(["text", { class: "title", x: 14, y: 17 }, node.title]);
     if (node.tag) {
       const chip = LINE * node.tag.length + 8;
