@@ -1,5 +1,6 @@
 """The search space: which parts of a network may be removed, as groups of parameters."""
 
+import contextlib
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,7 @@ class SearchSpace:
     Attributes:
         model: the model, as a pure function of its leaves.
         call: the example inputs it was traced with.
+        traced: the trace, in inference mode.
         graph: its operators and segments.
         groups: the parameters of each minimal removal structure.
         reasons: for each segment, why it is or is not removable.
@@ -52,6 +54,7 @@ class SearchSpace:
 
     model: Model
     call: Call
+    traced: TracedModel
     graph: Graph
     groups: tuple[Group, ...]
     reasons: tuple[str, ...]
@@ -62,6 +65,20 @@ class SearchSpace:
     def leaves(self) -> tuple[Leaf, ...]:
         """All arrays of the model, in the order of its pytree."""
         return self.model.leaves
+
+    @cached_property
+    def traces(self) -> tuple[TracedModel, ...]:
+        """The network traced in inference and training mode, and with its boolean arguments inverted."""
+        traces = {(self.model.static, self.call.static): self.traced}
+        for call in self.call.variants:
+            for training in (False, True):
+                model = self.model.in_mode(training)
+                if (model.static, call.static) not in traces:
+                    # With inverted arguments a model may fail; then nobody will ever call it so. In training it may
+                    # need what only the training step provides, such as the axis that statistics are averaged over.
+                    with contextlib.suppress(Exception):
+                        traces[model.static, call.static] = trace_model(model, call)
+        return tuple(traces.values())
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -294,7 +311,7 @@ def search_space(
     found = find_groups(graph, opened.leaves, kept)
     if not found.groups:
         raise NoRemovableStructureError(_why_nothing(graph, found.reasons))
-    space = SearchSpace(opened, Call(call.avals, call.static, call.treedef), graph, *found, kept)
+    space = SearchSpace(opened, Call(call.avals, call.static, call.treedef), traced, graph, *found, kept)
     if not space.is_valid(()):
         raise DisconnectedOutputError(
             "a network output reads only such entries as no network input has an influence on, a class token before "

@@ -196,7 +196,7 @@ def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -
 def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
     """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
     leaf_zeros = _leaf_zeros(space, removed)
-    modes = [_Flows.of(traced, leaf_zeros) for traced in _all_modes(space)]
+    modes = [_Flows.of(traced, leaf_zeros) for traced in space.traces]
     needs: list[Need] = [NOTHING] * len(space.leaves)
     settled = False
     while not settled:
@@ -217,24 +217,6 @@ def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
         else:
             layouts.append(choose_layout(leaf_zeros[index], needs[index], unknown(ndim), full_needs[index]))
     return Recipe(space.leaves, tuple(leaf_zeros), tuple(layouts))
-
-
-def _all_modes(space: SearchSpace) -> list[TracedModel]:
-    """Traces the network in inference and training mode, and with its boolean arguments inverted if it bears that."""
-    traces: dict[Any, TracedModel] = {}
-    for call in space.call.variants:
-        for training in (False, True):
-            model = space.model.in_mode(training)
-            if (model.static, call.static) in traces:
-                continue
-            try:
-                traces[model.static, call.static] = trace_model(model, call)
-            except Exception:
-                # With inverted arguments a model may fail; then nobody will ever call it so. In training it may need
-                # what only the training step provides, such as the axis that statistics are averaged over.
-                if call is space.call and not training:
-                    raise
-    return list(traces.values())
 
 
 def whole(value: Any) -> Sliced:
