@@ -128,15 +128,18 @@ class Checkpoints:
     def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Returns record and arrays of a checkpoint; if it is damaged, raises a ValueError or whatever Orbax raises."""
         record = self._manager.restore(step, args=ocp.args.Composite(**{_RECORD: ocp.args.JsonRestore()}))[_RECORD]
-        arrays = {path: np.empty(facts["shape"], facts["dtype"]) for path, facts in record["arrays"].items()}
-        filled = {path: 0 for path, array in arrays.items() if array.size}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), filled)
-        read = ocp.args.PyTreeRestore(filled, restore_args=as_numpy)
-        arrays |= self._manager.restore(step, args=ocp.args.Composite(**{_ARRAYS: read}))[_ARRAYS]
+        arrays = self._read_arrays(step, record)
         for path, facts in record["arrays"].items():
             if _facts(arrays[path]) != facts:
                 raise ValueError(f"{path} is not what was written")
         return record, arrays
+
+    def _read_arrays(self, step: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        arrays = {path: np.empty(facts["shape"], facts["dtype"]) for path, facts in record["arrays"].items()}
+        filled = {path: 0 for path, array in arrays.items() if array.size}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), filled)
+        read = ocp.args.PyTreeRestore(filled, restore_args=as_numpy)
+        return arrays | self._manager.restore(step, args=ocp.args.Composite(**{_ARRAYS: read}))[_ARRAYS]
 
 
 def _by_path(tree: Any) -> dict[str, np.ndarray]:

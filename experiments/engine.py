@@ -115,7 +115,8 @@ class Training:
         self._run = run
         self._name = name
         self._tx = tx
-        self._schedule = schedule
+        # All at once: a schedule is a dozen operations of JAX, which take long one by one.
+        self._learning_rates = np.asarray(jax.vmap(schedule)(np.arange(run.train_batches().num_steps)))
         self._space = space
         self._folder = run.log_folder(name)
         self._options = StepOptions.of(run.config, run.dataset)
@@ -180,7 +181,7 @@ class Training:
             is_tested = not is_last and ends_epoch and config.eval_every and epoch % config.eval_every == 0
             if is_saved or is_tested or step % config.log_every == 0:
                 record = window.close(step, parallel, config.batch_size)
-                record |= {"epoch": step / per_epoch, "learning_rate": float(self._schedule(step - 1))}
+                record |= {"epoch": step / per_epoch, "learning_rate": float(self._learning_rates[step - 1])}
                 record |= self._sparsity()
                 if is_tested or is_last:
                     evaluation = self.evaluate()
@@ -229,22 +230,21 @@ class Training:
         """Returns what H2SPG has to say."""
         if self._space is None:
             return {}
-        h2spg = self._run.parallel.fetch(jasgnas.h2spg_state(self._state.opt_state))
-        metrics = jasgnas.h2spg_metrics(h2spg)
+        h2spg = self._fetched_h2spg()
         return {
-            "phase": int(metrics["phase"]),
-            "num_zero": int(metrics["num_zero"]),
+            "phase": int(h2spg.phase),
+            "num_zero": int(np.sum(h2spg.zero)),
             "num_groups": len(self._space.groups),
-            "group_sparsity": float(metrics["group_sparsity"]),
-            "group_norms": [float(norm) for norm in metrics["shrinking_norms"]],
+            "group_sparsity": float(np.mean(h2spg.zero)),
+            "group_norms": np.where(h2spg.redundant & ~h2spg.zero, h2spg.norms, 0).tolist(),
         }
 
     def _shrink_if_due(self) -> None:
         """Replaces the network by a smaller one once all groups selected so far are zero."""
         if self._space is None or not self._run.config.shrink:
             return
-        metrics = jasgnas.h2spg_metrics(self._run.parallel.fetch(jasgnas.h2spg_state(self._state.opt_state)))
-        if metrics["num_removed"] < metrics["num_zero"] == metrics["num_redundant"]:
+        h2spg = self._fetched_h2spg()
+        if len(h2spg.remainder.removed) < np.sum(h2spg.zero) == np.sum(h2spg.redundant):
             sparse = self._network.module(self._fetched_state().variables)
             subnet, state = self._shrunk()
             largest_difference(self._run, sparse, subnet)
@@ -264,6 +264,9 @@ class Training:
         carried = (state.opt_state, state.average)
         module, (opt_state, average) = jasgnas.shrink(self._space, module, carried, removed=removed)
         return module, TrainState(state.step, Network.variables(module), opt_state, average)
+
+    def _fetched_h2spg(self) -> jasgnas.H2SPGState:
+        return self._run.parallel.fetch(jasgnas.h2spg_state(self._state.opt_state))
 
     def _fetched_state(self) -> TrainState:
         return self._run.parallel.fetch(self._state)
