@@ -1,0 +1,58 @@
+"""All benchmarks, one after another: `python -m experiments.benchmarks --data-dir DIR`.
+
+Each prints its tables and writes them, with the facts about the machine, to a file of its own. Every ratio is of times
+taken side by side in one process; for the times themselves the machine should have nothing else to do.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import tyro
+
+PARTS = {
+    "training": "total time to a trained sub-network: shrinking, not shrinking, the full network alone",
+    "h2spg": "overhead of the optimizer, and the share of valid selections without its hierarchy",
+    "analysis": "time of the analysis by size of the network",
+    "subnet": "time and memory of sub-networks beside the full network",
+    "devices": "a training step on 1 to 8 devices",
+}
+"""What each benchmark measures, by the name of its module without `bench_`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Runs the benchmarks."""
+
+    only: tuple[str, ...] = tuple(PARTS)
+    """Which ones: training, h2spg, analysis, subnet, devices."""
+    data_dir: Path | None = None
+    """Folder of the prepared data sets, for `training`."""
+    output_dir: Path = Path("runs/benchmarks")
+    """Folder for the results."""
+
+
+def run(config: Config) -> None:
+    """Runs each benchmark in a process of its own, so that none inherits another's memory or devices."""
+    for name in config.only:
+        print(f"\n{name}: {PARTS[name]}", flush=True)
+        command = [sys.executable, "-m", f"experiments.bench_{name}", "--output", config.output_dir / f"{name}.json"]
+        if name == "training" and config.data_dir is not None:
+            command += ["--data-dir", config.data_dir]
+        subprocess.run(command, check=True)
+
+
+def main() -> None:
+    """Runs the benchmarks that the command line asks for."""
+    config = tyro.cli(Config, description=__doc__)
+    if unknown := set(config.only) - PARTS.keys():
+        raise SystemExit(f"error: no benchmark {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    try:
+        run(config)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(error.returncode) from None
+
+
+if __name__ == "__main__":
+    main()
