@@ -37,9 +37,15 @@ def run(config: Config) -> None:
     """Runs each benchmark in a process of its own, so that none inherits another's memory or devices."""
     for name in config.only:
         print(f"\n{name}: {PARTS[name]}", flush=True)
-        command = [sys.executable, "-m", f"experiments.bench_{name}", "--output", config.output_dir / f"{name}.json"]
+        command = [
+            sys.executable,
+            "-m",
+            f"experiments.bench_{name}",
+            "--output",
+            str(config.output_dir / f"{name}.json"),
+        ]
         if name == "training" and config.data_dir is not None:
-            command += ["--data-dir", config.data_dir]
+            command += ["--data-dir", str(config.data_dir)]
         subprocess.run(command, check=True)
 
 
