@@ -227,6 +227,21 @@ def test_without_a_run_there_is_nothing_to_switch(open_page, demo):
     assert page.locator("#groups th").all_inner_texts()[:3] == ["Group", "Structure", "Parameters"]
 
 
+@pytest.mark.parametrize("removed", [(0, 1, 2), (3, 4), (0, 1, 2, 3, 4)], ids=str)
+def test_a_removal_that_cuts_the_network_is_told(open_page, files, demo, removed):
+    jasgnas.report(demo, path=files / "cut.html", redundant=removed)
+    page = open_page("cut.html")
+    assert "no path is left" in page.locator("#warning").inner_text()
+    assert len(names(page, ".redundant")) == len(removed)
+    page.locator("#network").get_by_text("Sub-network").click()
+    page.wait_for_selector("#viewport .redundant", state="detached")
+    page.click("#zoom-fit")
+
+
+def test_nothing_is_warned_of_without_need(open_page):
+    assert all(open_page(name).locator("#warning").is_hidden() for name in ("demo.html", "plain.html", "unets.html"))
+
+
 # Details and search.
 
 

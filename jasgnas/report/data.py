@@ -77,6 +77,7 @@ def page_data(
         "groups": _groups(space, removal),
         "networks": _networks(space, removal.redundant, full or {}, sub or {}),
         "largestRemoval": len(space.largest_removal),
+        "isValid": space.is_valid(() if removal.redundant is None else np.flatnonzero(removal.redundant)),
         "history": None if history is None else history_data(history, len(space.groups)),
     }
 

@@ -1,7 +1,7 @@
 // The curves of a run, as SVG with axes, shaded phases and a readout under the pointer.
 
 const PHASES = ["warm-up", "projection", "target met"];
-const CHART = { width: 520, height: 225, left: 52, right: 12, top: 12, bottom: 26 };
+const CHART = { width: 520, height: 232, left: 52, right: 12, top: 20, bottom: 26 };
 
 function trainingCharts(data) {
   const { history } = data;
@@ -46,7 +46,7 @@ function lineChart(title, series, phases) {
   const shades = phases.flatMap(({ phase, start, stop }) => {
     const [from, to] = [x(start), x(stop)];
     const name = PHASES[phase] ?? `phase ${phase}`;
-    const label = to - from > 7 * name.length ? [["text", { class: "phase-name", x: (from + to) / 2, y: top + 11 }, name]] : [];
+    const label = to - from > 7 * name.length ? [["text", { class: "phase-name", x: (from + to) / 2, y: top - 6 }, name]] : [];
     return [["rect", { class: `phase phase-${phase}`, x: from, y: top, width: Math.max(0, to - from), height: height - top - bottom }, ["title", {}, name]], ...label];
   });
   const grid = yTicks.flatMap((tick) => [

@@ -163,7 +163,7 @@ class GraphView {
     const wide = clientWidth / this.scene.width;
     // A tall graph is shown from its top, at a scale at which it can be read; a huge one as a whole.
     this.zoom(Math.min(1.25, whole > FAR ? whole : wide > FAR ? Math.min(wide, 0.9) : whole));
-    const { x } = this.scene.terminals[0];
+    const { x } = this.scene.terminals[0] ?? { x: 0 };
     this.viewport.scrollTo((x + 30) * this.scale - clientWidth / 2, 0);
     this.cull();
   }

@@ -20,6 +20,7 @@ function headline(data) {
     ["Groups", data.hasRemoval ? [element("b", {}, String(gone)), ` of ${data.groups.length} go`] : [element("b", {}, String(data.groups.length))]],
   ];
   byId("figures").append(...figures.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, ...value))));
+  byId("warning").hidden = data.isValid;
   byId("inputs").textContent = `input ${data.inputs.join(", ")}`;
 }
 

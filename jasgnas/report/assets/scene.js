@@ -63,7 +63,8 @@ function planDrawing(data, subnet, unfolded) {
       if (from !== null) edges.push({ from, to });
     }
   }
-  const outputs = [...new Set(data.outputs.map(resolve))];
+  // An invalid removal may have cut off outputs.
+  const outputs = [...new Set(data.outputs.map(resolve))].filter((i) => i === INPUT || isDrawn(i));
   const readers = new Map(drawn.map((i) => [i, new Set()]));
   for (const { from, to } of edges) if (from !== INPUT) readers.get(from).add(to);
   for (const output of outputs) readers.get(output)?.add("output");
