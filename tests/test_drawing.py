@@ -103,6 +103,21 @@ def test_files(space, tmp_path):
     assert struct.unpack(">II", png[16:24]) == (2 * int(root.get("width")), 2 * int(root.get("height")))
 
 
+def test_large_drawings_make_no_larger_png(tmp_path):
+    def fn(params, x):
+        for i in range(80):
+            x = x + jnp.tanh(x @ params[f"{i:02}"])
+        return x @ params["head"]
+
+    params = {name: np.ones((4, 4), np.float32) for name in [*(f"{i:02}" for i in range(80)), "head"]}
+    space = jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params)
+    root = ElementTree.fromstring(jasgnas.draw(space, path=tmp_path / "graph.png"))
+    png = (tmp_path / "graph.png").read_bytes()
+    width, height = struct.unpack(">II", png[16:24])
+    assert int(root.get("height")) > 4096 and height == 8192
+    assert width == pytest.approx(int(root.get("width")) * 8192 / int(root.get("height")), abs=1)
+
+
 def test_names_are_text():
     names = ["a<b>&\"'", "]]><script>", "c\x00d"]
 

@@ -19,7 +19,9 @@ View = Literal["segments", "operators", "subnet"]
 VIEWS: tuple[View, ...] = ("segments", "operators", "subnet")
 
 _SECONDS = 300
+# Pixels of a PNG per unit of the SVG, and at most on a side.
 _PNG_SCALE = 2
+_MOST_PIXELS = 8192
 
 
 def draw(
@@ -112,11 +114,17 @@ def _layout_engine() -> Callable[[str], Any]:
 
 
 def _png(svg: str) -> bytes:
+    """Returns the drawing as PNG, on white."""
     try:
         import resvg_py
     except ImportError as error:
         raise _missing("resvg-py", error) from error
-    return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=_PNG_SCALE, background="white"))
+    root = ElementTree.fromstring(svg)
+    width, height = int(root.attrib["width"]), int(root.attrib["height"])
+    longest = min(_PNG_SCALE * max(width, height), _MOST_PIXELS)
+    # The other side follows.
+    sides = (None, longest) if height > width else (longest, None)
+    return bytes(resvg_py.svg_to_bytes(svg_string=svg, background="white", width=sides[0], height=sides[1]))
 
 
 def _missing(package: str, error: ImportError) -> JasgnasError:
