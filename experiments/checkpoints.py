@@ -1,9 +1,11 @@
 """Checkpoints by Orbax, written in the background, with a record that tells a damaged one from a good one."""
 
+import contextlib
 import dataclasses
 import logging
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,8 @@ class Checkpoints:
             folder: the folder.
             keep: how many to keep.
         """
-        # Orbax tells of every file through absl's logger.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax tells of every file through absl's logger, and prints tracebacks of errors that it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=(_ARRAYS, _RECORD))
 
@@ -59,9 +61,25 @@ class Checkpoints:
         """Returns itself."""
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Waits for what is still being written."""
-        self._manager.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Waits for what is still being written; that it cannot be is no news after another error."""
+        try:
+            with self._told_apart():
+                self._manager.close()
+        except CheckpointError:
+            if error is None:
+                raise
+
+    @contextlib.contextmanager
+    def _told_apart(self) -> Iterator[None]:
+        """Turns what Orbax raises when it cannot write, perhaps an earlier checkpoint, into a `CheckpointError`."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self._manager.directory}: {_first_line(error)} Is the disk "
+                "full or read-only? The same command goes on from the last checkpoint that was written"
+            ) from None
 
     def save(self, state: Any, position: Position) -> None:
         """Starts to write a checkpoint.
@@ -72,7 +90,7 @@ class Checkpoints:
 
         Raises:
             DivergedError: an array holds NaN or infinity; nothing is written.
-            OSError: an earlier checkpoint could not be written.
+            CheckpointError: this or an earlier checkpoint could not be written.
         """
         arrays = _by_path(state)
         if bad := [path for path, array in arrays.items() if not np.all(np.isfinite(array))]:
@@ -81,7 +99,8 @@ class Checkpoints:
         # Orbax refuses arrays without entries; the record is enough to make them again.
         filled = {path: array for path, array in arrays.items() if array.size}
         items = {_ARRAYS: ocp.args.PyTreeSave(filled), _RECORD: ocp.args.JsonSave(record)}
-        self._manager.save(position.step, args=ocp.args.Composite(**items))
+        with self._told_apart():
+            self._manager.save(position.step, args=ocp.args.Composite(**items))
 
     def latest(self) -> Position | None:
         """Returns the position of the newest good checkpoint, None if there is none.
@@ -158,5 +177,10 @@ def _position(record: dict[str, Any]) -> Position:
 
 
 def _warn(step: int, error: Exception) -> None:
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    warnings.warn(f"the checkpoint of step {step} is damaged and deleted: {reason}", CheckpointWarning, stacklevel=3)
+    text = f"the checkpoint of step {step} is damaged and deleted: {_first_line(error)}"
+    warnings.warn(text, CheckpointWarning, stacklevel=3)
+
+
+def _first_line(error: Exception) -> str:
+    """Returns the beginning of an error's text."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

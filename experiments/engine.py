@@ -177,7 +177,8 @@ class Training:
             window.add(metrics)
             epoch, is_last = step // per_epoch, step == num_steps
             ends_epoch = step % per_epoch == 0
-            is_saved = is_last or (ends_epoch and epoch % config.checkpoint_every == 0) or request.signal_number
+            stops = request.signal_number is not None  # asked once: the signal may come while this step is saved
+            is_saved = is_last or stops or (ends_epoch and epoch % config.checkpoint_every == 0)
             is_tested = not is_last and ends_epoch and config.eval_every and epoch % config.eval_every == 0
             if is_saved or is_tested or step % config.log_every == 0:
                 record = window.close(step, parallel, config.batch_size)
@@ -192,9 +193,10 @@ class Training:
                     where = Position(step, iterator.get_state(), self._removed, time.perf_counter() - started)
                     checkpoints.save(self._fetched_state(), where)
                 window = _Window(step)
-            request.raise_if_made(
-                f"stopped after step {step} of {num_steps} ({self._name}); the same command goes on from here"
-            )
+            if stops:
+                request.raise_if_made(
+                    f"stopped after step {step} of {num_steps} ({self._name}); the same command goes on from here"
+                )
         return time.perf_counter() - started
 
     def _set_network(self, module: nnx.Module, state: TrainState) -> None:

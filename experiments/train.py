@@ -37,6 +37,9 @@ from experiments.parallel import start
 from experiments.presets import PRESETS
 from experiments.runs import RESULTS, Run, claim_folder, make_space, save_subnet
 
+_NOT_DRAWN = ("epoch", "num_zero", "num_groups")
+"""Columns of the log that say what others say."""
+
 _NAMES_SHOWN = 20
 """Names of removed structures that the printed table has room for."""
 
@@ -150,6 +153,7 @@ def run(config: Config) -> Results:
         device=f"{parallel.num_devices} × {jax.devices()[0].device_kind}",
         versions={name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
     )
+    _write_report(run, space, results, sparse)
     write_atomically(results_path, json.dumps(dataclasses.asdict(results), indent=2) + "\n")
     return results
 
@@ -228,6 +232,31 @@ def _network_results(module: nnx.Module, example: jax.ShapeDtypeStruct, trained:
         test_top5=trained.evaluation.top5,
         test_loss=trained.evaluation.loss,
         training_seconds=trained.seconds,
+    )
+
+
+def _write_report(run: Run, space: jasgnas.SearchSpace, results: Results, sparse: Trained) -> None:
+    """Writes the page that shows the search space, what went and how the training came to it."""
+
+    def figures(network: NetworkResults | None) -> dict[str, str | float] | None:
+        if network is None:
+            return None
+        return {
+            "parameters": network.num_params,
+            "multiply-adds": network.macs,
+            "test accuracy": f"{network.test_accuracy:.2%}",
+            "seconds of training": round(network.training_seconds, 1),
+        }
+
+    history = [{name: value for name, value in record.items() if name not in _NOT_DRAWN} for record in sparse.history]
+    jasgnas.report(
+        space,
+        path=run.folder / "report.html",
+        title=f"{run.config.model.name} on {run.config.data.name}",
+        opt_state=sparse.opt_state,
+        history=history,
+        full=figures(results.full),
+        sub=figures(results.subnet),
     )
 
 

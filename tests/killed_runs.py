@@ -1,7 +1,7 @@
 """Trains once without a stop and once killed again and again, each start in a process of its own, and compares.
 
 Run as `python -m tests.killed_runs FOLDER NUM_KILLS SEED`. Processes are forked from this one before it touches JAX,
-which saves the imports; nothing else is shared. Prints one line of JSON: where each kill fell, and whether the ends agree.
+which saves the imports; nothing else is shared. Prints a line of JSON: where the kills fell, and whether the ends agree.
 """
 
 import dataclasses

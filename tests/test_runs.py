@@ -216,6 +216,34 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert np.load(tmp_path / "a.npz")["x"].tolist() == [1, 1]
 
 
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from experiments.checkpoints import Checkpoints, Position
+from experiments.cli import run_command
+
+def save():
+    with Checkpoints(Path(sys.argv[1]), 2) as checkpoints:
+        checkpoints.save({"a": np.arange(1e5)}, Position(1, {}))
+        checkpoints.latest()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        checkpoints.save({"a": np.arange(1e5) + 1}, Position(2, {}))
+
+run_command(save)
+"""
+
+
+def test_full_disk_is_told_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "checkpoints")]
+    env = environment(tmp_path / "cache")
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: a checkpoint could not be written" in done.stderr and "Is the disk full" in done.stderr
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest().step == 1
+
+
 def environment(cache: Path) -> dict[str, str]:
     """Compiled programs are kept, so that only the first of several starts compiles."""
     return os.environ | {

@@ -13,11 +13,13 @@ from flax import nnx
 from rich.console import Console
 
 import jasgnas
+from experiments.checkpoints import Checkpoints
 from experiments.config import Config, DataConfig, H2SPGConfig, OptimizerConfig, ParallelConfig
 from experiments.data import Augmentation, Batch, Dataset
 from experiments.data.datasets import ArrayImages, open_dataset
 from experiments.engine import Trained, Training
-from experiments.logs import PlainDisplay
+from experiments.errors import DivergedError
+from experiments.logs import PlainDisplay, read_log
 from experiments.networks import Network, Variables
 from experiments.optimizers import add_h2spg, is_decayed, make_optimizer, make_schedule
 from experiments.parallel import start
@@ -78,6 +80,18 @@ def test_shrinking_on_the_way_ends_with_the_subnet(tmp_path: Path, on_one_device
     np.testing.assert_allclose(losses(result), losses(on_one_device), rtol=2e-3)
     assert len(jasgnas.h2spg_state(result.opt_state).remainder.removed) == 1
     assert jasgnas.count_params(result.module) < jasgnas.count_params(on_one_device.module)
+
+
+def test_a_diverging_run_stops_with_what_it_has(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=1e18))
+    with pytest.raises(DivergedError, match=r"the loss of step \d+ is (nan|inf)|hold NaN or infinity") as stop:
+        trained(tmp_path, Branches(nnx.Rngs(0)), config)
+    assert stop.value.exit_code == 3
+    records = read_log(tmp_path / "h2spg" / "log.jsonl")
+    assert all(np.isfinite(record["train/loss"]) for record in records)
+    with Checkpoints(tmp_path / "h2spg" / "checkpoints", 2) as checkpoints:
+        position = checkpoints.latest()
+    assert position is None or position.step <= records[-1]["step"]
 
 
 def options(**changes) -> StepOptions:

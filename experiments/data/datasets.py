@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -234,6 +235,7 @@ def _find_builder(name: str, data_dir: Path | None) -> Any:
     """Returns the TFDS builder of a prepared data set."""
     import tensorflow_datasets as tfds
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of every folder that is not there
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError):  # a ValueError if the name has odd characters
