@@ -1,8 +1,14 @@
-"""Which segments an output depends on, told apart by what is read of them: the graph that validity is judged on.
+"""What the outputs depend on, judged part by part: the graph that validity is judged on.
 
-A segment is a vertex once for every part of it that others read in its own right: the class token of a transformer and
-its other tokens are different things, of which one may have lost the network input and the other not. Where nothing is
-read in parts, the graph is the segment graph.
+A segment is divided where others read parts of it in their own right: the class token of a transformer and its other
+tokens are different things, of which one may depend on the network input and the other not. Of each part there are two
+things to be said, and a vertex for each where they differ:
+
+- it is *present*, unless it is removed or a segment before it is missing: the AND–OR judgement, in which constants such
+  as a class token are always present;
+- it *depends* on the network input if it is present and any part that it reads does.
+
+Where no constant is read, what is present depends on the input, and the graph is the segment graph.
 """
 
 from collections.abc import Hashable, Sequence
@@ -26,6 +32,8 @@ _SELECTIVE = (DynamicSlice, Gather, Pad, Slice, Split, Unstack)
 _MOST_PARTS = 16
 
 Needs = dict[int, Need]
+_Part = tuple[int, Hashable]
+"""A segment, and what is read of its results."""
 
 
 class _Read(NamedTuple):
@@ -36,52 +44,98 @@ class _Read(NamedTuple):
         num_external: number of network inputs that are read.
     """
 
-    sources: tuple[tuple[int, Hashable], ...]
+    sources: tuple[_Part, ...]
     num_external: int
 
 
 def build_dependence(graph: Graph, groups: Sequence[Group]) -> SegmentTopology:
-    """Returns the graph as index arrays; `segments` of the topology are parts of segments here.
+    """Returns the graph as index arrays; the segments of the topology are the vertices described above.
 
     Args:
         graph: operators and segments.
         groups: the groups.
     """
-    group = np.full(len(graph.segments), -1, np.int32)
-    for each in groups:
-        group[each.segment] = each.index
     reader = _Reader(graph)
     reads = reader.read_all()
-    vertices: dict[Hashable, int] = {}
-    # The vertex of each part, or None if it depends on no network input whatever goes: it is a constant then, and no
-    # input that a product could miss.
-    vertex_of: dict[tuple[int, Hashable], int | None] = {}
-    rows: list[tuple[int, bool, int]] = []
-    edges: list[tuple[int, int]] = []
+    builder = _Builder({each.segment: each.index for each in groups})
     for segment in graph.segments:
         for part, read in reads[segment.index].items():
-            found = dict.fromkeys(vertex_of[source] for source in read.sources)
-            senders = tuple(sender for sender in found if sender is not None)
-            is_constant = not (senders or read.num_external)
-            if is_constant and (segment.index, part) not in reader.outputs:
-                vertex_of[segment.index, part] = None
-                continue
-            # Parts that depend on the same things live and die together.
-            number = vertices.setdefault((segment.index, senders, read.num_external > 0), len(vertices))
-            vertex_of[segment.index, part] = number
-            if number == len(rows):
-                rows.append((segment.index, segment.additive or is_constant, read.num_external))
-                edges += [(sender, number) for sender in senders]
-    pairs = np.array(edges, np.int32).reshape(-1, 2)
-    outputs = {vertex for vertex in map(vertex_of.__getitem__, reader.outputs) if vertex is not None}
-    return SegmentTopology(
-        senders=pairs[:, 0],
-        receivers=pairs[:, 1],
-        additive=np.array([additive for _, additive, _ in rows], bool),
-        num_external=np.array([num_external for *_, num_external in rows], np.int32),
-        outputs=np.array(sorted(outputs), np.int32),
-        group=group[[segment for segment, *_ in rows]],
-    )
+            builder.add(segment, part, read)
+    return builder.topology(reader.outputs)
+
+
+class _Vertex(NamedTuple):
+    """A row of the topology; equal ones are one vertex."""
+
+    segment: int
+    senders: tuple[int, ...]
+    additive: bool
+    num_external: int
+    group: int
+
+
+class _Builder:
+    """Makes vertices of parts, in topological order."""
+
+    def __init__(self, groups: dict[int, int]):
+        self._groups = groups
+        self._numbers: dict[_Vertex, int] = {}
+        # Whether a part is present: its vertex, or None if it always is.
+        self._present: dict[_Part, int | None] = {}
+        # Whether a part depends on the network input: its vertex, or None if it never does.
+        self._depends: dict[_Part, int | None] = {}
+
+    def add(self, segment: Segment, part: Hashable, read: _Read) -> None:
+        """Adds one part of a segment; the parts that it reads are known."""
+        group = self._groups.get(segment.index, -1)
+        constants = sum(self._depends[source] is None for source in read.sources)
+        sources = [source for source in read.sources if self._depends[source] is not None]
+        key = segment.index, part
+        if not (sources or read.num_external):
+            self._present[key] = self._depends[key] = None
+            return
+        present = [self._present[source] for source in sources]
+        if segment.additive:
+            always = bool(constants) or None in present
+            external = read.num_external
+        else:
+            external = read.num_external or len(present) - len(_known(present))
+            always = group < 0 and not read.num_external and not _known(present)
+        self._present[key] = (
+            None if always else self._vertex(segment.index, _known(present), segment.additive, external, group)
+        )
+        depending = _known([self._depends[source] for source in sources])
+        if self._present[key] is not None and present == [self._depends[source] for source in sources]:
+            self._depends[key] = self._present[key]
+        elif segment.additive or always:
+            self._depends[key] = self._vertex(segment.index, depending, True, read.num_external, group)
+        else:
+            any_of_them = self._vertex(segment.index, depending, True, read.num_external, -1)
+            both = tuple(sorted(_known([any_of_them, self._present[key]])))
+            self._depends[key] = self._vertex(segment.index, both, False, 0, -1)
+
+    def _vertex(self, segment: int, senders: tuple[int, ...], additive: bool, num_external: int, group: int) -> int:
+        return self._numbers.setdefault(_Vertex(segment, senders, additive, num_external, group), len(self._numbers))
+
+    def topology(self, outputs: Sequence[_Part]) -> SegmentTopology:
+        """Returns all vertices as arrays."""
+        # An output that never depends on the input is a joint of nothing, which is dead.
+        found = [self._depends[output] for output in outputs]
+        ends = {self._vertex(-1, (), True, 0, -1) if vertex is None else vertex for vertex in found}
+        edges = [(sender, receiver) for receiver, vertex in enumerate(self._numbers) for sender in vertex.senders]
+        pairs = np.array(edges, np.int32).reshape(-1, 2)
+        return SegmentTopology(
+            senders=pairs[:, 0],
+            receivers=pairs[:, 1],
+            additive=np.array([vertex.additive for vertex in self._numbers], bool),
+            num_external=np.array([vertex.num_external for vertex in self._numbers], np.int32),
+            outputs=np.array(sorted(ends), np.int32),
+            group=np.array([vertex.group for vertex in self._numbers], np.int32),
+        )
+
+
+def _known(vertices: Sequence[int | None]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(vertex for vertex in vertices if vertex is not None))
 
 
 class _Reader:
@@ -95,7 +149,7 @@ class _Reader:
         self._inputs = frozenset(inputs)
         # What is needed of the results of each segment, by part; then what that depends on.
         self._parts: list[dict[Hashable, Needs]] = [{} for _ in graph.segments]
-        self.outputs: list[tuple[int, Hashable]] = []
+        self.outputs: list[_Part] = []
 
     def read_all(self) -> list[dict[Hashable, _Read]]:
         """Returns, for each segment, what each part of it depends on."""
@@ -114,7 +168,7 @@ class _Reader:
                 reads[segment.index] = {part: self._read(segment, needs) for part, needs in parts.items()}
         return reads
 
-    def _ask(self, segment: int, needs: Needs) -> tuple[int, Hashable]:
+    def _ask(self, segment: int, needs: Needs) -> _Part:
         """Notes that some entries of the results of a segment are needed; returns the segment and the part."""
         part = tuple(_signature(needs.get(var, NOTHING)) for var in self._results(segment))
         self._parts[segment].setdefault(part, needs)

@@ -14,8 +14,11 @@ import numpy as np
 
 from jasgnas.analysis import NeedFlow, ZeroFlow, all_needed, propagate_needs, propagate_zeros
 from jasgnas.jaxpr import Equation, Literal, Program, call_name, trace
-from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, normalize, unknown, zero
+from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, normalize, same, union, unknown, zero
 from jasgnas.rules import rule_for
+
+_Run = Callable[..., list[Any]]
+"""A function of the stored arrays of the inputs of a program; returns those of its outputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +27,13 @@ class Plan:
 
     Attributes:
         program: the program.
+        zeros: what is known to be zero in each of its inputs.
         layouts: layout of each variable that is stored at all.
         bodies: plans of the programs that equations call, by position of the equation.
     """
 
     program: Program
+    zeros: tuple[Zeros, ...]
     layouts: dict[int, Layout]
     bodies: dict[int, "Plan"]
 
@@ -91,7 +96,7 @@ def make_plan(program: Program, flows: Flows) -> Plan:
     for position, eqn in enumerate(program.equations):
         if eqn.body is not None and (inner := flows.body(position)) is not None:
             bodies[position] = make_plan(eqn.body, inner)
-    return Plan(program, layouts, bodies)
+    return Plan(program, tuple(flows.zeros.zeros[var] for var in program.inputs), layouts, bodies)
 
 
 def choose_layout(zeros: Zeros, need: Need, full_zeros: Zeros, full_need: Need) -> Layout:
@@ -158,15 +163,15 @@ def _call(eqn: Equation, body: Plan, operands: Sequence[Sliced]) -> list[Sliced]
     arrays = [value.to(layout).array for value, layout in zip(operands, in_layouts, strict=True)]
     run = _stored_function(body, in_layouts, out_layouts)
     run.__name__ = call_name(eqn) or run.__name__
+    if eqn.primitive in _CUSTOM_GRADIENTS:
+        differentiable = all(jnp.issubdtype(aval.dtype, jnp.inexact) for aval in (*eqn.in_avals, *eqn.out_avals))
+        custom = differentiable and _CUSTOM_GRADIENTS[eqn.primitive](eqn, body, run, in_layouts, out_layouts)
+        if not custom:
+            return _full_width(eqn, operands)
+        run = custom
     match eqn.primitive:
         case "jit" if any(isinstance(array, jax.core.Tracer) for array in arrays):
             run = jax.jit(run)  # Outside of a trace this would compile every call anew.
-        case "custom_vjp_call":
-            return _full_width(eqn, operands)
-        case "custom_jvp_call":
-            if not all(jnp.issubdtype(aval.dtype, jnp.inexact) for aval in (*eqn.in_avals, *eqn.out_avals)):
-                return _full_width(eqn, operands)
-            run = _with_custom_jvp(eqn, run, in_layouts, out_layouts)
         case "remat2" | "checkpoint":
             run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
     results = iter(run(*(array for array in arrays if array is not None)))
@@ -200,9 +205,10 @@ def _stored_function(
 
 
 def _with_custom_jvp(
-    eqn: Equation, run: Callable[..., list[Any]], in_layouts: Sequence[Layout], out_layouts: Sequence[Layout]
-) -> Callable[..., list[Any]]:
+    eqn: Equation, body: Plan, run: _Run, in_layouts: Sequence[Layout], out_layouts: Sequence[Layout]
+) -> _Run:
     """Gives a sliced call the custom derivative of the full one, itself evaluated on stored entries only."""
+    del body
 
     def full_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
         return jax.jvp(lambda *operands: eqn.bind(*operands), tuple(primals), tuple(tangents))
@@ -220,6 +226,37 @@ def _with_custom_jvp(
     function = jax.custom_jvp(run)
     function.defjvp(jvp)
     return function
+
+
+def _with_custom_vjp(
+    eqn: Equation, body: Plan, run: _Run, in_layouts: Sequence[Layout], out_layouts: Sequence[Layout]
+) -> _Run | None:
+    """Does the same for a custom derivative in reverse, if stored entries are all that it depends on.
+
+    What the forward pass of the derivative hands to the backward pass is computed in the backward pass again.
+    """
+
+    def full_vjp(primals: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+        return jax.vjp(lambda *operands: eqn.bind(*operands), *primals)[1](list(cotangents))
+
+    program = trace(full_vjp, eqn.in_avals, eqn.out_avals)
+    missing = [_missing(layout, aval) for layout, aval in zip(out_layouts, eqn.out_avals, strict=True)]
+    derivative = plan(program, [*body.zeros, *missing], in_layouts)
+    stored = [*in_layouts, *out_layouts]
+    if not all(same(union(a, derivative.layout(var)), a) for a, var in zip(stored, program.inputs, strict=True)):
+        return None
+    backward = _stored_function(derivative, stored, in_layouts)
+    function = jax.custom_vjp(run)
+    function.defvjp(
+        lambda *arrays: (run(*arrays), arrays), lambda arrays, cotangents: tuple(backward(*arrays, *cotangents))
+    )
+    return function
+
+
+_CUSTOM_GRADIENTS: dict[str, Callable[..., _Run | None]] = {
+    "custom_jvp_call": _with_custom_jvp,
+    "custom_vjp_call": _with_custom_vjp,
+}
 
 
 def _missing(layout: Layout, aval: Any) -> Zeros:

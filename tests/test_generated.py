@@ -412,9 +412,10 @@ def run(equations, env):
 class Brute:
     """Judges validity by running a network, operator by operator, and seeing what still varies with the input.
 
-    What varies does so between the examples of a batch. An operator that is not additive has lost an input if that
-    varies in the full network and no longer does: then its result counts for nothing either, though it may vary still
-    (a product of which one factor is left, scaled by what is left of the other).
+    What varies does so between the examples of a batch. An operator that is not additive has lost an input if that is
+    no longer present: then its result counts for nothing either, though it may vary still (a product of which one
+    factor is left, scaled by the biases that are left of the other). What is present is seen in a second run, in which
+    the class tokens vary as well: they are there whatever is removed, only not made from the input.
     """
 
     def __init__(self, network, x):
@@ -423,28 +424,34 @@ class Brute:
 
     @cached_property
     def full(self):
-        return np.logical_or.reduce([self.varying(params) for params in self.draws[:2]])
+        """Which values are present in the full network; an instance norm may make a constant of anything."""
+        return np.logical_or.reduce([self.run(params)[0] for params in self.draws[:2]])
 
     def is_valid(self, change):
         # Relus may all be off with some parameters.
         missing = np.ones(len(self.network.outputs), bool)
         for params in self.draws:
-            missing &= ~self.varying(change(params), self.full)[list(self.network.outputs)]
+            missing &= ~self.run(change(params), self.full)[1][list(self.network.outputs)]
             if not missing.any():
                 return True
         return False
 
-    def varying(self, params, full=None):
-        """Tells which values vary with the input."""
-        values, found = [self.x], [True]
+    def run(self, params, full=None):
+        """Tells which values are present, and which vary with the input."""
+        present, depends = [True], [True]
+        values, shown = [self.x], [self.x]
         for op in self.network.ops:
-            results = self.network.results(op, params, values)
-            lost = full is not None and op.kind not in ADDITIVE and any(full[i] and not found[i] for i in op.sources)
-            if lost:
-                results = tuple(jnp.broadcast_to(y[:1], y.shape) for y in results)
-            values += results
-            found += [not lost and varies(y) for y in results]
-        return np.array(found)
+            lost = full is not None and op.kind not in ADDITIVE and any(full[i] and not present[i] for i in op.sources)
+            for run, found, tokens in ((shown, present, True), (values, depends, False)):
+                results = self.network.results(op, params, run)
+                if tokens and op.kind == "class token":
+                    token = random_input((BATCH, 1, results[0].shape[-1]), self.x.dtype)
+                    results = (results[0].at[:, :1].set(token),)
+                if lost:
+                    results = tuple(jnp.broadcast_to(y[:1], y.shape) for y in results)
+                run += results
+                found += [not lost and varies(y) for y in results]
+        return np.array(present), np.array(depends)
 
 
 def varies(y):

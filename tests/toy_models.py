@@ -135,9 +135,9 @@ def weight_normalized(p, x):
 def message_passing(p, x):
     """Nodes of a graph gather from their neighbours and scatter to them."""
     senders, receivers = np.array([0, 1, 2, 3, 4, 0]), np.array([1, 2, 3, 4, 0, 2])
-    messages = jax.nn.relu(x[senders] @ p["message"])
-    x = x + jax.ops.segment_sum(messages, receivers, 5) @ p["update"]
-    return (x + jnp.fft.fft(x @ p["mix"], axis=0).real) @ p["head"]
+    messages = jax.nn.relu(x[:, senders] @ p["message"])
+    x = x + jnp.zeros((*x.shape[:2], 6), x.dtype).at[:, receivers].add(messages) @ p["update"]
+    return (x + jnp.fft.fft(x @ p["mix"], axis=1).real) @ p["head"]
 
 
 def two_outputs(p, x):
@@ -288,7 +288,7 @@ TOYS = {
     "messages between nodes": Toy(
         message_passing,
         {"message": (D, 6), "update": (6, D), "mix": SQUARE, "head": SQUARE},
-        (5, D),
+        (2, 5, D),
         [{"message", "update"}, {"mix"}],
         (0,),
         {"message": None, "update": None},
