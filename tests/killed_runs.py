@@ -1,7 +1,7 @@
 """Trains once without a stop and once killed again and again, each start in a process of its own, and compares.
 
 Run as `python -m tests.killed_runs FOLDER NUM_KILLS SEED`. Processes are forked from this one before it touches JAX,
-which saves the imports; nothing else is shared. Prints a line of JSON: where the kills fell, and whether the ends agree.
+which saves the imports; nothing else is shared. Prints a line of JSON: where the kills fell, whether the ends agree.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ STEPS_PER_EPOCH = 5
 DATASET = open_dataset("digits")
 
 
-def train(config: Config) -> None:
+def train(config: Config) -> engine.Trained:
     run = Run(config, DATASET, start(config.parallel))
     module = Branches(nnx.Rngs(0))
     space = make_space(module, DATASET.image_shape)
@@ -54,10 +54,10 @@ def train(config: Config) -> None:
     schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
     tx = make_optimizer(config.optimizer, schedule)
     tx = add_h2spg(tx, space, config.h2spg, "sgd", schedule, batches.num_steps)
-    engine.Training(run, "h2spg", module, tx, schedule, space).train(PlainDisplay(Console(quiet=True)))
+    return engine.Training(run, "h2spg", module, tx, schedule, space).train(PlainDisplay(Console(quiet=True)))
 
 
-def in_own_process(task: Callable[[], None]) -> int:
+def in_own_process(task: Callable[[], object]) -> int:
     """Returns how the process ended: 0, or the number of the signal that killed it."""
     pid = os.fork()
     if pid == 0:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -285,3 +286,27 @@ def test_command_that_is_asked_to_stop_goes_on_later(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "results.json").exists()
     with Checkpoints(tmp_path / "run" / "h2spg" / "checkpoints", 2) as checkpoints:
         assert checkpoints.latest().step == step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pmap", "sharded-jit"])
+def test_two_hosts_follow_one(tmp_path: Path, mode: str) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+
+    def start(name: str, count: int, index: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.two_hosts", str(tmp_path / name), mode, port, str(count), str(index)]
+        env = environment(tmp_path / f"cache{index}")
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    reports = []
+    for processes in ([start("one", 1, 0)], [start("two", 2, index) for index in range(2)]):
+        for process in processes:
+            output, error = process.communicate(timeout=600)
+            assert process.returncode == 0, error[-2000:]
+            reports.append(json.loads(output.splitlines()[-1]))
+    whole, first, second = reports
+    assert first == second
+    np.testing.assert_allclose(first["losses"], whole["losses"], rtol=2e-3)
+    assert first["top1"] == pytest.approx(whole["top1"], abs=0.02)
