@@ -5,12 +5,14 @@ experiments.prepare` makes data sets ready, and `experiments.load(folder)` retur
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flax import nnx
+if TYPE_CHECKING:
+    from flax import nnx
 
 
-def load(folder: Path | str) -> nnx.Module:
+def load(folder: Path | str) -> "nnx.Module":
     """Returns the sub-network of a finished run, see `experiments.runs.load`."""
-    from experiments.runs import load  # not at the top: the benchmarks need none of what it imports
+    from experiments.runs import load  # not at the top: processes that prepare batches do without JAX
 
     return load(folder)

@@ -38,6 +38,8 @@ _STANDS_IN = {"svhn_cropped": "svhn_test10k", "stl10": "imagenette_96", "imagene
 class Settings:
     """Measures the input pipeline, the training step and the loop around it."""
 
+    recipes: tuple[str, ...] = tuple(PRESETS)
+    """Named settings to measure."""
     data_dir: Path | None = None
     """Folder of the TFDS copies."""
     seconds: float = 5.0
@@ -112,7 +114,8 @@ def make_training(run: Run) -> _Measured:
 def measure(settings: Settings) -> None:
     """Measures and prints what the command line asks for."""
     table = Table("recipe", "data set", "pipeline, images/s", "step, images/s", "pipeline / step")
-    for name, (_, config) in PRESETS.items():
+    for name in settings.recipes:
+        _, config = PRESETS[name]
         try:
             dataset = _open(config, settings.data_dir)
         except DataError as error:

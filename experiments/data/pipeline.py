@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import grain.python as grain
 import numpy as np
+from absl import flags
 
 from experiments.data.augment import CHANGE, CROP, MIX, Augmentation, augment_images, mix_images, uniforms
 from experiments.data.datasets import Dataset, Images, RandomCrop
@@ -98,6 +99,8 @@ class TrainBatches:
         """Returns an iterator whose position `get_state` and `set_state` read and write."""
         if not self._workers:
             return iter(self._batches.to_iter_dataset(grain.ReadOptions(1, _READ_AHEAD)))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers are started with flags, of which nothing else makes use
         in_workers = self._batches.to_iter_dataset(grain.ReadOptions(0, 0))
         return iter(in_workers.mp_prefetch(grain.MultiprocessingOptions(self._workers, _READ_AHEAD)))
 
