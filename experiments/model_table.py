@@ -12,11 +12,7 @@ The tables in `experiments/results/model_table` are made by
 import dataclasses
 import json
 import math
-import os
-import platform
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from flax import nnx
 
 import jasgnas
 import models
+from experiments.markdown import machine, markdown_table
 from experiments.xla_cost import XlaCost, xla_cost
 
 TOLERANCE = 0.05
@@ -55,8 +52,8 @@ class Row:
         num_operators: vertices of the trace graph.
         num_segments: vertices of the segment graph.
         num_groups: groups of the search space.
-        jaxpr_seconds: wall time of `jax.make_jaxpr` alone.
-        space_seconds: wall time of `jasgnas.search_space`, its own trace included.
+        jaxpr_seconds: processor time of `jax.make_jaxpr` alone.
+        space_seconds: processor time of `jasgnas.search_space`, its own trace included.
         largest_removal: number of groups in the largest valid removal.
         least_params: parameters that are left after it.
         least_macs: multiply-adds that are left after it.
@@ -88,7 +85,7 @@ def run(config: Config) -> list[Row]:
         [
             "# Networks and their search spaces",
             f"Measured with {', '.join(f'{key} {value}' for key, value in machine().items())}.",
-            "Parameters and multiply-adds in millions, for one example.",
+            "Parameters and multiply-adds in millions, for one example. Seconds are processor time on one core.",
             sizes_table(rows),
         ]
         + ["XLA's count of floating-point operations, relative to twice the multiply-adds.", xla_table(rows)]
@@ -103,12 +100,6 @@ def run(config: Config) -> list[Row]:
     return rows
 
 
-def machine() -> dict[str, str]:
-    """Returns what the seconds depend on."""
-    packages = {name: version(name) for name in ("jax", "flax")}
-    return {"cores": str(os.cpu_count()), "Python": platform.python_version(), **packages}
-
-
 def measure(name: str, *, verify: bool) -> Row:
     """Measures one network, without computing any of its values."""
     model, x = models.create_abstract(name), models.example_input(name)
@@ -117,15 +108,15 @@ def measure(name: str, *, verify: bool) -> Row:
     def forward(state: nnx.State, x: jax.Array) -> Any:
         return nnx.merge(graphdef, state)(x)
 
-    # Both are timed as in a new process, in which no function has been traced yet.
+    # Both are timed as in a new process, in which no function has been traced yet, on the one core that they run on.
     jax.clear_caches()
-    start = time.perf_counter()
+    start = time.process_time()
     jax.make_jaxpr(forward)(state, x)
-    jaxpr_seconds = time.perf_counter() - start
+    jaxpr_seconds = time.process_time() - start
     jax.clear_caches()
-    start = time.perf_counter()
+    start = time.process_time()
     space = jasgnas.search_space(model, x)
-    space_seconds = time.perf_counter() - start
+    space_seconds = time.process_time() - start
     least_params, least_macs = space.subnet_size(space.largest_removal)
     return Row(
         name,
@@ -198,16 +189,6 @@ def xla_table(rows: list[Row]) -> str:
         reason = "" if near else "padding" if padding > xla.other_flops else "other work"
         cells.append((row.name, *(f"{100 * figure / twice:.1f} %" for figure in figures), reason))
     return markdown_table(headings, *cells)
-
-
-def markdown_table(*lines: Sequence[str]) -> str:
-    """Returns a Markdown table with aligned columns, the first to the left; the first line is its heading."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
-    padded = [
-        [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in (lines[0], rule, *lines[1:])
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
 """Sub-networks of the papers' sizes, found in the search spaces of `models`: `python -m experiments.paper_subnets`.
 
 Nothing is trained: what is shown is that some valid set of groups leaves the parameters and multiply-adds that ASGNAS
-and OTOv3 report (arXiv 2305.18030, arXiv 2312.09411).
+and OTOv3 report (arXiv 2305.18030, arXiv 2312.09411), and that the sub-network without it, constructed and counted,
+returns what the full network returns. The sets in `experiments/results/paper_subnets` are made by
+`python -m experiments.paper_subnets --output experiments/results/paper_subnets`.
 """
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
-from rich.console import Console
-from rich.table import Table
 
 import jasgnas
 import models
+from experiments.markdown import markdown_table
 
 
 class Size(NamedTuple):
@@ -52,10 +54,26 @@ class Config:
 
     names: tyro.conf.Positional[tuple[str, ...]] = tuple(PAPER_SIZES)
     """Names of sub-networks: keys of `PAPER_SIZES`."""
-    construct: bool = True
-    """Construct the sub-networks and count theirs as well."""
-    output: Path = Path("runs/paper_subnets/results.json")
-    """File for the sets of groups, by the names of their structures."""
+    output: Path = Path("runs/paper_subnets")
+    """Folder for the groups that are left (results.json) and the table (table.md); an earlier run's are overwritten."""
+
+
+class Found(NamedTuple):
+    """A sub-network of a paper's size.
+
+    Attributes:
+        network: name of the registered network that it is a part of.
+        num_groups: number of groups of the search space.
+        kept: names of the groups that are left; all others are removed.
+        size: size of the constructed sub-network.
+        difference: between the outputs of full and sub-network, relative to the largest output.
+    """
+
+    network: str
+    num_groups: int
+    kept: tuple[str, ...]
+    size: Size
+    difference: float
 
 
 def find_removal(
@@ -64,7 +82,7 @@ def find_removal(
     """Returns a valid set of groups whose removal leaves a sub-network of a given size.
 
     From the whole network on, groups are visited in random order, and one is removed or put back where that brings the
-    size nearer to the target, until no visit helps. Where this ends elsewhere, another order is tried.
+    size nearer to the target, until no visit helps. Where this ends too far from it, another order is tried.
 
     Args:
         space: the search space.
@@ -83,14 +101,14 @@ def find_removal(
         while True:
             before = removed
             for group in rng.permutation(len(space.groups)).tolist():
-                if max(distances) <= math.log1p(tolerance):
-                    return tuple(sorted(removed))
                 changed = removed ^ {group}
                 found = _distances(space, changed, target)
                 if sum(found) < sum(distances) and space.is_valid(changed):
                     removed, distances = changed, found
             if removed == before:
                 break
+        if max(distances) <= math.log1p(tolerance):
+            return tuple(sorted(removed))
     raise jasgnas.TargetError(
         f"no valid set of groups was found that leaves {target} within {tolerance:.0%} in {attempts} attempts; "
         "allow more attempts, or a greater tolerance"
@@ -103,49 +121,80 @@ def _distances(space: jasgnas.SearchSpace, removed: set[int], target: Size) -> l
     return [abs(math.log(size / wanted)) for size, wanted in pairs if wanted is not None]
 
 
-def construct(name: str, space: jasgnas.SearchSpace, removed: Sequence[int]) -> tuple[int, int]:
-    """Constructs a sub-network and returns its parameters and multiply-adds, counted on the constructed module."""
-    graphdef, state = nnx.split(models.create_abstract(name))
-    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), state)
-    subnet = jasgnas.construct_subnet(space, space.zero(nnx.merge(graphdef, ones), removed))
-    return jasgnas.count_params(subnet), jasgnas.count_macs(subnet, models.example_input(name))
-
-
-def run(config: Config) -> None:
-    """Finds, constructs and prints the sub-networks one after another, and saves their groups."""
-    console = Console(width=110)
-    table = Table("sub-network", "found in", title="Sub-networks of the papers' sizes")
-    for heading in ("groups removed", "parameters", "of the paper", "multiply-adds", "of the paper"):
-        table.add_column(heading, justify="right")
-    records = {}
-    for label in config.names:
-        name, target = PAPER_SIZES[label]
-        space = jasgnas.search_space(models.create_abstract(name), models.example_input(name))
+def find(network: str, target: Size) -> Found:
+    """Finds a sub-network of a given size, constructs it and compares it with the full network, in float64."""
+    x = models.example_input(network)
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        model = randomized(network, rng)
+        space = jasgnas.search_space(model, jax.ShapeDtypeStruct(x.shape, jnp.float64))
         removed = find_removal(space, target)
-        size = Size(*space.subnet_size(removed))
-        if config.construct:
-            size = Size(*construct(name, space, removed))
-        names = [group.name for group in space.groups if group.index in removed]
-        records[label] = {"network": name, **size._asdict(), "target": target._asdict(), "removed": names}
-        left = [group.name for group in space.groups if group.index not in removed]
-        shorter = f"all groups but {', '.join(left)}" if len(left) < len(names) else ", ".join(names)
-        console.print(f"[bold]{label}[/bold]: {name} without {shorter}")
-        table.add_row(
+        full = space.zero(model, removed)
+        subnet = jasgnas.construct_subnet(space, full)
+        images = jnp.asarray(rng.normal(size=(2, *x.shape[1:])))
+        # Not compiled as a whole, which takes minutes for a network of thousands of operators.
+        expected, found = np.asarray(full(images)), np.asarray(subnet(images))
+    kept = tuple(group.name for group in space.groups if group.index not in removed)
+    size = Size(jasgnas.count_params(subnet), jasgnas.count_macs(subnet, x))
+    return Found(network, len(space.groups), kept, size, float(np.abs(found - expected).max() / np.abs(expected).max()))
+
+
+def randomized(network: str, rng: np.random.Generator) -> nnx.Module:
+    """Returns a network in which nothing is zero or one by chance, as biases and norms are at first."""
+    model = models.create_abstract(network)
+    params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) / math.sqrt(math.prod(p.shape[:-1]))), params)
+    statistics = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape)), statistics)
+    nnx.update(model, params, statistics)
+    return model
+
+
+def run(config: Config) -> dict[str, Found]:
+    """Finds the sub-networks one after another, prints them and saves their groups."""
+    found = {}
+    for label in config.names:
+        network, target = PAPER_SIZES[label]
+        found[label] = find(network, target)
+        print(f"{label}: of the groups of {found[label].network} these are left: {', '.join(found[label].kept)}\n")
+    table = subnets_table(found)
+    print(table)
+    config.output.mkdir(parents=True, exist_ok=True)
+    (config.output / "table.md").write_text(f"# Sub-networks of the papers' sizes\n\n{table}\n")
+    records = {label: subnet._asdict() | {"size": subnet.size._asdict()} for label, subnet in found.items()}
+    (config.output / "results.json").write_text(json.dumps(records, indent=2) + "\n")
+    print(f"Saved in {config.output}")
+    return found
+
+
+def subnets_table(found: Mapping[str, Found]) -> str:
+    """Returns the sizes beside those of the papers, as Markdown."""
+    headings = (
+        "sub-network",
+        "found in",
+        "groups removed",
+        "parameters",
+        "of the paper's",
+        "multiply-adds",
+        "of the paper's",
+        "outputs differ by",
+    )
+    lines = (
+        (
             label,
-            name,
-            f"{len(removed)} of {len(space.groups)}",
-            *(cell for figure, wanted in zip(size, target, strict=True) for cell in _compared(figure, wanted)),
+            subnet.network,
+            f"{subnet.num_groups - len(subnet.kept)} of {subnet.num_groups}",
+            *itertools.chain.from_iterable(map(_compared, subnet.size, PAPER_SIZES[label][1])),
+            f"{subnet.difference:.0e}",
         )
-    console.print(table)
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(records, indent=2) + "\n")
-    console.print(f"Saved in {config.output}")
+        for label, subnet in found.items()
+    )
+    return markdown_table(headings, *lines)
 
 
 def _compared(figure: float | None, wanted: float | None) -> tuple[str, str]:
     """Returns a figure in millions, and what it is of the one that was wanted."""
     assert figure is not None
-    return f"{figure / 1e6:.2f} M", f"{figure / wanted:.1%}" if wanted else "not published"
+    return f"{figure / 1e6:.3f} M", f"{figure / wanted:.1%}" if wanted else "not published"
 
 
 def main() -> None:

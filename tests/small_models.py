@@ -1,10 +1,16 @@
 """Versions of the registered networks that are built, compiled and run in seconds."""
 
+import jax
 from flax import nnx
 
 from models.darts import Genotype
 from models.mobilenet import BlockSpec, MobileNetV3Spec, StageSpec
 from models.regnet import RegNetConfig
+
+# Options of a compilation that takes longer than what it compiles. XLA has lost the second one on the way to jax 0.12.
+QUICK_COMPILATION: dict[str, bool | int] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    QUICK_COMPILATION["xla_cpu_use_fusion_emitters"] = False
 
 # Every operation, most of them in the one normal cell of three; a skip is another one where the resolution changes.
 _NORMAL = (
@@ -12,6 +18,9 @@ _NORMAL = (
     (("sep_conv_5x5", 2), ("dil_conv_3x3", 0), ("avg_pool_3x3", 1)),
 )
 _REDUCTION = ((("max_pool_3x3", 0), ("skip_connect", 1)),)
+
+# A stem and its reduction alone.
+SHORT_CELLS = Genotype(_REDUCTION, _REDUCTION)
 
 # Name, overrides, shape of a batch.
 SMALL = [

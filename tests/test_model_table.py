@@ -11,7 +11,8 @@ from small_models import SMALL
 
 import jasgnas
 import models
-from experiments.model_table import Config, markdown_table, run
+from experiments.markdown import markdown_table
+from experiments.model_table import Config, run
 from experiments.xla_cost import xla_cost
 
 NAMES = ("demo_net", "darts_8", "super_resnet", "convnext_tiny", "decoder_small")
