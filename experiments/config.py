@@ -151,7 +151,7 @@ class Config:
     """Seed of the initialisation, the order of the images and all randomness."""
     train_full: bool = True
     """Train the full network as well, to compare with."""
-    shrink: bool = False
+    shrink: bool = True
     """Go on with the smaller network as soon as all redundant structures are zero, at its speed."""
     eval_every: int = 1
     """Epochs between tests during training; 0 tests at the end only."""

@@ -18,6 +18,7 @@ from experiments.data import TrainBatches
 from experiments.errors import DivergedError, Interrupted
 from experiments.logs import Display, Record, RunLog
 from experiments.networks import Network
+from experiments.optimizers import round_ends
 from experiments.parallel import Parallel
 from experiments.runs import Run
 from experiments.steps import Hits, Metrics, StepOptions, TrainState, init_state, make_eval_step, make_train_step
@@ -49,6 +50,7 @@ class Trained(NamedTuple):
         history: all log entries.
         evaluation: result of the test at the end.
         seconds: time it took, compilation and earlier starts included.
+        difference: what `largest_difference` found when the network was last shrunk, None if this start shrank none.
     """
 
     module: nnx.Module
@@ -56,6 +58,7 @@ class Trained(NamedTuple):
     history: list[Record]
     evaluation: Evaluation
     seconds: float
+    difference: tuple[float, float] | None
 
 
 class StopRequest:
@@ -120,6 +123,7 @@ class Training:
         self._space = space
         self._folder = run.log_folder(name)
         self._options = StepOptions.of(run.config, run.dataset)
+        self._difference: tuple[float, float] | None = None
         self._state: TrainState
         self._set_network(module, init_state(Network.variables(module), tx, run.config.ema))
 
@@ -145,7 +149,8 @@ class Training:
                 seconds = self._train(batches, iterator, position, checkpoints, log, display, request)
         self._shrink_if_due()
         state = self._fetched_state()
-        return Trained(self._network.module(state.result), state.opt_state, log.history, self.evaluate(), seconds)
+        module = self._network.module(state.result)
+        return Trained(module, state.opt_state, log.history, self.evaluate(), seconds, self._difference)
 
     def evaluate(self) -> Evaluation:
         """Tests the network as it is now."""
@@ -168,10 +173,11 @@ class Training:
         """Makes all steps from `position` on, and returns the seconds that the training has taken in all."""
         config, parallel = self._run.config, self._run.parallel
         per_epoch, num_steps = batches.steps_per_epoch, batches.num_steps
+        due = round_ends(config.h2spg, num_steps)
         started = time.perf_counter() - position.seconds
         window = _Window(position.step)
         for step in range(position.step + 1, num_steps + 1):
-            if (step - 1) % per_epoch == 0:
+            if step - 1 in due:
                 self._shrink_if_due()
             self._state, metrics = self._train_step(self._state, parallel.place_batch(next(iterator)))
             window.add(metrics)
@@ -238,7 +244,7 @@ class Training:
             "num_zero": int(np.sum(h2spg.zero)),
             "num_groups": len(self._space.groups),
             "group_sparsity": float(np.mean(h2spg.zero)),
-            "group_norms": np.where(h2spg.redundant & ~h2spg.zero, h2spg.norms, 0).tolist(),
+            "group_norms": h2spg.norms.tolist(),
         }
 
     def _shrink_if_due(self) -> None:
@@ -249,7 +255,7 @@ class Training:
         if len(h2spg.remainder.removed) < np.sum(h2spg.zero) == np.sum(h2spg.redundant):
             sparse = self._network.module(self._fetched_state().variables)
             subnet, state = self._shrunk()
-            largest_difference(self._run, sparse, subnet)
+            self._difference = largest_difference(self._run, sparse, subnet)
             self._set_network(subnet, state)
 
     def _shrunk(self, removed: tuple[int, ...] | None = None) -> tuple[nnx.Module, TrainState]:

@@ -51,6 +51,7 @@ def add_h2spg(
 ) -> optax.GradientTransformation:
     """Returns the chain of an optimizer and H2SPG."""
     published: dict[str, Any] = dict(jasgnas.ADAM_DEFAULTS) if optimizer == "adamw" else {}
+    warmup_steps, projection_steps = _phase_steps(config, num_steps)
     h2spg = jasgnas.h2spg(
         space,
         learning_rate=schedule,
@@ -58,8 +59,8 @@ def add_h2spg(
         target_sparsity=config.target_sparsity,
         target_params=config.target_params,
         target_macs=config.target_macs,
-        warmup_steps=max(1, round(config.warmup_fraction * num_steps)),
-        projection_steps=max(1, round(config.projection_fraction * num_steps)),
+        warmup_steps=warmup_steps,
+        projection_steps=projection_steps,
         periods=config.periods,
         score=config.score,
         hierarchical=config.hierarchical,
@@ -67,6 +68,18 @@ def add_h2spg(
         **published,
     )
     return optax.chain(tx, h2spg)
+
+
+def round_ends(config: H2SPGConfig, num_steps: int) -> frozenset[int]:
+    """Returns the numbers of steps after which the structures of a round are zero."""
+    warmup_steps, projection_steps = _phase_steps(config, num_steps)
+    rounds = range(1, config.periods + 1)
+    return frozenset(warmup_steps + number * projection_steps // config.periods for number in rounds)
+
+
+def _phase_steps(config: H2SPGConfig, num_steps: int) -> tuple[int, int]:
+    """Returns the steps of warm-up and of the projection."""
+    return max(1, round(config.warmup_fraction * num_steps)), max(1, round(config.projection_fraction * num_steps))
 
 
 def is_decayed(params: optax.Params) -> optax.Params:

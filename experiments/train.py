@@ -76,8 +76,8 @@ class Results:
         num_groups: number of all structures that could go.
         full_params: parameters of the full network.
         full_macs: its multiply-adds.
-        largest_output: largest absolute logit of the sparse full network over the test images; None if the network
-            was shrunk during training.
+        largest_output: largest absolute logit of the sparse network over the test images, when it was last shrunk or at
+            the end; None if an earlier start of the run shrank it.
         largest_difference: largest absolute difference between its logits and the sub-network's, or None.
         seconds: wall time of search space and construction, in the latest start.
         dataset: the images and where they come from.
@@ -216,7 +216,7 @@ def _construct(
     """Returns the groups that are gone, the sub-network, and how far its outputs differ from the sparse network's."""
     removed = tuple(np.flatnonzero(jasgnas.h2spg_state(sparse.opt_state, space).zero).tolist())
     if run.config.shrink:
-        return removed, sparse.module, None  # compared when it was shrunk
+        return removed, sparse.module, sparse.difference
     # Averaged weights of a group go to zero more slowly than the weights themselves.
     module = space.zero(sparse.module, removed)
     subnet = jasgnas.construct_subnet(space, module)

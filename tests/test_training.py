@@ -35,6 +35,7 @@ CONFIG = Config(
     epochs=4,
     batch_size=64,
     log_every=1,
+    shrink=False,
     eval_every=0,
 )
 
