@@ -46,7 +46,6 @@ def batch(name: str, shape: tuple[int, ...]) -> jax.Array:
     return jnp.asarray(rng.normal(size=shape))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK_COMPILATION)
 def evaluate_and_train(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> tuple[Any, nnx.State]:
     """Outputs in inference and in training mode, and all arrays after one step of SGD."""
     model = nnx.merge(graphdef, state, copy=True)
@@ -65,9 +64,14 @@ def evaluate_and_train(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -
     return (inferred, trained), nnx.state(model)
 
 
+compiled_step = jax.jit(evaluate_and_train, static_argnums=0, compiler_options=QUICK_COMPILATION)
+
+
 def take_step(model: nnx.Module, x: jax.Array) -> Any:
     """Trains a network for one step, in place, and returns its outputs before it in both modes."""
-    outputs, state = evaluate_and_train(*nnx.split(model), x)
+    # Thousands of operators together take XLA many minutes; one by one they are compiled once for each shape.
+    step = compiled_step if len(arrays(model)) < 1000 else evaluate_and_train
+    outputs, state = step(*nnx.split(model), x)
     nnx.update(model, state)
     return outputs
 
@@ -150,7 +154,8 @@ def test_size_out_of_reach_is_refused() -> None:
 @pytest.mark.parametrize("share", [0.5, 1.0])
 @pytest.mark.parametrize("name", models.list_models())
 def test_random_subnet_of_real_size_returns_and_learns_the_same(name: str, share: float) -> None:
-    shape = models.example_input(name, batch_size=2).shape
+    batch_size = 1 if name == "darts_14" else 2  # Two would take ten gigabytes.
+    shape = models.example_input(name, batch_size=batch_size).shape
     model, space = space_of(name, shape)
     removed = space.random_redundant(jax.random.key(0), math.ceil(share * len(space.largest_removal)))
     check_subnet(model, space, removed, batch(name, shape))
