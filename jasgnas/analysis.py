@@ -86,6 +86,11 @@ def propagate_zeros(program: Program, inputs: Sequence[Zeros]) -> ZeroFlow:
     return flow
 
 
+def full_zero_flow(program: Program) -> ZeroFlow:
+    """Returns the zeros of a program nothing of which has been removed."""
+    return propagate_zeros(program, [unknown(len(program.avals[var].shape)) for var in program.inputs])
+
+
 def propagate_needs(program: Program, flow: ZeroFlow, outputs: Sequence[Need]) -> NeedFlow:
     """Derives which entries of every value the needed entries of the outputs depend on, given the zeros."""
     needs = NeedFlow({})

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jasgnas.analysis import NeedFlow, ZeroFlow, all_needed, propagate_needs, propagate_zeros
+from jasgnas.analysis import NeedFlow, ZeroFlow, all_needed, full_zero_flow, propagate_needs, propagate_zeros
 from jasgnas.jaxpr import Equation, Literal, Program, call_name, trace
-from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, normalize, same, union, unknown, zero
+from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, normalize, same, union, zero
 from jasgnas.rules import rule_for
 
 _Run = Callable[..., list[Any]]
@@ -76,11 +76,6 @@ def plan(program: Program, inputs: Sequence[Zeros], outputs: Sequence[Need]) -> 
             propagate_needs(program, full_zeros, all_needed(program)),
         ),
     )
-
-
-def full_zero_flow(program: Program) -> ZeroFlow:
-    """Returns the zeros of a program nothing of which has been removed."""
-    return propagate_zeros(program, [unknown(len(program.avals[var].shape)) for var in program.inputs])
 
 
 def make_plan(program: Program, flows: Flows) -> Plan:

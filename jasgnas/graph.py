@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from jasgnas.analysis import full_zero_flow
 from jasgnas.jaxpr import Equation, Program
 from jasgnas.macs import equation_macs
+from jasgnas.masks import Zeros
 from jasgnas.rules import is_known, rule_for
 from jasgnas.rules.contraction import Convolution, DotGeneral
 from jasgnas.rules.elementwise import Elementwise
@@ -104,6 +106,11 @@ class Graph:
     operators: tuple[Operator, ...]
     segments: tuple[Segment, ...]
     outputs: tuple[int, ...]
+
+    @cached_property
+    def zeros(self) -> dict[int, Zeros]:
+        """What is known to be zero in each variable of the full network."""
+        return full_zero_flow(self.program).zeros
 
     @cached_property
     def consumers(self) -> list[list[int]]:
@@ -331,8 +338,8 @@ class _Builder:
         return self.trainable[self.parts[part].leaf]
 
     def _is_affine(self, eqn: Equation) -> bool:
-        parts = (self.static_parts.get(atom) for atom in eqn.inputs if isinstance(atom, int))
-        return eqn.primitive in ("add", "sub", "mul", "div") and any(parts)
+        # State may be among the leaves, or a constant that a function has closed over.
+        return eqn.primitive in ("add", "sub", "mul", "div") and any(atom in self.static_parts for atom in eqn.inputs)
 
     def _has_reduction(self, equations: Sequence[int]) -> bool:
         return any(isinstance(rule_for(self.program.equations[p].primitive), Reduce) for p in equations)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from jasgnas.analysis import of_literal
-from jasgnas.evaluate import full_zero_flow
 from jasgnas.graph import Graph, Operator
 from jasgnas.jaxpr import Atom, Literal
 from jasgnas.masks import NOTHING, Need, Zeros, everything, same, union, without, zero, zeros
@@ -53,7 +52,6 @@ class Prover:
         """Prepares a graph."""
         self._graph = graph
         self._program = graph.program
-        self._baseline = full_zero_flow(graph.program)
         held = {var for variables in graph.part_vars for var in variables}
         self._static_producer = {
             var: position
@@ -122,7 +120,7 @@ class Prover:
         if value is None:
             return False
         whole = everything(len(value.axes))
-        return not same(without(whole, value), without(whole, self._baseline.zeros[var]))
+        return not same(without(whole, value), without(whole, self._graph.zeros[var]))
 
     def _held(self, operator: Operator, known: dict[int, Zeros], eligible: frozenset[int]) -> list[Range]:
         """Finds the ranges of an operator's parameters that act on the zero range of its input, and on nothing else.
@@ -237,7 +235,7 @@ class Prover:
     def _read(self, atom: Atom, known: Mapping[int, Zeros]) -> Zeros:
         if isinstance(atom, Literal):
             return of_literal(atom)
-        return known.get(atom, self._baseline.zeros[atom])
+        return known.get(atom, self._graph.zeros[atom])
 
 
 def _disjoint(first: Need, second: Need) -> bool:

@@ -1,4 +1,4 @@
-"""A network for each family of operators, in Flax NNX and in Linen: random valid removals give exact sub-networks.
+"""A network for each family of operators, in Flax NNX, in Linen and as a function: exact sub-networks.
 
 Everything is computed in float64, so that exact means equal up to 1e-10, in inference and in training mode.
 """
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import nnx
+from flax import nnx, struct
+from networks import quick_compilation
 
 import jasgnas
 
@@ -17,7 +18,7 @@ F = jnp.float64
 
 @pytest.fixture(autouse=True)
 def float64():
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), quick_compilation():
         yield
 
 
@@ -446,8 +447,101 @@ class StacksAndRolls(nn.Module):
         return jax.nn.log_softmax(nn.Dense(3, **D)(x)), jnp.argmax(x, -1)
 
 
+class VisionTransformer(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(8, (4, 4), (4, 4), **D)(x)
+        x = x.reshape(x.shape[0], -1, 8)
+        token = self.param("token", nn.initializers.normal(), (1, 1, 8), F)
+        x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], 1)
+        x = x + self.param("positions", nn.initializers.normal(), (1, *x.shape[1:]), F)
+        for _ in range(2):
+            x = LinenTransformerBlock()(x, train)
+        return nn.Dense(3, **D)(nn.LayerNorm(**D)(x)[:, 0])
+
+
+class RotaryDecoder(nn.Module):
+    """Causal attention with rotary embeddings and fused projections, SwiGLU, a tied embedding."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        embed = nn.Embed(9, 8, **D)
+        x = embed(tokens)
+        for _ in range(2):
+            heads = nn.DenseGeneral((3, 2, 4), use_bias=False, **D)(nn.RMSNorm(**D)(x))
+            query, key, value = (self.rotated(heads[:, :, i]) if i < 2 else heads[:, :, i] for i in range(3))
+            mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+            x = x + nn.DenseGeneral(8, axis=(-2, -1), use_bias=False, **D)(mixed)
+            gate, up = jnp.split(nn.Dense(24, use_bias=False, **D)(nn.RMSNorm(**D)(x)), 2, -1)
+            x = x + nn.Dense(8, use_bias=False, **D)(nn.silu(gate) * up)
+        return embed.attend(nn.RMSNorm(**D)(x))
+
+    def rotated(self, x):
+        angles = jnp.arange(x.shape[1])[:, None, None] / 10.0 ** jnp.arange(2)
+        first, second = jnp.split(x, 2, -1)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+@struct.dataclass
+class Maps:
+    """Outputs of a backbone."""
+
+    early: jax.Array
+    late: jax.Array
+
+
+class DenseNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(4, (3, 3), **D)(x)
+        maps = []
+        for growth in (2, 3):
+            for _ in range(2):
+                y = nn.relu(nn.BatchNorm(use_running_average=not train, **D)(x))
+                x = jnp.concatenate([x, nn.Conv(growth, (3, 3), use_bias=False, **D)(y)], -1)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, **D)(x))
+            x = nn.avg_pool(nn.Conv(4, (1, 1), use_bias=False, **D)(x), (2, 2), (2, 2))
+            maps.append(x.mean((1, 2)))
+        return Maps(*maps)
+
+
+class ConvNeXt(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.LayerNorm(**D)(nn.Conv(4, (2, 2), (2, 2), **D)(x))
+        for index in range(2):
+            y = nn.LayerNorm(**D)(nn.Conv(4, (7, 7), feature_group_count=4, **D)(x))
+            y = nn.Dense(4, **D)(nn.gelu(nn.Dense(8, **D)(y)))
+            y = y * self.param(f"layer_scale{index}", nn.initializers.ones, (4,), F)
+            # Stochastic depth.
+            x = x + nn.Dropout(0.2, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
+        return nn.Dense(3, **D)(nn.LayerNorm(**D)(x.mean((1, 2))))
+
+
+class MobileBlocks(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        def norm(x):
+            return nn.BatchNorm(use_running_average=not train, **D)(x)
+
+        x = nn.hard_swish(norm(nn.Conv(4, (3, 3), (2, 2), use_bias=False, **D)(x)))
+        for _ in range(2):
+            y = nn.relu6(norm(nn.Conv(8, (1, 1), use_bias=False, **D)(x)))
+            y = nn.relu6(norm(nn.Conv(8, (3, 3), feature_group_count=8, use_bias=False, **D)(y)))
+            squeezed = nn.relu(nn.Dense(2, **D)(y.mean((1, 2), keepdims=True)))
+            y = y * nn.hard_sigmoid(nn.Dense(8, **D)(squeezed))
+            x = x + norm(nn.Conv(4, (1, 1), use_bias=False, **D)(y))
+        return nn.Dense(3, **D)(x.mean((1, 2)))
+
+
 # The network, its inputs, the arguments of a call in training mode, and how many groups it has.
 LINEN_FAMILIES = {
+    "vision transformer": (VisionTransformer, (_random, (2, 8, 8, 3)), {"train": True}, 4),
+    "rotary decoder": (RotaryDecoder, (_tokens, (2, 5)), {}, 4),
+    "DenseNet": (DenseNet, (_random, (2, 8, 8, 3)), {"train": True}, 4),
+    "ConvNeXt": (ConvNeXt, (_random, (2, 8, 8, 3)), {"train": True}, 2),
+    "MobileNet": (MobileBlocks, (_random, (2, 8, 8, 3)), {"train": True}, 2),
     "remat transformer": (RematTransformer, (_tokens, (2, 5)), {"train": True}, 4),
     "scan": (LinenScan, (_random, (2, 4, 5)), {}, 6),
     "reparameterised weights": (Reparameterised, (_random, (2, 4, 5)), {"train": True}, 3),
@@ -477,6 +571,56 @@ def test_linen_families_shrink_exactly(name):
         assert jax.tree.structure(updated) == jax.tree.structure({name: sub_variables[name] for name in updated})
         assert set(updated) <= set(full_updated)
         assert jasgnas.count_params(sub_variables) <= space.subnet_size(removed)[0] < jasgnas.count_params(variables)
+
+
+FLAVOURS = ["vision transformer", "rotary decoder", "DenseNet", "ConvNeXt", "MobileNet", "u-net",
+            "encoder and decoder", "scan"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLAVOURS)
+def test_a_network_has_the_same_space_in_every_flavour(name):
+    """As an NNX module and as a function of its parameters, and the sub-networks are as exact."""
+    network, (make, *shapes), _, _ = LINEN_FAMILIES[name]
+    module = network()
+    inputs = [make(seed, *shape) for seed, shape in enumerate(shapes)]
+    variables = _perturbed(module.init(jax.random.key(0), *inputs))
+    state = {collection: value for collection, value in variables.items() if collection != "params"}
+
+    def fn(params, *inputs):
+        return module.apply({"params": params, **state}, *inputs)
+
+    model = nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(model, *inputs)
+    nnx.update(model, _perturbed(nnx.state(model)))
+    linen_space = jasgnas.search_space(module, *inputs, variables=variables)
+    plain_space = jasgnas.search_space(fn, *inputs, params=variables["params"])
+    nnx_space = jasgnas.search_space(model, *inputs)
+    assert [group.paths for group in plain_space.groups] == [group.paths for group in linen_space.groups]
+    assert [group.paths for group in nnx_space.groups] == [group.paths for group in linen_space.groups]
+    removed = linen_space.largest_removal
+    assert plain_space.largest_removal == nnx_space.largest_removal == removed
+    params = plain_space.zero(variables["params"], removed)
+    sub_fn, sub_params = jasgnas.construct_subnet(plain_space, params)
+    _assert_same(fn(params, *inputs), sub_fn(sub_params, *inputs))
+    full = nnx_space.zero(model, removed)
+    subnet = jasgnas.construct_subnet(nnx_space, full)
+    _assert_same(full(*inputs), subnet(*inputs))
+    assert jasgnas.count_params(subnet) == jasgnas.count_params(sub_params) < jasgnas.count_params(model)
+
+
+def test_a_head_is_never_a_candidate_nor_what_feeds_a_sigmoid():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = x + nn.Dense(4, name="branch", **D)(x)
+            x = x + nn.sigmoid(nn.Conv(4, (3,), name="before_sigmoid", **D)(x))
+            return nn.Dense(2, name="head", **D)(x)
+
+    x = _random(0, 2, 5, 4)
+    space = jasgnas.search_space(Net(), x, variables=Net().init(jax.random.key(0), x))
+    assert [group.name for group in space.groups] == ["branch"]
+    assert "computes a network output" in space.explain("head/*")
+    assert "does not keep zeros" in space.explain("before_sigmoid/*")
 
 
 class HalfPrecision(nn.Module):
