@@ -62,6 +62,8 @@ def test_table_is_markdown_and_is_saved(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| demo_net | 28×28×1 |" in text
     assert row.num_groups == 5
     assert "padding |" in text.splitlines()[-1]
+    run(Config(("demo_net",), output=tmp_path))
+    assert text.startswith((tmp_path / "tables.md").read_text().split("|")[0])
 
 
 def test_markdown_columns_are_aligned() -> None:
