@@ -223,7 +223,7 @@ ROWS = [
 # Primitives that the oldest supported jax does not have yet.
 NEWER = ("log2", "one_minus_square", "polynomial")
 ROWS += [row for name in NEWER[:2] if hasattr(lax, name) for row in unary(name)]
-ROWS += [("polynomial", lambda x: lax.polynomial(x, x, x), (A,))] if hasattr(lax, "polynomial") else []
+ROWS += [("polynomial", lambda x: lax.polynomial(x, (x, x)), (A,))] if hasattr(lax, "polynomial") else []
 
 
 def equation_of(name, fn, args):
