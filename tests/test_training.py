@@ -258,13 +258,12 @@ def test_schedules_have_the_asked_values(config: OptimizerConfig, expected: dict
     np.testing.assert_allclose([schedule(step) for step in expected], list(expected.values()), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_every_optimizer_reaches_the_target(name: str) -> None:
+def test_adam_reaches_the_target_too() -> None:
     params = Network.variables(Branches(nnx.Rngs(0))).params
     space = make_space(Branches(nnx.Rngs(0)), DIGITS.image_shape)
-    config = OptimizerConfig(name=name, learning_rate=0.01, clip_norm=1.0)
+    config = OptimizerConfig(name="adamw", learning_rate=0.01, clip_norm=1.0)
     schedule = make_schedule(config, 5, 10)
-    tx = add_h2spg(make_optimizer(config, schedule), space, H2SPGConfig(target_groups=1), name, schedule, 10)
+    tx = add_h2spg(make_optimizer(config, schedule), space, H2SPGConfig(target_groups=1), "adamw", schedule, 10)
     state = tx.init(params)
 
     @jax.jit
