@@ -419,33 +419,35 @@ class Brute:
     """
 
     def __init__(self, network, x):
-        self.network, self.x = network, x
-        self.draws = [draw_params(network, 1000 + seed) for seed in range(4)]
+        self.network = network
+        # Inputs of either sign alone, too: the least entry of what a relu returns is hardly ever but zero.
+        shifts = (0.0, 0.0, 3.0, -3.0)
+        self.draws = [(draw_params(network, 1000 + seed), x + shift) for seed, shift in enumerate(shifts)]
 
     @cached_property
     def full(self):
         """Which values are present in the full network; an instance norm may make a constant of anything."""
-        return np.logical_or.reduce([self.run(params)[0] for params in self.draws[:2]])
+        return np.logical_or.reduce([self.run(params, x)[0] for params, x in self.draws[:2]])
 
     def is_valid(self, change):
         # Relus may all be off with some parameters.
         missing = np.ones(len(self.network.outputs), bool)
-        for params in self.draws:
-            missing &= ~self.run(change(params), self.full)[1][list(self.network.outputs)]
+        for params, x in self.draws:
+            missing &= ~self.run(change(params), x, self.full)[1][list(self.network.outputs)]
             if not missing.any():
                 return True
         return False
 
-    def run(self, params, full=None):
+    def run(self, params, x, full=None):
         """Tells which values are present, and which vary with the input."""
         present, depends = [True], [True]
-        values, shown = [self.x], [self.x]
+        values, shown = [x], [x]
         for op in self.network.ops:
             lost = full is not None and op.kind not in ADDITIVE and any(full[i] and not present[i] for i in op.sources)
             for run, found, tokens in ((shown, present, True), (values, depends, False)):
                 results = self.network.results(op, params, run)
                 if tokens and op.kind == "class token":
-                    token = random_input((BATCH, 1, results[0].shape[-1]), self.x.dtype)
+                    token = random_input((BATCH, 1, results[0].shape[-1]), x.dtype)
                     results = (results[0].at[:, :1].set(token),)
                 if lost:
                     results = tuple(jnp.broadcast_to(y[:1], y.shape) for y in results)

@@ -122,6 +122,8 @@ def test_nothing_infinite_is_saved(tmp_path: Path) -> None:
 
 
 def test_first_signal_asks_and_second_stops() -> None:
+    # A process that was started in the background by a shell ignores SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with stop_requests() as request:
         request.raise_if_made("never")
         signal.raise_signal(signal.SIGTERM)
