@@ -1,9 +1,10 @@
 """The search space: which parts of a network may be removed, as groups of parameters."""
 
 import contextlib
+import gc
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -300,8 +301,27 @@ def search_space(
         DisconnectedOutputError: a network output does not depend on the input.
         NoRemovableStructureError: nothing can be removed.
     """
-    opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
-    call = Call.of(inputs, kwargs)
+    with _collector_paused():
+        opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
+        return _search(opened, Call.of(inputs, kwargs), keep)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keeps Python's cyclic garbage collector from visiting all that the analysis makes, again and again.
+
+    Nearly all of it is kept. Time would grow faster than the network.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _search(opened: Model, call: Call, keep: Sequence[KeepPattern] | KeepPattern) -> SearchSpace:
     traced = trace_model(opened, call)
     program = inline(replace(traced.program, outputs=traced.outputs))
     trainable = [leaf.trainable for leaf in opened.leaves]
