@@ -1,10 +1,9 @@
 """The search space: which parts of a network may be removed, as groups of parameters."""
 
 import contextlib
-import gc
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -16,6 +15,7 @@ import jraph
 import numpy as np
 
 from jasgnas.bridge import Leaf, Model, open_model
+from jasgnas.collector import collector_paused
 from jasgnas.dependence import build_dependence
 from jasgnas.errors import (
     ArgumentError,
@@ -301,24 +301,9 @@ def search_space(
         DisconnectedOutputError: a network output does not depend on the input.
         NoRemovableStructureError: nothing can be removed.
     """
-    with _collector_paused():
+    with collector_paused():
         opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
         return _search(opened, Call.of(inputs, kwargs), keep)
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Keeps Python's cyclic garbage collector from visiting all that the analysis makes, again and again.
-
-    Nearly all of it is kept. Time would grow faster than the network.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _search(opened: Model, call: Call, keep: Sequence[KeepPattern] | KeepPattern) -> SearchSpace:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jasgnas.analysis import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
 from jasgnas.bridge import Leaf, Model, matched
+from jasgnas.collector import collector_paused
 from jasgnas.errors import ArgumentError, NonFiniteError, VerificationError
 from jasgnas.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
 from jasgnas.groups import LeafSlice
@@ -193,6 +194,7 @@ def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -
     return space.model.wrap_subnet(recipe, holder, arrays)
 
 
+@collector_paused()
 def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
     """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
     leaf_zeros = _leaf_zeros(space, removed)
