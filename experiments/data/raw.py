@@ -3,12 +3,13 @@
 import dataclasses
 import gzip
 import io
+import lzma
 import math
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -34,19 +35,20 @@ class RawImage(NamedTuple):
     encoded: bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class RawImages:
-    """A source of images by split and class.
+class RawImages(Protocol):
+    """A source of images by split and class."""
 
-    Attributes:
-        path: the folder or tar.
-        classes: names of the classes, in the order of their labels.
-        splits: names of the splits.
-    """
+    @property
+    def path(self) -> Path:
+        """The folder or tar."""
 
-    path: Path
-    classes: tuple[str, ...]
-    splits: tuple[str, ...]
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their labels."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
 
     def read(self, split: str) -> Iterator[RawImage]:
         """Yields all images of a split, in the order in which they are found.
@@ -54,7 +56,6 @@ class RawImages:
         Raises:
             DataError: the source is damaged.
         """
-        raise NotImplementedError
 
 
 def open_raw(path: Path) -> RawImages:
@@ -66,9 +67,8 @@ def open_raw(path: Path) -> RawImages:
     if not path.exists():
         raise DataError(f"there is no folder or file {path}")
     if path.is_dir() and any(path.glob("*-idx3-ubyte.gz")):
-        return _IdxImages(path, tuple(map(str, range(10))), tuple(_IDX_PREFIXES))
-    files = _folder_files(path) if path.is_dir() else _tar_files(path)
-    places = [place for place in map(_place, files) if place is not None]
+        return _IdxImages(path)
+    places = [place for place, _ in _placed_files(path)]
     if not places:
         raise DataError(
             f"{path} holds no images named split/class/file: the splits can be called {', '.join(_SPLITS)}, and the "
@@ -78,7 +78,7 @@ def open_raw(path: Path) -> RawImages:
     if "train" not in splits or len(splits) < 2:
         raise DataError(f"{path} holds the split {splits[0]} alone; a training split and one to test on are needed")
     classes = tuple(sorted({place.class_name for place in places}))
-    return (_FolderImages if path.is_dir() else _TarImages)(path, classes, splits)
+    return _ImagesByClass(path, classes, splits)
 
 
 class _Place(NamedTuple):
@@ -97,51 +97,53 @@ def _place(file: str) -> _Place | None:
     return _Place(_SPLITS[path.parts[-3]], path.parts[-2], f"{path.parts[-2]}/{path.name}")
 
 
-def _folder_files(path: Path) -> list[str]:
-    return [str(file.relative_to(path.parent)) for file in sorted(path.glob("*/*/*"))]
+def _placed_files(path: Path) -> Iterator[tuple[_Place, Callable[[], bytes]]]:
+    """Yields, for every image in a folder or tar, where it lies and what reads it before the next one is asked for."""
+    for file, read in _folder_files(path) if path.is_dir() else _tar_files(path):
+        place = _place(file)
+        if place is not None:
+            yield place, read
 
 
-def _tar_files(path: Path) -> list[str]:
-    with _open_tar(path) as tar:
-        try:
-            return tar.getnames()
-        except (tarfile.ReadError, EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{path} is damaged: {error}") from None
+def _folder_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    for file in sorted(path.glob("*/*/*")):
+        yield str(file), file.read_bytes
 
 
-def _open_tar(path: Path) -> tarfile.TarFile:
+def _tar_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Goes through a tar, compressed or not."""
     try:
-        return tarfile.open(path)
-    except tarfile.ReadError as error:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if file is not None:
+                    yield member.name, file.read
+    except (tarfile.ReadError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is no readable tar: {error}") from None
 
 
-class _FolderImages(RawImages):
-    """Images in the files of a folder."""
+@dataclasses.dataclass(frozen=True)
+class _ImagesByClass:
+    """Images in a folder or tar, named `split/class/file`; attributes as in `RawImages`."""
+
+    path: Path
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
 
     def read(self, split: str) -> Iterator[RawImage]:
         """See `RawImages`."""
-        for file in _folder_files(self.path):
-            place = _place(file)
-            if place is not None and place.split == split:
-                content = (self.path.parent / file).read_bytes()
-                yield RawImage(self.classes.index(place.class_name), place.name, content)
+        for place, read in _placed_files(self.path):
+            if place.split == split:
+                yield RawImage(self.classes.index(place.class_name), place.name, read())
 
 
-class _TarImages(RawImages):
-    """Images in a tar, compressed or not."""
+@dataclasses.dataclass(frozen=True)
+class _IdxImages:
+    """Images in a folder of idx.gz files, as Fashion-MNIST comes; attributes as in `RawImages`."""
 
-    def read(self, split: str) -> Iterator[RawImage]:
-        """See `RawImages`."""
-        with _open_tar(self.path) as tar:
-            for member in tar:
-                place = _place(member.name)
-                if place is not None and place.split == split and (file := tar.extractfile(member)) is not None:
-                    yield RawImage(self.classes.index(place.class_name), place.name, file.read())
-
-
-class _IdxImages(RawImages):
-    """Images in idx.gz files, as Fashion-MNIST comes."""
+    path: Path
+    classes: tuple[str, ...] = tuple(map(str, range(10)))
+    splits: tuple[str, ...] = tuple(_IDX_PREFIXES)
 
     def read(self, split: str) -> Iterator[RawImage]:
         """See `RawImages`."""
