@@ -27,12 +27,14 @@ class Position:
         iterator: state of the data iterator.
         removed: indices of the groups that the network has been shrunk by.
         seconds: time that the training has taken.
+        difference: what `compare.largest_difference` found when the network was last shrunk.
     """
 
     step: int
     iterator: dict[str, Any]
     removed: tuple[int, ...] = ()
     seconds: float = 0.0
+    difference: tuple[float, float] | None = None
 
 
 class CheckpointWarning(UserWarning):
@@ -173,7 +175,14 @@ def _facts(array: np.ndarray) -> dict[str, Any]:
 
 
 def _position(record: dict[str, Any]) -> Position:
-    return Position(record["step"], record["iterator"], tuple(record["removed"]), record["seconds"])
+    difference = record["difference"]
+    return Position(
+        record["step"],
+        record["iterator"],
+        tuple(record["removed"]),
+        record["seconds"],
+        None if difference is None else tuple(difference),
+    )
 
 
 def _warn(step: int, error: Exception) -> None:

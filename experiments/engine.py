@@ -50,7 +50,7 @@ class Trained(NamedTuple):
         history: all log entries.
         evaluation: result of the test at the end.
         seconds: time it took, compilation and earlier starts included.
-        difference: what `largest_difference` found when the network was last shrunk, None if this start shrank none.
+        difference: what `largest_difference` found when the network was last shrunk, None if it never was.
     """
 
     module: nnx.Module
@@ -196,7 +196,8 @@ class Training:
                 log.write(record)
                 display.update(record)
                 if is_saved:
-                    where = Position(step, iterator.get_state(), self._removed, time.perf_counter() - started)
+                    seconds = time.perf_counter() - started
+                    where = Position(step, iterator.get_state(), self._removed, seconds, self._difference)
                     checkpoints.save(self._fetched_state(), where)
                 window = _Window(step)
             if stops:
@@ -227,6 +228,7 @@ class Training:
         position = checkpoints.latest()
         if position is None:
             return Position(0, {})
+        self._difference = position.difference
         if position.removed:
             self._set_network(*self._shrunk(position.removed))
         self._state = self._run.parallel.place_state(checkpoints.restore(self._fetched_state(), position))

@@ -77,7 +77,7 @@ class Results:
         full_params: parameters of the full network.
         full_macs: its multiply-adds.
         largest_output: largest absolute logit of the sparse network over the test images, when it was last shrunk or at
-            the end; None if an earlier start of the run shrank it.
+            the end; None if nothing was removed.
         largest_difference: largest absolute difference between its logits and the sub-network's, or None.
         seconds: wall time of search space and construction, in the latest start.
         dataset: the images and where they come from.

@@ -104,13 +104,13 @@ def killed_while_saving(step: int, delay: float, config: Config) -> None:
     train(config)
 
 
-def final_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Returns all arrays of the last checkpoint."""
+def final_checkpoint(folder: Path) -> tuple[Position, dict[str, np.ndarray]]:
+    """Returns where the training ended, and all arrays of its last checkpoint."""
     with Checkpoints(folder / "h2spg" / "checkpoints", 2) as checkpoints:
         position = checkpoints.latest()
         record, arrays = checkpoints._read(position.step)
     assert position.step == CONFIG.epochs * STEPS_PER_EPOCH, position
-    return arrays
+    return position, arrays
 
 
 def main(folder: Path, num_kills: int, seed: int) -> None:
@@ -128,7 +128,7 @@ def main(folder: Path, num_kills: int, seed: int) -> None:
             ended = in_own_process(lambda step=step: killed_at(step, parts))
             kills.append((step, "", ended))
     in_own_process(lambda: train(parts))
-    expected, found = final_arrays(whole.output_dir), final_arrays(parts.output_dir)
+    (expected_end, expected), (found_end, found) = (final_checkpoint(each.output_dir) for each in (whole, parts))
     differing = [path for path in expected if expected[path].tobytes() != found[path].tobytes()]
     logs = [(each.output_dir / "h2spg" / "log.jsonl").read_text().splitlines() for each in (whole, parts)]
     losses = [[(r["step"], r["train/loss"], r["num_zero"]) for r in map(json.loads, log)] for log in logs]
@@ -142,6 +142,7 @@ def main(folder: Path, num_kills: int, seed: int) -> None:
                 "same_paths": same_paths,
                 "same_log": same_log,
                 "num_arrays": len(expected),
+                "differences": (expected_end.difference, found_end.difference),
             }
         )
     )
