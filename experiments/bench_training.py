@@ -75,7 +75,8 @@ def _measure(preset: str, config: RunConfig) -> Table:
     whole = dataclasses.replace(config, output_dir=folder / "whole", shrink=False)
     shrinking = dataclasses.replace(config, output_dir=folder / "shrinking", shrink=True, train_full=False)
     kept, shrunk = run_training(whole), run_training(shrinking)
-    assert kept.full is not None  # `train_full` is the presets' default
+    # What the presets train by default.
+    assert kept.full is not None and kept.subnet is not None and shrunk.subnet is not None
     table = Table(
         *("training", "s", "÷ full", "÷ not shrinking", "parameters", "multiply-adds", "test accuracy"),
         title=f"{preset} on {config.data.name}",

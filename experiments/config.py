@@ -96,7 +96,7 @@ class H2SPGConfig:
     periods: int = 1
     """Rounds of selection and projection."""
     score: str = "default"
-    """Name of the redundancy score, one of `jasgnas.scores.SCORES`."""
+    """Name of the redundancy score, one of `jasgnas.scores.SCORES`; or `random`, a baseline that the seed decides."""
     hierarchical: bool = True
     """Remove only what leaves a valid network; otherwise the best scores, for comparisons."""
     epsilon: float = 0.0
@@ -150,7 +150,9 @@ class Config:
     seed: int = 0
     """Seed of the initialisation, the order of the images and all randomness."""
     train_full: bool = True
-    """Train the full network as well, to compare with."""
+    """Train the full network, to compare with."""
+    train_h2spg: bool = True
+    """Train with H2SPG and construct the sub-network."""
     shrink: bool = True
     """Go on with the smaller network as soon as all redundant structures are zero, at its speed."""
     eval_every: int = 1
@@ -185,6 +187,8 @@ class Config:
             faults.append(f"a batch of {self.batch_size} images cannot be divided into {self.accumulate} equal parts")
         if not 0 <= self.ema < 1 or not 0 <= self.label_smoothing < 1:
             faults.append(f"ema and label_smoothing must lie in [0, 1), got {self.ema} and {self.label_smoothing}")
+        if not self.train_full and not self.train_h2spg:
+            faults.append("train_full and train_h2spg are both off: there is nothing to train")
         warmup, projection = self.h2spg.warmup_fraction, self.h2spg.projection_fraction
         if warmup <= 0 or projection <= 0 or warmup + projection > 1:
             faults.append(

@@ -8,6 +8,7 @@ import optax
 
 import jasgnas
 from experiments.config import H2SPGConfig, OptimizerConfig
+from jasgnas.scores import GroupStats, ScoreFn
 
 
 def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
@@ -48,8 +49,9 @@ def add_h2spg(
     optimizer: str,
     schedule: optax.Schedule,
     num_steps: int,
+    seed: int = 0,
 ) -> optax.GradientTransformation:
-    """Returns the chain of an optimizer and H2SPG."""
+    """Returns the chain of an optimizer and H2SPG; the seed decides what the score `random` selects."""
     published: dict[str, Any] = dict(jasgnas.ADAM_DEFAULTS) if optimizer == "adamw" else {}
     warmup_steps, projection_steps = _phase_steps(config, num_steps)
     h2spg = jasgnas.h2spg(
@@ -62,7 +64,7 @@ def add_h2spg(
         warmup_steps=warmup_steps,
         projection_steps=projection_steps,
         periods=config.periods,
-        score=config.score,
+        score=_random_score(seed) if config.score == "random" else config.score,
         hierarchical=config.hierarchical,
         epsilon=config.epsilon,
         **published,
@@ -80,6 +82,15 @@ def round_ends(config: H2SPGConfig, num_steps: int) -> frozenset[int]:
 def _phase_steps(config: H2SPGConfig, num_steps: int) -> tuple[int, int]:
     """Returns the steps of warm-up and of the projection."""
     return max(1, round(config.warmup_fraction * num_steps)), max(1, round(config.projection_fraction * num_steps))
+
+
+def _random_score(seed: int) -> ScoreFn:
+    """Returns a score that looks at nothing: the same random numbers at every step."""
+
+    def score(stats: GroupStats) -> jax.Array:
+        return jax.random.uniform(jax.random.key(seed), stats.x_norm.shape)
+
+    return score
 
 
 def is_decayed(params: optax.Params) -> optax.Params:

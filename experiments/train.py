@@ -71,7 +71,7 @@ class Results:
 
     Attributes:
         full: the full network after full training, None if it was not trained.
-        subnet: the sub-network constructed after training with H2SPG.
+        subnet: the sub-network constructed after training with H2SPG, None if there was no such training.
         removed: names of the structures that went.
         num_groups: number of all structures that could go.
         full_params: parameters of the full network.
@@ -81,14 +81,16 @@ class Results:
         largest_difference: largest absolute difference between its logits and the sub-network's, or None.
         seconds: wall time of search space and construction, in the latest start.
         dataset: the images and where they come from.
+        image_shape: height, width and channels of the images.
         num_train: number of training images.
         num_test: number of test images.
+        num_steps: number of steps of each training.
         device: kind and number of the devices.
         versions: versions of the libraries that the result depends on.
     """
 
     full: NetworkResults | None
-    subnet: NetworkResults
+    subnet: NetworkResults | None
     removed: list[str]
     num_groups: int
     full_params: int
@@ -97,8 +99,10 @@ class Results:
     largest_difference: float | None
     seconds: dict[str, float]
     dataset: str
+    image_shape: list[int]
     num_train: int
     num_test: int
+    num_steps: int
     device: str
     versions: dict[str, str]
 
@@ -129,17 +133,25 @@ def run(config: Config) -> Results:
     batches = run.train_batches()
     schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
     tx = make_optimizer(config.optimizer, schedule)
-    h2spg = add_h2spg(tx, space, config.h2spg, config.optimizer.name, schedule, batches.num_steps)
-    with _display(config) as display:
-        full = Training(run, "full", module, tx, schedule).train(display) if config.train_full else None
-        sparse = Training(run, "h2spg", module, h2spg, schedule, space).train(display)
-    with _timed(seconds, "construction and comparison"):
-        removed, subnet, difference = _construct(run, space, sparse)
-    save_subnet(run, space, removed, subnet)
+    h2spg = tx
+    if config.train_h2spg:  # before any training, so that a target out of reach costs nothing
+        h2spg = add_h2spg(tx, space, config.h2spg, config.optimizer.name, schedule, batches.num_steps, config.seed)
+    full = sparse = subnet_results = difference = None
+    removed: tuple[int, ...] = ()
     example = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    with _display(config) as display:
+        if config.train_full:
+            full = Training(run, "full", module, tx, schedule).train(display)
+        if config.train_h2spg:
+            sparse = Training(run, "h2spg", module, h2spg, schedule, space).train(display)
+    if sparse is not None:
+        with _timed(seconds, "construction and comparison"):
+            removed, subnet, difference = _construct(run, space, sparse)
+        save_subnet(run, space, removed, subnet)
+        subnet_results = _network_results(subnet, example, sparse)
     results = Results(
         full=None if full is None else _network_results(full.module, example, full),
-        subnet=_network_results(subnet, example, sparse),
+        subnet=subnet_results,
         removed=[space.groups[index].name for index in removed],
         num_groups=len(space.groups),
         full_params=inference_params(module),
@@ -148,12 +160,14 @@ def run(config: Config) -> Results:
         largest_difference=difference and difference[1],
         seconds=seconds,
         dataset=f"{dataset.name}: {dataset.origin}",
+        image_shape=list(dataset.image_shape),
         num_train=len(dataset.train),
         num_test=len(dataset.test),
+        num_steps=batches.num_steps,
         device=f"{parallel.num_devices} × {jax.devices()[0].device_kind}",
         versions={name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
     )
-    _write_report(run, space, results, sparse)
+    _write_report(run, space, results, full, sparse)
     write_atomically(results_path, json.dumps(dataclasses.asdict(results), indent=2) + "\n")
     return results
 
@@ -167,11 +181,12 @@ def results_table(config: Config, results: Results) -> Table:
         "sub-network",
         title=f"{network} on {config.data.name}: {config.epochs} epochs, seed {config.seed}, {results.device}",
     )
-    for label, before, after in (
-        ("parameters", results.full_params, subnet.num_params),
-        ("multiply-adds", results.full_macs, subnet.macs),
+    for label, field, before in (
+        ("parameters", "num_params", results.full_params),
+        ("multiply-adds", "macs", results.full_macs),
     ):
-        table.add_row(label, f"{before:,}", f"{after:,} ({after / before:.0%})")
+        after = None if subnet is None else getattr(subnet, field)
+        table.add_row(label, f"{before:,}", "" if after is None else f"{after:,} ({after / before:.0%})")
 
     def compare(label: str, field: str, form: str) -> None:
         table.add_row(label, *("" if r is None else form.format(getattr(r, field)) for r in (full, subnet)))
@@ -235,7 +250,9 @@ def _network_results(module: nnx.Module, example: jax.ShapeDtypeStruct, trained:
     )
 
 
-def _write_report(run: Run, space: jasgnas.SearchSpace, results: Results, sparse: Trained) -> None:
+def _write_report(
+    run: Run, space: jasgnas.SearchSpace, results: Results, full: Trained | None, sparse: Trained | None
+) -> None:
     """Writes the page that shows the search space, what went and how the training came to it."""
 
     def figures(network: NetworkResults | None) -> dict[str, str | float] | None:
@@ -248,12 +265,14 @@ def _write_report(run: Run, space: jasgnas.SearchSpace, results: Results, sparse
             "seconds of training": round(network.training_seconds, 1),
         }
 
-    history = [{name: value for name, value in record.items() if name not in _NOT_DRAWN} for record in sparse.history]
+    shown = sparse or full
+    assert shown is not None  # a config asks for one of the two at least
+    history = [{name: value for name, value in record.items() if name not in _NOT_DRAWN} for record in shown.history]
     jasgnas.report(
         space,
         path=run.folder / "report.html",
         title=f"{run.config.model.name} on {run.config.data.name}",
-        opt_state=sparse.opt_state,
+        opt_state=None if sparse is None else sparse.opt_state,
         history=history,
         full=figures(results.full),
         sub=figures(results.subnet),

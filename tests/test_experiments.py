@@ -92,13 +92,20 @@ def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
         largest_difference=1e-6,
         seconds={"search space": 1.0, "construction and comparison": 2.0},
         dataset="digits",
+        image_shape=[8, 8, 1],
         num_train=10,
         num_test=5,
+        num_steps=4,
         device="cpu",
         versions={},
     )
     train.rich.print(train.results_table(Config(), results))
-    printed = capsys.readouterr().out
+    train.rich.print(train.results_table(Config(), dataclasses.replace(results, full=None)))
+    alone = dataclasses.replace(results, subnet=None, removed=[], largest_output=None)
+    train.rich.print(train.results_table(Config(), alone))
+    printed, without_full, without_subnet = capsys.readouterr().out.split("demo_net on digits")[1:]
+    assert "25.00%" in without_full and "50.00%" not in without_full
+    assert "50.00%" in without_subnet and "25.00%" not in without_subnet
     for text in ("1,000", "500 (50%)", "1,500 (75%)", "50.00%", "25.00%", "conv2", "conv3", "1.0e-06", "20.0", "30.0"):
         assert text in printed
 
@@ -111,6 +118,7 @@ def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data.name", "digit"], "error: no data set is called 'digit'.*did you mean digits", 1),
         (["--batch-size", "2000"], "error: .*1437 training images", 1),
         (["--batch-size", "63", "--accumulate", "2"], "error: .*63 images cannot be divided", 2),
+        (["--no-train-full", "--no-train-h2spg"], "error: .*nothing to train", 2),
         (["--epochs", "0"], "error: .*epochs must be at least 1", 2),
         (["--h2spg.warmup-fraction", "0.8"], "error: .*add up to 1", 2),
         (["--model.name", "demonet"], "error: .*demo_net", 2),
