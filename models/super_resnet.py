@@ -48,6 +48,7 @@ class SuperResNet(nnx.Module):
         depths: tuple[int, ...] = (5, 5, 5),
         widths: tuple[int, ...] = (48, 96, 192),
         kernel_sizes: tuple[int, ...] = (3, 5, 7),
+        width: float = 1.0,
         in_channels: int = 3,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -60,21 +61,23 @@ class SuperResNet(nnx.Module):
             depths: number of blocks of each stage; every stage but the first halves the resolution.
             widths: channels of each stage.
             kernel_sizes: kernel sizes of the candidates of every block.
+            width: factor on every number of channels.
             in_channels: channels of the input images.
             dtype: dtype of the computation, or None to let inputs and parameters decide.
             param_dtype: dtype of the parameters.
             rngs: random streams of the initialisation.
         """
         layers = Layers(rngs, dtype, param_dtype)
-        features = widths[0]
-        self.stem = ConvNorm(layers, in_channels, features, 3)
+        widths = tuple(max(1, round(width * features)) for features in widths)
+        in_features = widths[0]
+        self.stem = ConvNorm(layers, in_channels, in_features, 3)
         self.blocks: nnx.List[SuperResidualBlock] = nnx.List()
-        for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+        for stage, (depth, features) in enumerate(zip(depths, widths, strict=True)):
             for index in range(depth):
                 strides = 2 if stage > 0 and index == 0 else 1
-                self.blocks.append(SuperResidualBlock(layers, features, width, kernel_sizes, strides))
-                features = width
-        self.head = layers.linear(features, num_classes)
+                self.blocks.append(SuperResidualBlock(layers, in_features, features, kernel_sizes, strides))
+                in_features = features
+        self.head = layers.linear(in_features, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logits `[batch, num_classes]` of images `[batch, height, width, in_channels]`."""

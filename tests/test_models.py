@@ -187,6 +187,11 @@ def test_super_resnet_space_holds_one_and_two_million(depths: tuple[int, ...], p
     assert measure(subnet, models.example_input("super_resnet")).params == pytest.approx(params, rel=0.02)
 
 
+def test_super_resnet_width_multiplies_every_width() -> None:
+    given, asked = (models.create_abstract("super_resnet", **o) for o in ({"width": 0.25}, {"widths": (12, 24, 48)}))
+    assert jax.tree.map(jnp.shape, nnx.state(given)) == jax.tree.map(jnp.shape, nnx.state(asked))
+
+
 def test_super_network_has_every_operation_on_each_of_14_edges() -> None:
     for nodes in SUPER_NETWORK:
         edges = {(index, source) for index, node in enumerate(nodes) for _, source in node}
