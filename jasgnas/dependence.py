@@ -8,7 +8,8 @@ things to be said, and a vertex for each where they differ:
   as a class token are always present;
 - it *depends* on the network input if it is present and any part that it reads does.
 
-Where no constant is read, what is present depends on the input, and the graph is the segment graph.
+Where no constant is read and no sum takes away again what it adds, what is present depends on the input, and the graph
+is the segment graph.
 """
 
 from collections.abc import Hashable, Sequence
@@ -23,6 +24,7 @@ from jasgnas.masks import NOTHING, Need, everything
 from jasgnas.rules import rule_for
 from jasgnas.rules.indexing import DynamicSlice, Gather
 from jasgnas.rules.shape import Pad, Slice, Split, Unstack
+from jasgnas.sums import Sums
 from jasgnas.validity import SegmentTopology
 
 # Operators that may need a part of their operand only, although all of their result is needed.
@@ -144,9 +146,11 @@ class _Reader:
     def __init__(self, graph: Graph):
         self._graph = graph
         self._prover = Prover(graph)
+        self._sums = Sums(graph.program)
         self._avals = graph.program.avals
-        inputs = set(graph.program.inputs) - graph.static_parts.keys()
-        self._inputs = frozenset(inputs)
+        self._inputs = frozenset(graph.program.inputs) - graph.static_parts.keys()
+        equations = enumerate(graph.program.equations)
+        self._producer = {var: position for position, eqn in equations for var in eqn.outputs}
         # What is needed of the results of each segment, by part; then what that depends on.
         self._parts: list[dict[Hashable, Needs]] = [{} for _ in graph.segments]
         self.outputs: list[_Part] = []
@@ -175,6 +179,8 @@ class _Reader:
         return segment, part
 
     def _read(self, segment: Segment, results: Needs) -> _Read:
+        if segment.additive and (left := self._sums.remainder(self._results(segment.index)[0])) is not None:
+            return self._read_sum(left)
         first = self._graph.operators[segment.operators[0]]
         read = self._prover.inputs(first)
         if self._is_selective(segment) or not all(_is_whole(need) for need in results.values()):
@@ -190,6 +196,14 @@ class _Reader:
                 sources.append(self._ask(source, asked))
         external = [var for var in read if var in self._inputs and needs.get(var, NOTHING) != NOTHING]
         return _Read(tuple(sources), len(external))
+
+    def _read_sum(self, addends: Sequence[int]) -> _Read:
+        """Returns what a sum of some variables depends on; a variable inside a segment comes and goes with it."""
+        data = [var for var in addends if var not in self._graph.static_parts]
+        computed = [self._graph.operator_of[self._producer[var]] for var in data if var not in self._inputs]
+        segments = dict.fromkeys(self._graph.segment_of[operator] for operator in computed)
+        sources = [self._ask(each, {var: self._whole(var) for var in self._results(each)}) for each in segments]
+        return _Read(tuple(sources), len(data) - len(computed))
 
     def _results(self, segment: int) -> tuple[int, ...]:
         return self._prover.output(self._graph.segments[segment].operators[-1])

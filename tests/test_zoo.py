@@ -165,6 +165,14 @@ def latent_array(p, x):
     return jnp.mean(z, 1) @ p["head"]
 
 
+def straight_through(p, x):
+    """A code takes the place of the features, while gradients pass it by, as in a VQ-VAE (arXiv 1711.00937)."""
+    features = x @ p["in"]
+    code = jnp.tanh(x @ p["code"])
+    x = features + jax.lax.stop_gradient(code - features)
+    return (x + jnp.tanh(x @ p["branch"])) @ p["head"]
+
+
 def read_out_token(p, x):
     """The output reads the class token alone: one of the attentions must stay."""
     x = jnp.concatenate([jnp.broadcast_to(p["token"], (x.shape[0], 1, D)), x @ p["in"]], 1)
@@ -255,6 +263,9 @@ ZOO = {
         [(2, 4, D)],
         [{"attention0"}, {"up0", "down0"}, {"attention1"}, {"up1", "down1"}],
     ),
+    "straight-through estimator": Case(
+        straight_through, square("in", "code", "branch", "head"), [(3, D)], [{"in"}, {"code"}, {"branch"}]
+    ),
     "normalized by the batch": Case(
         normalized_by_batch, square("in", "branch", "first", "second", "head"), [(3, D)], [{"branch"}]
     ),
@@ -301,6 +312,17 @@ def test_a_class_token_needs_an_attention():
     for index in attention:
         assert space.is_valid(set(range(4)) - {index})
     assert not space.is_valid(attention)
+
+
+def test_features_whose_code_is_gone_do_not_count():
+    case = ZOO["straight-through estimator"]
+    params, inputs = draw(case, 0)
+    space = jasgnas.search_space(case.fn, *inputs, params=params)
+    groups = {group.paths[0]: group.index for group in space.groups}
+    assert space.is_valid({groups["in"], groups["branch"]})
+    assert not space.is_valid({groups["code"]})
+    without_code = case.fn(space.zero(params, {groups["code"]}), *inputs)
+    assert not jnp.ptp(without_code, axis=0).any()
 
 
 def test_an_output_that_reads_a_constant_token_is_disconnected():
