@@ -27,8 +27,7 @@ from jasgnas.validity import SegmentTopology, critical_segments, is_valid, large
 
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = PROJECTION_STEPS = 10_000
-# The step that a measurement starts with, for each phase.
-PHASES = {"warm-up": 0, "projection": WARMUP_STEPS, "target met": WARMUP_STEPS + PROJECTION_STEPS - 1}
+UNTIMED_STEPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +68,7 @@ def measure_network(name: str, batch_size: int, steps: int) -> Table:
             target_groups=1,
             warmup_steps=WARMUP_STEPS,
             projection_steps=PROJECTION_STEPS,
+            selection_steps=UNTIMED_STEPS + steps,
         ),
     )
     graphdef, *states = nnx.split(model, nnx.Param, ...)
@@ -107,16 +107,24 @@ def measure_network(name: str, batch_size: int, steps: int) -> Table:
             compiled[tx_name] = partial(executable, data)
             memory = executable.memory_analysis()
             facts[tx_name] = f"{memory.temp_size_in_bytes / 2**20:.1f}" if memory else "unknown", f"{seconds:.1f}"
-        state = hybrid.init(params)
-        starts = {"plain": (compiled["sgd"], plain.init(params))} | {
-            phase: (compiled["h2spg"], (state[0], state[1]._replace(step=jnp.int32(start))))
-            for phase, start in PHASES.items()
+        momentum, state = hybrid.init(params)
+        selected = jnp.zeros_like(state.redundant).at[jnp.array(space.random_redundant(jax.random.key(0), 1))].set(True)
+        # The step that a measurement starts with, and what is redundant then, for each phase.
+        phases = {
+            "warm-up": (0, state.redundant),
+            "scoring": (WARMUP_STEPS - UNTIMED_STEPS - steps, state.redundant),
+            "projection": (WARMUP_STEPS, state.redundant),
+            "target met": (WARMUP_STEPS + PROJECTION_STEPS - 1, selected),
         }
-        # The first two rounds do not count: they select, or meet the target.
+        starts = {"plain": (compiled["sgd"], plain.init(params))} | {
+            phase: (compiled["h2spg"], (momentum, state._replace(step=jnp.int32(start), redundant=redundant)))
+            for phase, (start, redundant) in phases.items()
+        }
+        # The first rounds do not count: they select, or meet the target.
         seconds_of = interleaved_seconds(
             {name: _Training(run, params, start, step is not update_only) for name, (run, start) in starts.items()},
             steps,
-            warm_up=2,
+            warm_up=UNTIMED_STEPS,
         )
         for phase, seconds in seconds_of.items():
             ratio = seconds / seconds_of["plain"]

@@ -110,8 +110,9 @@ def h2spg(
             counts them.
         warmup_steps: updates before the first selection, at least 1.
         projection_steps: updates over which redundant groups go to zero, at least `periods`.
-        selection_steps: how many of the last warm-up updates the scores are averaged over; None means all of them.
-            Updates before these cost nothing.
+        selection_steps: how many of the last warm-up updates the scores are averaged over; updates before these cost
+            nothing. None means as many as can matter: with ω = 0.9, what is older than 343 updates weighs less than a
+            rounding error.
         periods: rounds of selection and projection.
         lmbda: λ, the least strength of the shrinking.
         amplify: how far λ exceeds the least value that lets a group shrink that the optimizer would let grow.
@@ -152,10 +153,8 @@ def h2spg(
         Chen et al., OTOv2, arXiv 2303.06862, section 3.2: λ rule and half-space projection (DHSPG).
     """
     num_groups = len(space.groups)
-    selection_steps = warmup_steps if selection_steps is None else selection_steps
     _check_learning_rate(learning_rate)
     check_integer("warmup_steps", warmup_steps, 1)
-    check_integer("selection_steps", selection_steps, 1, warmup_steps)
     check_integer("periods", periods, 1)
     check_integer("projection_steps", projection_steps, periods)
     check_number("lmbda", lmbda, 0, np.inf)
@@ -163,6 +162,9 @@ def h2spg(
     check_number("hat", hat, 1, np.inf)
     check_number("epsilon", epsilon, 0, 1)
     check_number("omega", omega, 0, 1)
+    if selection_steps is None:
+        selection_steps = min(warmup_steps, _memory(omega))
+    check_integer("selection_steps", selection_steps, 1, warmup_steps)
     score_fn = _find_score(score)
 
     rounds = _Rounds.divide(warmup_steps, projection_steps, periods)
@@ -395,6 +397,11 @@ def _project(sums: GroupSums, pull: jax.Array, epsilon: float | jax.Array, limit
     is_too_long = new_norm > limits
     scale = jnp.where(is_too_long, limits / jnp.where(is_too_long, new_norm, 1), 1)
     return GroupMoves(scale, scale - 1 - scale * shortening, projected | (limits <= 0))
+
+
+def _memory(omega: float) -> int:
+    """Returns after how many updates a moving average has forgotten what was before them, to double precision."""
+    return 1 if omega == 0 else int(np.ceil(np.log(np.finfo(np.float64).eps) / np.log(omega)))
 
 
 def _find_score(score: str | ScoreFn) -> ScoreFn:

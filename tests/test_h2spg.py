@@ -171,6 +171,16 @@ def test_scores_of_the_selection_window_only():
     np.testing.assert_allclose(h2spg_state(late[-1][1]).scores, h2spg_state(expected).scores, rtol=1e-6)
 
 
+def test_by_default_scores_are_averaged_over_all_updates_that_matter():
+    # 0.01 to the eighth power is below the resolution of float64, to the seventh above it.
+    settings = {"omega": 0.01, "warmup_steps": 10}
+    found = train(make_chain(**settings), make_params(), 11)
+    expected = train(make_chain(**settings, selection_steps=10), make_params(), 11)
+    measured = [bool(h2spg_state(opt_state).scores.any()) for _, opt_state in found]
+    assert measured == [False, False] + [True] * 9
+    np.testing.assert_array_equal(h2spg_state(found[-1][1]).scores, h2spg_state(expected[-1][1]).scores)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
