@@ -37,6 +37,13 @@ STACKED_UNETS_SVHN = Config(
 """The four structures of the papers' figure. Digits are not mirrored; the rest is the CIFAR recipe of OTOv2
 (arXiv 2303.06862)."""
 
+STACKED_UNETS_CIFAR10 = replace(
+    STACKED_UNETS_SVHN,
+    output_dir=Path("runs/stacked-unets-cifar10"),
+    data=DataConfig("cifar10", augmentation=_CROP_FLIP),
+)
+"""The same on CIFAR-10, which the papers do not have: OTOv2's own recipe."""
+
 DARTS_8_STL10 = Config(
     output_dir=Path("runs/darts-8-stl10"),
     model=ModelConfig("darts_8_stl10", drop_path=0.2, auxiliary_weight=0.4),
@@ -104,6 +111,7 @@ PRESETS = {
     "digits": ("DemoNet on the embedded digits: the main job", DIGITS),
     "demonet-fashion-mnist": ("DemoNet on Fashion-MNIST", DEMONET_FASHION_MNIST),
     "stacked-unets-svhn": ("StackedUnets on SVHN", STACKED_UNETS_SVHN),
+    "stacked-unets-cifar10": ("StackedUnets on CIFAR-10", STACKED_UNETS_CIFAR10),
     "darts-8-stl10": ("DARTS super-network of 8 cells on STL-10", DARTS_8_STL10),
     "super-resnet-1m-cifar10": ("SuperResNet on CIFAR-10, 1 million parameters left", SUPER_RESNET_1M_CIFAR10),
     "super-resnet-2m-cifar10": ("SuperResNet on CIFAR-10, 2 million parameters left", SUPER_RESNET_2M_CIFAR10),
