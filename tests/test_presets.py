@@ -1,6 +1,7 @@
 """The named settings: their targets can be met, and each runs from prepared data to a loaded sub-network."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,40 @@ from experiments import train
 from experiments.config import ParallelConfig
 from experiments.prepare import Prepare, prepare
 from experiments.presets import PRESETS
+from models.regnet import RegNetConfig
+from tests import small_models
 from tests.raw_images import class_folders, write_folder
 
-# How the network is made small, what must go then, and the images in the data set's own format.
-SMALL: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[tuple[int, ...], str]]] = {
-    "demonet-fashion-mnist": ({"width": 0.1}, {}, ((28, 28), "png")),
-    "stacked-unets-svhn": ({"width": 0.1}, {}, ((32, 32, 3), "png")),
-    "darts-8-stl10": ({"features": 4, "num_cells": 3}, {"target_sparsity": 0.5}, ((96, 96, 3), "png")),
-    "super-resnet-1m-cifar10": ({}, {"target_sparsity": 0.5}, ((32, 32, 3), "jpg")),
-    "regnet-cifar10": ({}, {}, ((32, 32, 3), "jpg")),
-    "darts-14-imagenet": ({"features": 4, "num_cells": 3}, {"target_sparsity": 0.5}, ((120, 90, 3), "jpg")),
+OVERRIDES = {name: overrides for name, overrides, _ in small_models.SMALL}
+
+# How the network is made small, the most parameters then if the settings set such a target, and the data set's images.
+SMALL: dict[str, tuple[dict[str, Any], int | None, tuple[tuple[int, ...], str]]] = {
+    "demonet-fashion-mnist": (OVERRIDES["demo_net"], None, ((28, 28), "png")),
+    "stacked-unets-svhn": (OVERRIDES["stacked_unets"], None, ((32, 32, 3), "png")),
+    "darts-8-stl10": (OVERRIDES["darts_8"], 1_500, ((96, 96, 3), "png")),
+    "super-resnet-1m-cifar10": (OVERRIDES["super_resnet"], 8_000, ((32, 32, 3), "jpg")),
+    "super-resnet-2m-cifar10": (OVERRIDES["super_resnet"], 8_000, ((32, 32, 3), "jpg")),
+    "regnet-cifar10": ({"config": RegNetConfig(4, 8, 8.0, 2.0, 8)}, None, ((32, 32, 3), "jpg")),
+    "darts-14-imagenet": (OVERRIDES["darts_8"], 18_000, ((120, 90, 3), "jpg")),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_settings_run_from_prepared_data_to_a_loaded_subnet(tmp_path: Path, name: str) -> None:
-    options, target, (shape, suffix) = SMALL[name]
+def test_settings_run_from_prepared_data_to_a_loaded_subnet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    overrides, target_params, (shape, suffix) = SMALL[name]
+    monkeypatch.setattr(models, "create", partial(models.create, **overrides))
     preset = PRESETS[name][1]
     splits = ("train", "val" if preset.data.name == "imagenet2012" else "test")
     files = class_folders(dict.fromkeys(splits, 2), [str(label) for label in range(10)], shape, suffix)
     prepare(Prepare(preset.data.name, write_folder(tmp_path / "raw", files), tmp_path / "tfds"))
-    h2spg = dataclasses.replace(preset.h2spg, **(dict(target_params=None) | target)) if target else preset.h2spg
     config = dataclasses.replace(
         preset,
         output_dir=tmp_path / "run",
-        model=dataclasses.replace(preset.model, options=options),
         data=dataclasses.replace(preset.data, data_dir=tmp_path / "tfds", workers=0),
-        h2spg=h2spg,
+        h2spg=dataclasses.replace(preset.h2spg, target_params=target_params),
         parallel=ParallelConfig(devices=1),
         epochs=4,
         batch_size=10,
@@ -51,11 +58,13 @@ def test_settings_run_from_prepared_data_to_a_loaded_subnet(tmp_path: Path, name
     )
     results = train.run(config)
     assert results.removed and results.subnet.num_params < results.full_params
+    assert target_params is None or results.subnet.num_params <= target_params
     assert (tmp_path / "run" / "report.html").exists()
     subnet = experiments.load(tmp_path / "run")
     size = config.data.image_size or shape[0]
     images = jnp.zeros((1, size, size, shape[-1] if len(shape) == 3 else 1))
-    assert jax.jit(subnet)(images).shape == (1, 10)
+    # TFDS itself says how many classes a data set of this name has.
+    assert jax.jit(subnet)(images).shape == (1, 1000 if preset.data.name == "imagenet2012" else 10)
 
 
 @pytest.mark.parametrize("name", PRESETS)
