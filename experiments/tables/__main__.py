@@ -1,0 +1,227 @@
+"""The papers' tables from the command line: `python -m experiments.tables --help`."""
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich
+import tyro
+from rich.table import Table
+
+from experiments.cli import run_command
+from experiments.config import ParallelConfig
+from experiments.files import write_atomically
+from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot
+from experiments.tables.jobs import VARIANTS, Job, perform
+from experiments.tables.readme import ABLATED, PLOTS, TABLES, figures_text, of_row, replaced, section, title
+from experiments.tables.records import read_lines
+from experiments.tables.rows import ROWS, Size, find
+from experiments.tables.summary import Summary, summaries
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """Lists the rows: what the papers report, and what was measured at which scale."""
+
+    results: Path = TABLES
+    """File of the results."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainings:
+    """What all trainings of a command have in common."""
+
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; each is a training of every variant."""
+    overrides: Annotated[Size, tyro.conf.arg(name="")] = Size()
+    stand_in: str | None = None
+    """Name of a prepared data set, or `digits`, to use in place of the row's own; results say so."""
+    data_dir: Path | None = None
+    """Folder of the TFDS copies; by default TFDS's own, ~/tensorflow_datasets or the variable TFDS_DATA_DIR."""
+    output_dir: Path = Path("runs/tables")
+    """Folder of the runs, each of which has one of its own."""
+    parallel: ParallelConfig = ParallelConfig()
+    quiet: bool = False
+    """Plain lines instead of a live display."""
+    again: bool = False
+    """Train anew what is recorded already."""
+
+    def jobs(self, row: str, scale: str, variants: Mapping[str, Mapping[str, Any] | None], command: str) -> list[Job]:
+        """Returns the trainings, seed by seed.
+
+        Args:
+            row: name of the row.
+            scale: name of the scale.
+            variants: settings of H2SPG by variant.
+            command: what was asked for, without what is common to all trainings.
+        """
+        return [
+            Job(
+                find("row", row, ROWS),
+                scale,
+                variant,
+                settings,
+                seed,
+                self._command(command),
+                self.overrides,
+                self.stand_in,
+                self.data_dir,
+                self.output_dir,
+                self.parallel,
+                self.quiet,
+            )
+            for seed in self.seeds
+            for variant, settings in variants.items()
+        ]
+
+    def _command(self, command: str) -> str:
+        """Returns the command line, without folders and looks."""
+        parts = ["python", "-m", "experiments.tables", *command.split(), "--seeds", *map(str, self.seeds)]
+        for name, value in self.overrides.given().items():
+            values = [str(each) for item in value.items() for each in item] if isinstance(value, dict) else [str(value)]
+            parts += [f"--{name.replace('_', '-')}", *values]
+        if self.stand_in:
+            parts += ["--stand-in", self.stand_in]
+        flags = os.environ.get("XLA_FLAGS")
+        return (f"XLA_FLAGS={shlex.quote(flags)} " if flags else "") + shlex.join(parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Trainings):
+    """Trains the variants of a row with each seed, and appends one line per training to the results.
+
+    A command that was interrupted goes on where it was when it is given again; what is recorded is not trained again.
+    """
+
+    row: tyro.conf.Positional[str]
+    """Name of the row."""
+    scale: str = "full"
+    """`full` is the published recipe, `reduced` is for small machines, `smoke` shows that everything runs."""
+    variants: tuple[str, ...] = ("full", "h2spg")
+    """`full` network without H2SPG, `h2spg`, and the controls `magnitude` (score), `random` (valid selection) and
+    `unchecked` (validity ignored)."""
+    results: Path = TABLES
+    """File that the results are appended to."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ablate(Trainings):
+    """Varies one setting of H2SPG, appends one line per training to the results, and draws them."""
+
+    name: tyro.conf.Positional[str]
+    """What is varied: `warmup`, `projection`, `target`, `score`, `epsilon` or `periods`."""
+    results: Path = ABLATED
+    """File that the results are appended to."""
+    plots: Path = PLOTS
+    """Folder of the plots."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Readme:
+    """Writes the results into the README, between its two markers."""
+
+    readme: Path = Path("README.md")
+    """The file."""
+    tables: Path = TABLES
+    """Results of the rows."""
+    ablations: Path = ABLATED
+    """Results of the ablations."""
+
+
+def list_rows(command: List) -> None:
+    """Prints the rows."""
+    found = summaries(read_lines(command.results).values())
+    table = Table(title="The papers' tables", show_lines=True)
+    for heading in ("row", "trained as", "reported: full network", "sub-network", "measured"):
+        table.add_column(heading)
+    for row in ROWS.values():
+        config = row.config
+        recipe = f"{config.epochs} epochs, batch {config.batch_size}, {config.optimizer.name}; {row.recipe}"
+        reported = (_reported(*figures_text(figures)) for figures in (row.full, row.subnet))
+        measured = "\n".join(map(_measured, of_row(found, row))) or "nothing"
+        table.add_row(f"[bold]{row.preset}[/]\n{row.network} on {row.dataset}", recipe, *reported, measured)
+    rich.print(table)
+
+
+def run_row(command: Run) -> None:
+    """Trains the variants of a row."""
+    variants = {name: find("variant", name, VARIANTS).settings for name in command.variants}
+    find("scale", command.scale, find("row", command.row, ROWS).sizes)
+    asked = f"run {command.row} --scale {command.scale} --variants {' '.join(variants)}"
+    jobs = command.jobs(command.row, command.scale, variants, asked)
+    _show(_performed(jobs, command.results, command.again))
+
+
+def ablate(command: Ablate) -> None:
+    """Makes an ablation."""
+    variants = ablation_variants(find("ablation", command.name, ABLATIONS))
+    jobs = command.jobs(ROW.preset, SCALE, variants, f"ablate {command.name}")
+    found = _performed(jobs, command.results, command.again)
+    _show(found)
+    path = command.plots / f"{command.name}.svg"
+    plot(command.name, found, path)
+    print(f"Drawn in {path}")
+
+
+def write_readme(command: Readme) -> None:
+    """Writes the README's section."""
+    text = command.readme.read_text()
+    write_atomically(command.readme, replaced(text, section(command.tables, command.ablations)))
+    print(f"Written into {command.readme}")
+
+
+def main() -> None:
+    """Does what the command line asks for."""
+    run_command(_main)
+
+
+def _main() -> None:
+    command = tyro.cli(
+        List | Run | Ablate | Readme, default=List(), prog="python -m experiments.tables", description=__doc__
+    )
+    match command:
+        case List():
+            list_rows(command)
+        case Run():
+            run_row(command)
+        case Ablate():
+            ablate(command)
+        case Readme():
+            write_readme(command)
+
+
+def _performed(jobs: Iterable[Job], results: Path, again: bool) -> list[Summary]:
+    """Does jobs and returns what is known of them."""
+    jobs = list(jobs)
+    for _ in perform(jobs, results, again=again):
+        pass
+    keys = {job.key for job in jobs}
+    return summaries(line for key, line in read_lines(results).items() if key in keys)
+
+
+def _show(found: Iterable[Summary]) -> None:
+    """Prints what was measured."""
+    table = Table("", "network", "M parameters", "M multiply-adds", "top-1 %", "seeds")
+    for summary in found:
+        name = title(ROWS[summary.key.row], summary.records[0])
+        table.add_row(name, summary.label, summary.params, summary.macs, summary.accuracy, summary.seeds)
+    rich.print(table)
+
+
+def _reported(params: str, macs: str, top1: str) -> str:
+    """Returns what a paper reports of a network."""
+    parts = ((params, "{} M parameters"), (macs, "{} M multiply-adds"), (top1, "{} %"))
+    return "\n".join(text.format(figure) for figure, text in parts if figure)
+
+
+def _measured(summary: Summary) -> str:
+    key = summary.key
+    data = f" on {key.dataset}" if summary.records[0].stands_in_for else ""
+    return f"{key.scale}{data}, {summary.label}: {summary.accuracy} % ({len(summary.lines)} seeds)"
+
+
+if __name__ == "__main__":
+    main()

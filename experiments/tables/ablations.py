@@ -1,0 +1,88 @@
+"""Ablations: one setting of H2SPG is varied while all others stay, on one small network, and the results are drawn."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.errors import ConfigError
+from experiments.tables.rows import ROWS
+from experiments.tables.summary import Summary, standard_deviation
+from jasgnas.scores import SCORES
+
+ROW, SCALE = ROWS["super-resnet-1m-cifar10"], "ablation"
+"""What is trained: a small network with many removal structures."""
+
+
+class Ablation(NamedTuple):
+    """What is varied.
+
+    Attributes:
+        setting: name of the setting in `experiments.config.H2SPGConfig`.
+        label: what it is called in plots.
+        values: what it is set to.
+    """
+
+    setting: str
+    label: str
+    values: tuple[Any, ...]
+
+
+ABLATIONS = {
+    "warmup": Ablation("warmup_fraction", "warm-up, part of the training", (0.02, 0.1, 0.2, 0.3, 0.5)),
+    "projection": Ablation("projection_fraction", "projection, part of the training", (0.05, 0.2, 0.4, 0.6)),
+    "target": Ablation("target_sparsity", "structures that go, part of all (K)", (0.2, 0.4, 0.6, 0.8, 0.9)),
+    "score": Ablation("score", "redundancy score", (*SCORES, "random")),
+    "epsilon": Ablation("epsilon", "ε of the half-space", (0.0, 0.3, 0.6, 0.9, 0.95)),
+    "periods": Ablation("periods", "rounds of selection", (1, 2, 4, 8)),
+}
+"""By name."""
+
+
+def variant_name(ablation: Ablation, value: Any) -> str:
+    """Returns the name of the variant in which a setting has a value; the usual value is no variant of its own."""
+    usual = getattr(ROW.sizes[SCALE].apply(ROW.config, ROW.native_size).h2spg, ablation.setting)
+    return "h2spg" if value == usual else f"{ablation.setting}={value}"
+
+
+def ablation_variants(ablation: Ablation) -> dict[str, dict[str, Any] | None]:
+    """Returns the settings of H2SPG of each training of an ablation by variant; None for the full network's."""
+    settings = {variant_name(ablation, value): {ablation.setting: value} for value in ablation.values}
+    return {"full": None, **settings}
+
+
+def plot(name: str, found: Iterable[Summary], path: Path) -> None:
+    """Draws an ablation as SVG: every seed, their mean and standard deviation, and the full network's mean.
+
+    Args:
+        name: name of the ablation.
+        found: its trainings.
+        path: the file to write.
+
+    Raises:
+        ConfigError: Matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("plots need Matplotlib: pip install 'jasgnas[plots]'") from None
+    ablation = ABLATIONS[name]
+    accuracies = {summary.key.variant: summary.accuracies for summary in found}
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for place, value in enumerate(ablation.values):
+        if values := accuracies.get(variant_name(ablation, value)):
+            axes.plot([place] * len(values), values, ".", color="0.6")
+            axes.errorbar(place, np.mean(values), standard_deviation(values), fmt="o", color="tab:blue", capsize=3)
+    if full := accuracies.get("full"):
+        axes.axhline(float(np.mean(full)), linestyle="--", color="tab:green", label="full network")
+        axes.legend()
+    axes.set(xticks=range(len(ablation.values)), xlabel=ablation.label, ylabel="test accuracy, %")
+    axes.set_xticklabels(list(map(str, ablation.values)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The same results make the same file.
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(path, format="svg", metadata={"Date": None})

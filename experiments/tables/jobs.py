@@ -1,0 +1,179 @@
+"""Trainings as jobs: each is one variant of one row with one seed, makes one record, and is not done twice."""
+
+import dataclasses
+import datetime
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import jasgnas
+from experiments import train
+from experiments.config import Config, ParallelConfig, differences
+from experiments.errors import DivergedError
+from experiments.measure import machine_facts
+from experiments.tables.records import Key, Record, append_record, read_lines
+from experiments.tables.rows import Row, Size, find
+
+
+class Variant(NamedTuple):
+    """A way to train the network of a row. All take the same number of steps from the same initialisation.
+
+    Attributes:
+        label: what it is called in tables.
+        settings: settings of H2SPG that differ from the row's; None trains the full network without it.
+    """
+
+    label: str
+    settings: Mapping[str, Any] | None
+
+
+VARIANTS = {
+    "full": Variant("full network", None),
+    "h2spg": Variant("H2SPG", {}),
+    "magnitude": Variant("control: magnitude alone", {"score": "magnitude"}),
+    "random": Variant("control: random valid selection", {"score": "random"}),
+    "unchecked": Variant("control: validity ignored", {"hierarchical": False}),
+}
+"""By name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        row: the row.
+        scale: name of the scale, one of the row's sizes.
+        variant: name of the variant.
+        settings: its settings of H2SPG, see `Variant`.
+        seed: the seed.
+        command: what makes it.
+        overrides: what is to differ from the scale.
+        stand_in: name of the data set to use in place of the row's own; None takes that.
+        data_dir: folder of the prepared data sets, None for the usual one.
+        output_dir: folder for the folders of runs.
+        parallel: the devices.
+        quiet: whether to print plain lines in place of a live display.
+    """
+
+    row: Row
+    scale: str
+    variant: str
+    settings: Mapping[str, Any] | None
+    seed: int
+    command: str
+    overrides: Size = Size()
+    stand_in: str | None = None
+    data_dir: Path | None = None
+    output_dir: Path = Path("runs/tables")
+    parallel: ParallelConfig = ParallelConfig()
+    quiet: bool = False
+
+    @property
+    def key(self) -> Key:
+        """What tells this training from others."""
+        given = ", ".join(f"{name} {value}" for name, value in self.overrides.given().items())
+        scale = f"{self.scale} with {given}" if given else self.scale
+        dataset = self.stand_in or self.row.config.data.name
+        return Key(self.row.preset, scale, dataset, self.variant, self.seed)
+
+    @property
+    def config(self) -> Config:
+        """The settings of the run, but for its folder."""
+        config = self._smaller
+        return replace(
+            config,
+            output_dir=self.output_dir / "-".join(re.sub(r"[^\w.]+", "_", str(part)) for part in self.key),
+            data=replace(config.data, name=self.key.dataset, data_dir=self.data_dir),
+            h2spg=replace(config.h2spg, **self.settings or {}),
+            parallel=self.parallel,
+            seed=self.seed,
+            eval_every=0,  # tests in between would take a good part of a small run's time
+            train_full=self.settings is None,
+            train_h2spg=self.settings is not None,
+            quiet=self.quiet,
+        )
+
+    @property
+    def changes(self) -> list[str]:
+        """Settings that differ from those of the row at full scale, variant and seed left out."""
+        return differences(self.row.config, self._smaller)
+
+    @property
+    def _smaller(self) -> Config:
+        size = find("scale", self.scale, self.row.sizes)
+        return replace(size, **self.overrides.given()).apply(self.row.config, self.row.native_size)
+
+
+def perform(jobs: Iterable[Job], results: Path, *, again: bool = False) -> Iterator[Record]:
+    """Does the jobs one after another and records each as it ends; what is recorded already is left out.
+
+    A job that was interrupted goes on where it was.
+
+    Args:
+        jobs: the jobs.
+        results: the results file.
+        again: does recorded jobs anew, too.
+
+    Yields:
+        A record of every job, those left out included.
+
+    Raises:
+        ExperimentError: settings, data or checkpoints are unfit, or the run was interrupted.
+        jasgnas.JasgnasError: the target cannot be met, or the sub-network differs from the sparse network.
+        OSError: a folder or the results file cannot be written.
+    """
+    for job in jobs:
+        done = None if again else read_lines(results).get(job.key)
+        if done is not None:
+            print(f"{' '.join(map(str, job.key))}: recorded already in line {done.number} of {results}")
+            yield done.record
+            continue
+        print(f"{' '.join(map(str, job.key))}: training", flush=True)
+        record = _perform(job, again)
+        if jax.process_index() == 0:
+            append_record(results, record)
+        yield record
+
+
+def _perform(job: Job, again: bool) -> Record:
+    """Trains, and returns what came of it; a run that cannot end well is a result, too."""
+    config = replace(job.config, restart=again)
+    record = Record(
+        *job.key,
+        changes=job.changes,
+        stands_in_for=job.row.dataset if job.stand_in else None,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        machine=machine_facts(),
+        date=datetime.date.today().isoformat(),
+        command=job.command,
+    )
+    try:
+        results = train.run(config)
+    except (jasgnas.InvalidRemovalError, DivergedError) as error:
+        return replace(record, fault=f"{type(error).__name__}: {error}")
+    network = results.full if job.settings is None else results.subnet
+    assert network is not None  # it is what the config asked for
+    return replace(
+        record,
+        origin=results.dataset,
+        image_shape=results.image_shape,
+        num_train=results.num_train,
+        num_test=results.num_test,
+        num_steps=results.num_steps,
+        num_params=network.num_params,
+        macs=network.macs,
+        test_accuracy=network.test_accuracy,
+        test_top5=network.test_top5,
+        full_params=results.full_params,
+        full_macs=results.full_macs,
+        removed=results.removed,
+        num_groups=results.num_groups,
+        seconds=network.training_seconds,
+        device=results.device,
+    )

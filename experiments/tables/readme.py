@@ -1,0 +1,160 @@
+"""The results as a section of the README, written from the results files alone."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from experiments.errors import ConfigError
+from experiments.markdown import markdown_table
+from experiments.tables.ablations import ABLATIONS, ROW, SCALE, variant_name
+from experiments.tables.records import Line, Record, read_lines
+from experiments.tables.rows import ROWS, Figures, Row
+from experiments.tables.summary import Summary, enumeration, summaries
+
+START, END = "<!-- results: written by `python -m experiments.tables readme` -->", "<!-- end of results -->"
+"""What the section stands between."""
+
+TABLES, ABLATED = Path("experiments/results/tables.jsonl"), Path("experiments/results/ablations.jsonl")
+"""Results files of the rows and of the ablations."""
+
+PLOTS = Path("experiments/results/ablations")
+"""Folder of the plots."""
+
+_SMOKE = "smoke"
+_HEADINGS = ("", "network", "M parameters", "M multiply-adds", "top-1 %", "seeds", "lines")
+
+
+def section(tables: Path = TABLES, ablations: Path = ABLATED) -> str:
+    """Returns the section, markers included.
+
+    Raises:
+        ConfigError: a results file is damaged.
+    """
+    found = summaries(read_lines(tables).values())
+    parts = [START, _tables(tables, found), _missing(found)]
+    if ablated := summaries(read_lines(ablations).values()):
+        parts.append(_ablations(ablations, ablated))
+    return "\n\n".join([*filter(None, parts), END])
+
+
+def replaced(text: str, new: str) -> str:
+    """Returns a text with another section.
+
+    Raises:
+        ConfigError: the text does not hold both markers.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ConfigError(f"there are no lines {START!r} and {END!r} to write the results between")
+    return before + new + after
+
+
+def title(row: Row, record: Record) -> str:
+    """Returns what was trained, on what, and at which scale."""
+    if record.stands_in_for:
+        return f"{row.network} on {record.dataset}, which is not {row.dataset}; {record.scale}"
+    return f"{row.network} on {row.dataset}, {record.scale}"
+
+
+def of_row(found: Iterable[Summary], row: Row) -> list[Summary]:
+    """Returns the summaries of a row, those of one scale and data set together."""
+    own = [summary for summary in found if summary.key.row == row.preset]
+    return sorted(own, key=_place)
+
+
+def figures_text(figures: Figures) -> tuple[str, str, str]:
+    """Returns what a paper reports: parameters, multiply-adds and accuracy, empty where it does not."""
+    top5 = f" (top-5 {figures.top5:g})" if figures.top5 else ""
+    params, macs, top1 = ("" if figure is None else f"{figure:g}" for figure in figures[:3])
+    return params, macs, top1 + top5
+
+
+def _tables(path: Path, found: Sequence[Summary]) -> str:
+    """Returns the table of all rows that were trained beyond smoke scale, and below it how each part was made."""
+    cells: list[Sequence[str]] = []
+    sources = []
+    for row in ROWS.values():
+        measured = [summary for summary in of_row(found, row) if not _is_smoke(summary)]
+        if not measured:
+            continue
+        for label, figures in (("full network", row.full), ("sub-network", row.subnet)):
+            if figures != Figures():
+                cells.append((f"{row.network} on {row.dataset}, paper", label, *figures_text(figures), "", ""))
+        for _, group in groupby(measured, _place):
+            together = list(group)
+            name = title(row, together[0].records[0])
+            cells += [(name, s.label, s.params, s.macs, s.accuracy, s.seeds, s.numbers) for s in together]
+            sources.append(f"- {name}: {_source(together)}")
+    if not cells:
+        return ""
+    legend = (
+        "Mean ± standard deviation over the seeds; all trainings of a part have the same number of steps. The lines "
+        f"are those of [{path.name}]({path}), each with its settings, machine and command. A training fails where "
+        "validity is ignored and no path is left from the input to the output."
+    )
+    return "\n\n".join([legend, markdown_table(_HEADINGS, *cells), "\n".join(sources)])
+
+
+def _source(together: Sequence[Summary]) -> str:
+    """Returns how the trainings of one row at one scale were made."""
+    records = [record for summary in together for record in summary.records]
+    whole = next((record for record in records if record.image_shape), records[0])
+    hours = sum(record.seconds or 0 for record in records) / 3600
+    size = "×".join(map(str, whole.image_shape or ()))
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(record.command for record in records))
+    return (
+        f"{whole.num_train or 0:,} training and {whole.num_test or 0:,} test images of {size} ({whole.origin}), "
+        f"{whole.epochs} epochs, batches of {whole.batch_size}, {whole.num_steps or 0:,} steps; {whole.device} "
+        f"({whole.machine['processor']}), jax {whole.machine['jax']}, {hours:.1f} hours in all. {commands}"
+    )
+
+
+def _missing(found: Sequence[Summary]) -> str:
+    """Returns which rows were not trained at all or at smoke scale alone."""
+    absent, smoked = [], []
+    for row in ROWS.values():
+        own = of_row(found, row)
+        if not own:
+            absent.append(f"{row.network} on {row.dataset}")
+        elif all(map(_is_smoke, own)):
+            lines = [line for summary in own for line in summary.lines]
+            smoked.append(f"{row.network} on {row.dataset} ({_line_numbers(lines)})")
+    parts = []
+    if smoked:
+        parts.append(f"Run end to end at smoke scale alone, where accuracies mean nothing: {'; '.join(smoked)}.")
+    if absent:
+        parts.append(f"Not run: {'; '.join(absent)}.")
+    return f"**Not reproduced.** {' '.join(parts)}" if parts else ""
+
+
+def _ablations(path: Path, found: Sequence[Summary]) -> str:
+    """Returns the table of the ablations."""
+    by_scale = [summary for summary in found if summary.key.row == ROW.preset and summary.key.scale == SCALE]
+    by_variant = {summary.key.variant: summary for summary in by_scale}
+    cells = []
+    for name, ablation in ABLATIONS.items():
+        values = [(value, by_variant.get(variant_name(ablation, value))) for value in ablation.values]
+        own = [(value, summary) for value, summary in values if summary is not None]
+        if own:
+            texts = "; ".join(f"{value}: {summary.accuracy}" for value, summary in own)
+            lines = [line for _, summary in own for line in summary.lines]
+            cells.append((f"[{ablation.label}]({PLOTS / name}.svg)", texts, _line_numbers(lines)))
+    full = by_variant.get("full")
+    legend = f"**Ablations**, one setting at a time, on {ROW.network} made small (lines of [{path.name}]({path}))." + (
+        f" The full network has {full.accuracy} ({_line_numbers(full.lines)})." if full else ""
+    )
+    return f"{legend}\n\n{markdown_table(('varied', 'top-1 % at each value', 'lines'), *cells)}"
+
+
+def _line_numbers(lines: Sequence[Line]) -> str:
+    return f"line{'s' if len(lines) > 1 else ''} {enumeration(line.number for line in lines)}"
+
+
+def _is_smoke(summary: Summary) -> bool:
+    return summary.key.scale.startswith(_SMOKE)
+
+
+def _place(summary: Summary) -> tuple[bool, str, str]:
+    """Returns where a summary stands among those of its row."""
+    return _is_smoke(summary), summary.key.scale, summary.key.dataset

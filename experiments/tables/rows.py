@@ -1,0 +1,277 @@
+"""The rows of the papers' tables: what was reported, how each is trained, and how it is made smaller."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+from experiments.config import Config, Option
+from experiments.errors import ConfigError
+from experiments.presets import PRESETS
+
+T = TypeVar("T")
+
+
+class Figures(NamedTuple):
+    """What a paper reports of a network; None where it does not.
+
+    Attributes:
+        params: parameters in millions.
+        macs: multiply-adds of one image in millions.
+        top1: test accuracy in percent.
+        top5: the same, where the class is among the five likeliest.
+    """
+
+    params: float | None = None
+    macs: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How a run is made smaller; None leaves a setting as the recipe has it.
+
+    The rest of the recipe follows: the learning rate is proportional to the batch (arXiv 1706.02677), warm-up lasts the
+    same part of the training, crops and cutout cover the same part of the image.
+    """
+
+    epochs: int | None = None
+    """Passes over the training images, in every training."""
+    num_train: int | None = None
+    """Train on so many images only."""
+    num_test: int | None = None
+    """Test on so many images only."""
+    image_size: int | None = None
+    """Height and width to bring the images to."""
+    batch_size: int | None = None
+    """Images per step."""
+    target_sparsity: float | None = None
+    """Part of the removal structures that must go, in place of the row's own target."""
+    options: dict[str, Option] = dataclasses.field(default_factory=dict)
+    """Options of the network, such as `width 0.25`."""
+
+    def given(self) -> dict[str, Any]:
+        """Returns the settings that are not left as they are."""
+        return {name: value for name, value in vars(self).items() if value not in (None, {})}
+
+    def apply(self, config: Config, native_size: int) -> Config:
+        """Returns a smaller run.
+
+        Args:
+            config: the run.
+            native_size: height and width of the images that its augmentation is for.
+        """
+        epochs, batch_size = self.epochs or config.epochs, self.batch_size or config.batch_size
+        zoom = (self.image_size or native_size) / native_size
+        data, optimizer, h2spg = config.data, config.optimizer, config.h2spg
+        augmentation = replace(
+            data.augmentation,
+            pad_crop=round(zoom * data.augmentation.pad_crop),
+            cutout=round(zoom * data.augmentation.cutout),
+        )
+        if self.target_sparsity is not None:
+            h2spg = replace(
+                h2spg,
+                target_groups=None,
+                target_params=None,
+                target_macs=None,
+                target_sparsity=self.target_sparsity,
+            )
+        return replace(
+            config,
+            model=replace(config.model, options=config.model.options | self.options),
+            data=replace(
+                data,
+                image_size=self.image_size or data.image_size,
+                num_train=self.num_train or data.num_train,
+                num_test=self.num_test or data.num_test,
+                augmentation=augmentation,
+            ),
+            optimizer=replace(
+                optimizer,
+                learning_rate=optimizer.learning_rate * (batch_size / config.batch_size),
+                warmup_epochs=optimizer.warmup_epochs * epochs / config.epochs,
+            ),
+            h2spg=h2spg,
+            epochs=epochs,
+            batch_size=batch_size,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the papers' tables, or one of our own.
+
+    Attributes:
+        preset: name of its settings in `experiments.presets`, and of the row.
+        network: what the papers call the network.
+        dataset: what the papers call the data set.
+        recipe: where the settings come from.
+        native_size: height and width of the images that the settings are for.
+        full: what is reported of the full network.
+        subnet: what is reported of the sub-network.
+        sizes: by name of the scale, how a run is made smaller.
+    """
+
+    preset: str
+    network: str
+    dataset: str
+    recipe: str
+    native_size: int
+    sizes: dict[str, Size]
+    full: Figures = Figures()
+    subnet: Figures = Figures()
+
+    @property
+    def config(self) -> Config:
+        """The settings at full scale."""
+        return PRESETS[self.preset][1]
+
+
+_CIFAR_OURS = "OTOv2's for CIFAR-10 (arXiv 2303.06862)"
+_ZEN_NAS = "OTOv2's, with the regularisation of Zen-NAS (arXiv 2102.01063)"
+
+# Each reduced scale is sized for a day of two CPU cores with three seeds.
+_SMOKE = Size(epochs=2, num_train=512, num_test=512, batch_size=64)
+_REDUCED_SUPER_RESNET = Size(epochs=5, num_train=5_000, num_test=10_000, image_size=16, batch_size=64)
+_STACKED_UNETS_SIZES = {
+    "full": Size(),
+    "reduced": Size(epochs=10, num_train=10_000, batch_size=64),
+    "smoke": replace(_SMOKE, options={"width": 0.25}),
+}
+_SUPER_RESNET_SIZES = {
+    "full": Size(),
+    "reduced": _REDUCED_SUPER_RESNET,
+    "smoke": replace(_SMOKE, image_size=16, target_sparsity=0.6, options={"width": 0.125}),
+}
+# Minutes on two CPU cores, and still 47 removal structures.
+_ABLATION = Size(
+    epochs=6,
+    num_train=5_000,
+    num_test=5_000,
+    image_size=16,
+    batch_size=64,
+    target_sparsity=0.6,
+    options={"width": 0.25},
+)
+_SMOKE_DARTS = replace(_SMOKE, num_train=128, num_test=128, batch_size=32, target_sparsity=0.5)
+
+ROWS = {
+    row.preset: row
+    for row in (
+        Row(
+            "demonet-fashion-mnist",
+            "DemoNet",
+            "Fashion-MNIST",
+            "OTOv2's for CIFAR-10 (arXiv 2303.06862), without augmentation as the reported accuracy suggests",
+            native_size=28,
+            sizes={
+                "full": Size(),
+                "reduced": Size(epochs=3, batch_size=64),
+                "smoke": replace(_SMOKE, options={"width": 0.25}),
+            },
+            full=Figures(0.82, 209, 84.9),
+            subnet=Figures(0.45, 107, 84.7),
+        ),
+        Row(
+            "stacked-unets-svhn",
+            "StackedUnets",
+            "SVHN",
+            f"{_CIFAR_OURS}; digits are not mirrored",
+            native_size=32,
+            sizes=_STACKED_UNETS_SIZES,
+            full=Figures(0.80, 184, 95.3),
+            subnet=Figures(0.37, 115, 96.1),
+        ),
+        Row(
+            "stacked-unets-cifar10",
+            "StackedUnets",
+            "CIFAR-10",
+            f"{_CIFAR_OURS}; a row of ours, not the papers'",
+            native_size=32,
+            sizes=_STACKED_UNETS_SIZES,
+        ),
+        Row(
+            "darts-8-stl10",
+            "DARTS, 8 cells",
+            "STL-10",
+            "DARTS's for CIFAR-10 (arXiv 1806.09055), crop and cutout as large a part of the image",
+            native_size=96,
+            sizes={
+                "full": Size(),
+                "reduced": Size(epochs=5, num_train=2_000, num_test=1_000, image_size=48, batch_size=32),
+                "smoke": replace(_SMOKE_DARTS, image_size=48, options={"features": 4, "num_cells": 3}),
+            },
+            full=Figures(4.05, 614, 74.6),
+            subnet=Figures(0.64, 127, 75.1),
+        ),
+        Row(
+            "super-resnet-1m-cifar10",
+            "SuperResNet, 1 M",
+            "CIFAR-10",
+            _ZEN_NAS,
+            native_size=32,
+            sizes=_SUPER_RESNET_SIZES | {"ablation": _ABLATION},
+            subnet=Figures(1.0, None, 96.3),
+        ),
+        Row(
+            "super-resnet-2m-cifar10",
+            "SuperResNet, 2 M",
+            "CIFAR-10",
+            _ZEN_NAS,
+            native_size=32,
+            sizes=_SUPER_RESNET_SIZES,
+            subnet=Figures(2.0, None, 97.5),
+        ),
+        Row(
+            "regnet-cifar10",
+            "RegNet X-200MF",
+            "CIFAR-10",
+            "cutout's for CIFAR-10 (arXiv 1708.04552) with RegNet's warm-up (arXiv 2003.13678)",
+            native_size=32,
+            sizes={
+                "full": Size(),
+                "reduced": Size(epochs=5, num_train=5_000, image_size=16, batch_size=64),
+                "smoke": replace(_SMOKE, image_size=8),
+            },
+        ),
+        Row(
+            "darts-14-imagenet",
+            "DARTS, 14 cells",
+            "ImageNet",
+            "PC-DARTS's (arXiv 1907.05737, section 4.3)",
+            native_size=224,
+            sizes={
+                "full": Size(),
+                "reduced": Size(epochs=20, num_train=100_000, num_test=10_000, image_size=112, batch_size=256),
+                "smoke": replace(_SMOKE_DARTS, image_size=64, options={"features": 4, "num_cells": 3}),
+            },
+            subnet=Figures(4.8, 547, 75.3, 92.5),
+        ),
+    )
+}
+"""By name."""
+
+
+def find_row(name: str) -> Row:
+    """Returns a row.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    return find("row", name, ROWS)
+
+
+def find(kind: str, name: str, named: Mapping[str, T]) -> T:
+    """Returns what has a name.
+
+    Raises:
+        ConfigError: nothing has; the message gives the nearest names.
+    """
+    if name in named:
+        return named[name]
+    near = difflib.get_close_matches(name, named, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(named)}"
+    raise ConfigError(f"there is no {kind} {name!r}: {hint}")
