@@ -110,7 +110,7 @@ def start(config: ParallelConfig) -> Parallel:
     Raises:
         ConfigError: there are not so many devices.
     """
-    if config.distributed:
+    if config.distributed and not jax.distributed.is_initialized():
         jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
     available = jax.local_device_count()
     num_devices = available if config.devices is None else config.devices

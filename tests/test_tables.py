@@ -368,4 +368,4 @@ def test_readme_shows_the_recorded_results(monkeypatch: pytest.MonkeyPatch) -> N
 def test_recorded_results_name_no_folder_of_a_machine() -> None:
     for path in (README.parent / "experiments" / "results").glob("*.jsonl"):
         for line in read_lines(path).values():
-            assert not re.search(r"/(tmp|home|root|work)/", json.dumps(dataclasses.asdict(line.record)))
+            assert not re.search(r'[\s"=]/\w', json.dumps(dataclasses.asdict(line.record)))

@@ -104,7 +104,7 @@ class Run(Trainings):
     """`full` network without H2SPG, `h2spg`, and the controls `magnitude` (score), `random` (valid selection) and
     `unchecked` (validity ignored)."""
     results: Path = TABLES
-    """File that the results are appended to."""
+    """File that the results are appended to; several hosts must share it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

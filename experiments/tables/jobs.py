@@ -137,6 +137,7 @@ def perform(jobs: Iterable[Job], results: Path, *, again: bool = False) -> Itera
         record = _perform(job, again)
         if jax.process_index() == 0:
             append_record(results, record)
+        jax.clear_caches()  # no other training has a use for what was compiled
         yield record
 
 
