@@ -43,7 +43,7 @@ class Summary(NamedTuple):
     @property
     def params(self) -> str:
         """Parameters in millions."""
-        return mean_and_spread([record.num_params / 1e6 for record in self.records if record.num_params], 2)
+        return mean_and_spread([record.num_params / 1e6 for record in self.records if record.num_params], 3)
 
     @property
     def macs(self) -> str:
