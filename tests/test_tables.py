@@ -314,7 +314,7 @@ def test_ablations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         plot("epsilon", found, path)
     drawn = paths[0].read_text()
     assert drawn == paths[1].read_text()
-    assert drawn.count("<!-- 0.9 -->") == 1 and "<!-- full network -->" in drawn
+    assert drawn.count(">0.9</text>") == 1 and ">full network</text>" in drawn
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"pip install 'jasgnas\[plots\]'"):
         plot("epsilon", found, paths[0])

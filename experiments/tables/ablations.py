@@ -81,8 +81,8 @@ def plot(name: str, found: Iterable[Summary], path: Path) -> None:
         axes.axhline(float(np.mean(full)), linestyle="--", color="tab:green", label="full network")
         axes.legend()
     axes.set(xticks=range(len(ablation.values)), xlabel=ablation.label, ylabel="test accuracy, %")
-    axes.set_xticklabels(list(map(str, ablation.values)))
+    axes.set_xticklabels([str(value).replace("_", "\n") for value in ablation.values])
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The same results make the same file.
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    # The same results make the same file, in which words are words.
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
