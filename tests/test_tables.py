@@ -18,13 +18,13 @@ import jasgnas
 import models
 from experiments.config import H2SPGConfig
 from experiments.engine import _Window
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DivergedError
 from experiments.optimizers import add_h2spg
 from experiments.presets import PRESETS
 from experiments.steps import Metrics
 from experiments.tables import __main__ as tables
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot, variant_name
-from experiments.tables.jobs import VARIANTS, Job
+from experiments.tables.jobs import VARIANTS, Job, perform
 from experiments.tables.readme import END, START, replaced, section
 from experiments.tables.records import Record, append_record, read_lines
 from experiments.tables.rows import ROWS, Size
@@ -323,10 +323,22 @@ def test_ablations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_recorded_ablation_is_only_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.train.run", lambda config: pytest.fail("trained"))
     variants = ablation_variants(ABLATIONS["periods"])
-    common = {"row": ROW.preset, "scale": SCALE, "dataset": "cifar10"}
+    changes = Job(ROW, SCALE, "full", None, 0, "").changes
+    common = {"row": ROW.preset, "scale": SCALE, "dataset": "cifar10", "changes": changes}
     write(tmp_path / "results.jsonl", [common | {"variant": variant} for variant in variants])
     call(monkeypatch, tmp_path, f"ablate periods --plots {tmp_path}")
     assert (tmp_path / "periods.svg").exists()
+
+
+def test_record_of_another_meaning_of_a_scale_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.train.run", lambda config: (_ for _ in ()).throw(DivergedError("trained")))
+    job = Job(ROW, SCALE, "full", None, 0, "")
+    results = write(
+        tmp_path / "results.jsonl", [dict(zip(job.key._fields, job.key, strict=True)) | {"changes": ["epochs: 1 → 2"]}]
+    )
+    assert [record.fault for record in perform([job], results)] == ["DivergedError: trained"]
+    assert [record.fault for record in perform([job], results)] == ["DivergedError: trained"]
+    assert len(results.read_text().splitlines()) == 2
 
 
 def test_rows_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,7 @@ def perform(jobs: Iterable[Job], results: Path, *, again: bool = False) -> Itera
     """
     for job in jobs:
         done = None if again else read_lines(results).get(job.key)
-        if done is not None:
+        if done is not None and done.record.changes == job.changes:  # and what the scale means is still the same
             print(f"{' '.join(map(str, job.key))}: recorded already in line {done.number} of {results}")
             yield done.record
             continue
