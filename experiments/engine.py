@@ -246,7 +246,7 @@ class Training:
             "num_zero": int(np.sum(h2spg.zero)),
             "num_groups": len(self._space.groups),
             "group_sparsity": float(np.mean(h2spg.zero)),
-            "group_norms": h2spg.norms.tolist(),
+            "group_norms": h2spg.norms.tolist() if h2spg.norms.any() else None,  # not measured early in the warm-up
         }
 
     def _shrink_if_due(self) -> None:

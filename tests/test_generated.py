@@ -59,7 +59,6 @@ class Network:
 
 
 def group_norm(x, scale, bias, groups):
-    """Also an instance norm, if there is a group for each channel."""
     grouped = x.reshape(*x.shape[:-1], groups, -1)
     axes = (*range(1, x.ndim - 1), x.ndim)
     mean = jnp.mean(grouped, axes, keepdims=True)
@@ -104,7 +103,9 @@ OPERATORS = {
     "batch norm": lambda x, mean, var, scale, bias: (x - mean) * (jax.lax.rsqrt(jnp.square(var) + 1e-3) * scale) + bias,
     "layer norm": norm,
     "rms norm": lambda x, scale: x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-3) * scale,
-    "group norm": group_norm,
+    "group norm": partial(group_norm, groups=2),
+    # Without an activation after it the mean of an image would be the bias alone.
+    "instance norm": lambda x, scale, bias: jax.nn.silu(group_norm(x, scale, bias, x.shape[-1])),
     "scale": lambda x, scale: x * scale,
     "relu": jax.nn.relu,
     "gelu": jax.nn.gelu,
@@ -156,6 +157,7 @@ PARAMETERS = {
     "layer norm": lambda c, _: [(c,)] * 2,
     "rms norm": lambda c, _: [(c,)],
     "group norm": lambda c, _: [(c,)] * 2,
+    "instance norm": lambda c, _: [(c,)] * 2,
     "scale": lambda c, _: [(c,)],
     "gate": lambda c, _: [(c, c)],
     "swiglu": lambda c, _: [(c, 4), (c, 4), (4, c)],
@@ -181,7 +183,8 @@ TOKENS = (
     "first token",
 )
 IMAGES = (*ANY, "mean", "flatten", "cumsum", *("conv", "grouped conv") * 2, "dilated conv", "strided conv",
-          "transposed conv", "max pool", "avg pool", "transpose", "resize", "tokens", "tokens")  # fmt: skip
+          "transposed conv", "instance norm", "max pool", "avg pool", "transpose", "resize", "tokens",
+          "tokens")  # fmt: skip
 KINDS = {2: ANY, 3: TOKENS, 4: IMAGES}
 
 
@@ -237,9 +240,6 @@ class Builder:
             name = f"p{len(self.params)}_grouped"
             self.params[name] = (3, 3, channels // groups, groups * self.choose((1, 2)))
             self.put(kind, source, params=(name,), options=(groups,))
-        elif kind == "group norm":
-            # Norms over a single number, which are constant, are not what anybody writes.
-            self.put(kind, source, options=(self.choose((2, channels) if len(shape) == 4 else (2,)),))
         elif kind in ("shuffle", "drop path"):
             self.put(kind, source, options=(2,))
         else:
