@@ -160,7 +160,7 @@ def _pan(page: Page, frames: int, clock: _Clock) -> tuple[tuple[float, float], f
     Returns:
         Median and 95th percentile of the milliseconds between frames, and the main thread's milliseconds in a frame.
     """
-    while not page.evaluate("() => document.querySelector('#viewport svg:not(.far)') !== null"):
+    while not page.evaluate("() => document.querySelector('#viewport > svg:not(.far)') !== null"):
         page.click("#zoom-in")
     page.wait_for_timeout(500)
     clock.lap()

@@ -66,6 +66,22 @@ def unets():
     return jasgnas.search_space(build(StackedUnets, width=0.1), jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
 
 
+@pytest.fixture(scope="module")
+def large():
+    """Wider and higher than a sheet of paper: many branches side by side, and many residual blocks below each other."""
+    names = [str(index) for index in range(20)]
+
+    def fn(params, x):
+        x = sum(x @ params["branches"][name] for name in names)
+        for name in names:
+            x = x + x @ params["blocks"][name]
+        return x @ params["head"]
+
+    weight = np.ones((4, 4), np.float32)
+    params = {"branches": dict.fromkeys(names, weight), "blocks": dict.fromkeys(names, weight), "head": weight}
+    return jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params)
+
+
 def history(num_groups):
     for step in range(60):
         yield {
@@ -79,8 +95,8 @@ def history(num_groups):
 
 
 @pytest.fixture(scope="module")
-def files(demo, unets, tmp_path_factory):
-    """A report of DemoNet with everything, one of it without a run, and one of StackedUnets."""
+def files(demo, unets, large, tmp_path_factory):
+    """A report of DemoNet with everything, one of it without a run, and one of each other network."""
     folder = tmp_path_factory.mktemp("reports")
     scores = [0.3, 0.1, 0.9, np.nan, 0.5]
     run = list(history(len(demo.groups)))
@@ -96,6 +112,7 @@ def files(demo, unets, tmp_path_factory):
     )
     jasgnas.report(demo, path=folder / "plain.html")
     jasgnas.report(unets, path=folder / "unets.html", redundant=AUTHORS_REDUNDANT)
+    jasgnas.report(large, path=folder / "large.html")
     return folder
 
 
@@ -133,8 +150,7 @@ def open_page(browser, files):
 
 def settle(page):
     """Waits until a layout that is under way is drawn."""
-    page.wait_for_function("() => document.getElementById('busy').hidden")
-    page.wait_for_timeout(100)
+    page.wait_for_selector("#viewport[aria-busy=false]")
 
 
 def numbers(locator, name):
@@ -175,7 +191,7 @@ def test_boxes_do_not_overlap_and_stand_below_what_they_read(open_page, is_unfol
     page = open_page("unets.html")
     if is_unfolded:
         page.click("#unfold")
-        page.wait_for_selector(".operator")
+        settle(page)
     boxes = page.evaluate(
         """() => Object.fromEntries([...document.querySelectorAll("#viewport .node")].map((node) => {
             const { x, y, width, height } = node.querySelector(".shape").getBoundingClientRect();
@@ -224,6 +240,7 @@ def test_without_a_run_there_is_nothing_to_switch(open_page, demo):
     assert page.locator("#network").is_hidden()
     assert page.locator(".tabs button").all_inner_texts() == ["Graph", "Groups", "Networks"]
     assert page.locator("#viewport .redundant").count() == 0
+    page.click("#tab-groups")
     assert page.locator("#groups th").all_inner_texts()[:3] == ["Group", "Structure", "Parameters"]
 
 
@@ -524,6 +541,38 @@ def test_print_shows_every_part(open_page):
     assert page.pdf(format="A4").startswith(b"%PDF")
     page.emulate_media(media="screen")
     assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
+
+
+# Of every sheet of paper: its scale, and the segments that are on it as a whole.
+SHEETS = """() => [...document.querySelectorAll("#paper svg")].map((svg) => {
+    const paper = svg.getBoundingClientRect();
+    const isWhole = (node) => {
+        const box = node.querySelector(".shape").getBoundingClientRect();
+        return box.left >= paper.left && box.right <= paper.right && box.top >= paper.top && box.bottom <= paper.bottom;
+    };
+    const whole = [...svg.querySelectorAll(".node")].filter(isWhole).map((node) => Number(node.dataset.segment));
+    return [paper.width / svg.viewBox.baseVal.width, whole];
+})"""
+
+
+@pytest.mark.parametrize(("name", "several"), [("demo", False), ("unets", False), ("large", True)])
+def test_paper_shows_every_segment_at_a_size_that_can_be_read(open_page, request, name, several):
+    num_segments = request.getfixturevalue(name).segment_graph.n_node[0]
+    page = open_page(f"{name}.html", viewport={"width": 703, "height": 1000})  # A4 without its margins
+    page.emulate_media(media="print")
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    sheets = page.evaluate(SHEETS)
+    assert (len(sheets) > 4) is several
+    overview, *_ = sheets
+    assert sorted(overview[1]) == list(range(num_segments))
+    sheets = sheets[1:] if several else sheets
+    assert all(11 * scale * 0.75 > 4.9 for scale, _ in sheets)  # points of a text of 11 px
+    assert {segment for _, whole in sheets for segment in whole} == set(range(num_segments))
+    names = page.locator("#paper .place-name").all_text_contents()
+    captions = page.locator("#paper figcaption").all_text_contents()
+    assert [f"Sheet {name}" for name in names] == captions[1:]
+    page.evaluate("() => dispatchEvent(new Event('afterprint'))")
+    assert page.locator("#paper svg").count() == 0
 
 
 def test_narrow_screens_need_no_sideways_scrolling(open_page):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _STYLES = ("theme.css", "drawing.css", "page.css")
 # In this order they make one script; the first is also the worker's.
-_SCRIPTS = ("scene.js", "dom.js", "tables.js", "charts.js", "details.js", "graph.js", "page.js")
+_SCRIPTS = ("scene.js", "dom.js", "tables.js", "charts.js", "details.js", "graph.js", "print.js", "page.js")
 _WORKER_SCRIPTS = ("scene.js", "worker.js")
 
 _FRAME_HEIGHT = 640

@@ -3,7 +3,7 @@
 const FAR = 0.45; // below this scale texts are not drawn
 const MOST_KEPT = 8; // layouts that are remembered
 const BAND = 1500; // height of a band of nodes, in the drawing's own px
-const SLICE = 300; // nodes that are made before the page may answer again
+const SLICE = 300; // nodes or edges that are made, or rendered anew, before the page may answer again
 
 /** Lays out one drawing at a time; a new question ends the one before. */
 class Layouter {
@@ -33,6 +33,11 @@ class Layouter {
   }
 }
 
+/** Lets the page answer. */
+function pause() {
+  return new Promise((resolve) => setTimeout(resolve));
+}
+
 async function workerSource() {
   const packed = Uint8Array.from(atob(byId("engine").textContent), (letter) => letter.charCodeAt(0));
   const engine = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -60,6 +65,12 @@ class GraphView {
   /** Lays out and draws; `anchor` is a segment that keeps its place on the screen. */
   async show(anchor = null) {
     const turn = ++this.turn;
+    this.viewport.ariaBusy = "true";
+    await this.draw(turn, anchor);
+    if (turn === this.turn) this.viewport.ariaBusy = "false";
+  }
+
+  async draw(turn, anchor) {
     const before = this.nodes.has(anchor) ? this.boxOf(anchor) : null;
     const plan = planDrawing(this.data, this.isSubnet, this.unfolded);
     const key = `${this.isSubnet} ${[...this.unfolded].sort((a, b) => a - b)}`;
@@ -88,6 +99,7 @@ class GraphView {
       this.viewport.scrollBy(now.left - before.left, now.top - before.top);
       this.cull();
     } else this.fit();
+    await this.uncovering;
   }
 
   say(text) {
@@ -98,9 +110,14 @@ class GraphView {
   /** Makes the elements of a drawing, not yet on the page. */
   async build(plan, scene) {
     const { width, height } = scene;
-    const [, attributes, ...parts] = drawingTree(this.data, plan, scene);
-    const bands = Array.from({ length: Math.ceil(height / BAND) }, () => svgElement(["g", { class: "away" }]));
+    const [, attributes, [, , ...wires], ...parts] = drawingTree(this.data, plan, scene);
+    // No `g`: Chromium lays out what is in one even where it is not displayed.
+    const bands = Array.from({ length: Math.ceil(height / BAND) }, () => svgElement(["svg", { class: "part away" }]));
     const drawing = svgElement(["g", attributes]);
+    for (let i = 0; i < wires.length; i += SLICE) {
+      drawing.append(svgElement(["svg", { class: "part edges away" }, ...wires.slice(i, i + SLICE)]));
+      await pause();
+    }
     const nodes = new Map();
     for (const [i, tree] of parts.entries()) {
       const index = tree[1]["data-segment"];
@@ -113,12 +130,12 @@ class GraphView {
         nodes.set(index, made);
         bands[Math.floor(scene.places[index].y / BAND)].append(made);
       }
-      if (i % SLICE === SLICE - 1) await new Promise((resolve) => setTimeout(resolve));
+      if (i % SLICE === SLICE - 1) await pause();
     }
     drawing.append(...bands);
     const svg = svgElement(["svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Segment graph" }]);
     svg.append(drawing);
-    return { svg, nodes, bands };
+    return { svg, nodes, bands, edges: [...drawing.querySelectorAll(".edges")] };
   }
 
   // Scale and place.
@@ -143,10 +160,21 @@ class GraphView {
   cull() {
     const { top } = this.svg.getBoundingClientRect();
     const box = this.viewport.getBoundingClientRect();
-    this.bands.forEach((band, i) => {
+    const isNear = this.bands.map((_, i) => {
       const [start, stop] = [top + i * BAND * this.scale, top + (i + 1.2) * BAND * this.scale];
-      band.classList.toggle("away", stop < box.top - box.height || start > box.bottom + box.height);
+      return stop >= box.top - box.height && start <= box.bottom + box.height;
     });
+    this.bands.forEach((band, i) => isNear[i] || band.classList.add("away"));
+    this.covered = [...this.edges, ...this.bands.filter((_, i) => isNear[i])].filter((part) => part.classList.contains("away"));
+    this.uncovering ??= this.uncover().then(() => { this.uncovering = null; });
+  }
+
+  /** Renders what has come near, one part in a frame. */
+  async uncover() {
+    for (let part; (part = this.covered.shift()); ) {
+      part.classList.remove("away");
+      await new Promise(requestAnimationFrame);
+    }
   }
 
   /** Returns where a node stands on the screen, whether rendered or not. */

@@ -81,6 +81,16 @@ function theme() {
   addEventListener("afterprint", () => { root.dataset.theme = before; });
 }
 
+/** Returns what fills a section when it is first shown, so that the page does not have to make what nobody looks at. */
+function filler(contents) {
+  const fill = (id) => {
+    byId(id).append(...(contents[id]?.() ?? []));
+    delete contents[id];
+  };
+  addEventListener("beforeprint", () => Object.keys(contents).forEach(fill));
+  return fill;
+}
+
 function start() {
   theme();
   const data = readData();
@@ -99,13 +109,16 @@ function start() {
     select: (index) => openSegment(index),
   };
 
-  byId("groups").append(groupsTable(data, (index) => openSegment(index)));
-  byId("networks").append(networksTable(data), segmentsTable(data, (index) => openSegment(index)));
-  if (data.history) byId("training").append(...trainingCharts(data));
-  else byId("training").hidden = true;
+  byId("training").hidden = !data.history;
   byId("network").hidden = !data.hasRemoval;
+  const openTab = tabs(filler({
+    groups: () => [groupsTable(data, (index) => openSegment(index))],
+    networks: () => [networksTable(data), segmentsTable(data, (index) => openSegment(index))],
+    training: () => (data.history ? trainingCharts(data) : []),
+  }));
+  addEventListener("beforeprint", () => { if (view.scene) byId("paper").replaceChildren(...paperDrawings(data, view.plan, view.scene)); });
+  addEventListener("afterprint", () => byId("paper").replaceChildren());
 
-  const openTab = tabs(() => {});
   async function openSegment(index) {
     openTab("graph");
     const isHidden = view.isSubnet && !view.nodes.has(index);

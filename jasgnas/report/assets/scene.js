@@ -7,6 +7,7 @@ const LINE = 6.65; // width of a character of a title, in px: 11 px monospace
 const SMALL = 6.05; // width of a character of a subtitle: 10 px monospace
 const PITCH = 22; // distance of two operators of an unfolded segment
 const JOINT = 26; // diameter of a joint
+const SHEET = { width: 1170, height: 1450 }; // of a drawing on a page of paper: A4 and letter at a scale that can be read
 const SYMBOLS = { add: "+", sub: "−", mul: "×", div: "÷", concatenate: "∥", stack: "∥" };
 
 /** Turns columns `{name: [values]}`, short in JSON, into rows `[{name: value}]`. */
@@ -200,26 +201,103 @@ function round(number) {
   return Math.round(number * 10) / 10;
 }
 
+/** Returns the box of a segment in a drawing. */
+function segmentBox(plan, scene, index) {
+  const { x, y } = scene.places[index];
+  const { width, height } = plan.nodes[index];
+  return { x, y, width, height };
+}
+
+/** Returns the box of the network's input or of an output. */
+function terminalBox({ x, y }) {
+  return { x, y, width: 60, height: 24 };
+}
+
+/** Returns a box around a path: of its coordinates, every other one is an x. */
+function pathBox(path) {
+  const numbers = (path.match(/-?[\d.]+/g) ?? []).map(Number);
+  const [xs, ys] = [0, 1].map((rest) => numbers.filter((_, i) => i % 2 === rest));
+  const [x, y] = [Math.min(...xs), Math.min(...ys)];
+  return { x, y, width: Math.max(...xs) - x, height: Math.max(...ys) - y };
+}
+
+function meet(a, b) {
+  return a.x <= b.x + b.width && b.x <= a.x + a.width && a.y <= b.y + b.height && b.y <= a.y + a.height;
+}
+
+/**
+ * Cuts a drawing into sheets of paper on which its texts can be read: between its ranks, and so that every box is whole
+ * on one of them.
+ *
+ * @return boxes `{name, x, y, width, height}`; the name of a single one is empty.
+ */
+function sheetsOf(plan, scene) {
+  const whole = { name: "", x: 0, y: 0, width: scene.width, height: scene.height };
+  if (whole.width <= SHEET.width && whole.height <= SHEET.height) return [whole];
+  const boxes = [...Object.keys(scene.places).map((i) => segmentBox(plan, scene, i)), ...scene.terminals.map(terminalBox)];
+  const rows = [];
+  for (const rank of ranksOf(boxes)) {
+    const row = rows.at(-1);
+    if (row && rank.bottom - row.top <= SHEET.height) Object.assign(row, { bottom: rank.bottom, boxes: [...row.boxes, ...rank.boxes] });
+    else rows.push(rank);
+  }
+  return rows.flatMap((row, i) => sheetsOfRow(row).map((sheet, j) => ({ name: `${i + 1}.${j + 1}`, ...sheet })));
+}
+
+/** Groups boxes by height: between one group and the next lies a line that meets no box. */
+function ranksOf(boxes) {
+  const ranks = [];
+  for (const box of boxes.toSorted((a, b) => a.y - b.y)) {
+    const [rank, bottom] = [ranks.at(-1), box.y + box.height];
+    if (rank && box.y < rank.bottom) {
+      rank.boxes.push(box);
+      rank.bottom = Math.max(rank.bottom, bottom);
+    } else ranks.push({ top: box.y, bottom, boxes: [box] });
+  }
+  return ranks;
+}
+
+/** Cuts a row into sheets that overlap by the width of its widest box, each as high as what is on it. */
+function sheetsOfRow({ boxes }) {
+  const margin = 12;
+  const overlap = Math.min(SHEET.width / 2, Math.max(...boxes.map((box) => box.width)) + 2 * margin);
+  const left = Math.min(...boxes.map((box) => box.x)) - margin;
+  const right = Math.max(...boxes.map((box) => box.x + box.width)) + margin;
+  const count = Math.max(1, Math.ceil((right - left - overlap) / (SHEET.width - overlap)));
+  const step = count > 1 ? (right - left - SHEET.width) / (count - 1) : 0;
+  return Array.from({ length: count }, (_, i) => round(left + i * step)).flatMap((x) => {
+    const found = boxes.filter((box) => box.x <= x + SHEET.width && x <= box.x + box.width);
+    if (found.length === 0) return [];
+    const y = Math.min(...found.map((box) => box.y)) - margin;
+    return [{ x, y, width: SHEET.width, height: Math.max(...found.map((box) => box.y + box.height)) + margin - y }];
+  });
+}
+
 /**
  * Returns the drawing as a tree `[tag, attributes, ...children]`; a child that is a string is text.
  *
  * Groups with `data-segment` are the vertices of the segment graph and paths of class `edge` its edges; with everything
  * unfolded, groups with `data-operator` are those of the trace graph, `edge` and `link` its edges.
+ *
+ * @param sheet a box outside of which nothing needs to be drawn; by default everything is.
  */
-function drawingTree(data, plan, scene) {
+function drawingTree(data, plan, scene, sheet) {
+  const isOn = (boxOf) => sheet === undefined || meet(boxOf(), sheet);
   const edge = ({ from, to }, path) => {
     const ends = [from, to].filter((i) => i !== INPUT && i !== undefined).map((i) => data.segments[i].fate);
     const fate = ends.includes("redundant") || ends.includes("dead") ? " gone" : "";
     const kind = ends.length === 2 ? "edge" : "wire";
     return ["path", { class: kind + fate, d: path, "data-from": from, ...(to === undefined ? {} : { "data-to": to }) }];
   };
-  const wires = [...plan.edges, ...plan.outputs].map((each, i) => edge(each, scene.paths[i]));
-  const terminals = scene.terminals.map(({ kind, x, y }) => [
+  const wires = [...plan.edges, ...plan.outputs].flatMap((each, i) => (isOn(() => pathBox(scene.paths[i])) ? [edge(each, scene.paths[i])] : []));
+  const terminals = scene.terminals.filter((terminal) => isOn(() => terminalBox(terminal))).map(({ kind, x, y }) => [
     "g", { class: "terminal", transform: `translate(${x},${y})` },
     ["rect", { width: 60, height: 24, rx: 12 }],
     ["text", { x: 30, y: 16, class: "centred" }, kind],
   ]);
-  const nodes = Object.entries(scene.places).map(([i, place]) => nodeTree(data, Number(i), plan.nodes[i], place));
+  const nodes = Object.entries(scene.places)
+    .filter(([i]) => isOn(() => segmentBox(plan, scene, i)))
+    .map(([i, place]) => nodeTree(data, Number(i), plan.nodes[i], place));
   return ["g", { class: "drawing" }, ["g", { class: "edges" }, ...wires], ...terminals, ...nodes];
 }
 

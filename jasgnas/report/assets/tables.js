@@ -4,7 +4,8 @@
  * Makes a table.
  *
  * @param caption what it shows.
- * @param columns `[{key, label, isNumber, show}]`; `show(value, row)` returns text or an element.
+ * @param columns `[{key, label, className, show}]`; `show(value, row)` returns text or an element. A column of class
+ *   `number` is aligned to the right, one of class `long` left out on paper.
  * @param rows the objects shown; `row[key]` is what a column sorts by.
  * @param onOpen called with the row whose first button is pressed, if rows can be opened.
  */
@@ -12,10 +13,10 @@ function sortableTable(caption, columns, rows, onOpen) {
   const body = element("tbody");
   const made = new Map();
   const rowOf = (row) => {
-    const cells = columns.map(({ key, isNumber, show, opens }) => {
+    const cells = columns.map(({ key, className, show, opens }) => {
       const content = show ? show(row[key], row) : figure(row[key]);
       const inner = opens && onOpen ? element("button", { type: "button", class: "link", click: () => onOpen(row) }, content) : content;
-      return element("td", { class: isNumber ? "number" : "" }, inner);
+      return element("td", { class: className ?? "" }, inner);
     });
     return element("tr", { class: row.className ?? "" }, ...cells);
   };
@@ -24,13 +25,12 @@ function sortableTable(caption, columns, rows, onOpen) {
     body.replaceChildren(...ordered.map((row) => made.get(row)));
   };
   const headings = columns.map((column) =>
-    element("th", { scope: "col", class: column.isNumber ? "number" : "" }, element("button", { type: "button", click: () => sortBy(column) }, column.label)),
+    element("th", { scope: "col", class: column.className ?? "", "data-label": column.label }, element("button", { type: "button", click: () => sortBy(column) }, column.label)),
   );
   function sortBy(column) {
     const heading = headings[columns.indexOf(column)];
     // Numbers fall first, names rise first.
-    const first = column.isNumber ? "descending" : "ascending";
-    const second = column.isNumber ? "ascending" : "descending";
+    const [first, second] = column.className === "number" ? ["descending", "ascending"] : ["ascending", "descending"];
     const order = heading.getAttribute("aria-sort") === first ? second : first;
     for (const other of headings) other.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", order);
@@ -62,14 +62,14 @@ function groupsTable(data, onOpen) {
   }));
   const largest = Math.max(...table.map((group) => group.score ?? 0));
   const columns = [
-    { key: "index", label: "Group", isNumber: true },
+    { key: "index", label: "Group", className: "number" },
     { key: "name", label: "Structure", opens: true },
     ...(data.hasRemoval ? [{ key: "state", label: "State", show: (value) => element("span", { class: `badge ${value}` }, value) }] : []),
-    ...(data.groups[0]?.score === undefined ? [] : [{ key: "score", label: "Redundancy score", isNumber: true, show: (value) => bar(value, largest) }]),
-    { key: "params", label: "Parameters", isNumber: true },
-    { key: "share", label: "Share", isNumber: true, show: percent },
-    { key: "macs", label: "Multiply-adds", isNumber: true },
-    { key: "paths", label: "Parameter paths", show: (paths) => pathList(paths) },
+    ...(data.groups[0]?.score === undefined ? [] : [{ key: "score", label: "Redundancy score", className: "number", show: (value) => bar(value, largest) }]),
+    { key: "params", label: "Parameters", className: "number" },
+    { key: "share", label: "Share", className: "number", show: percent },
+    { key: "macs", label: "Multiply-adds", className: "number" },
+    { key: "paths", label: "Parameter paths", className: "long", show: (paths) => pathList(paths) },
   ];
   return sortableTable("The groups: parameters of minimal removal structures", columns, table, (row) => onOpen(row.segment));
 }
@@ -94,9 +94,9 @@ function networksTable(data) {
     "Full network against sub-network",
     [
       { key: "label", label: "" },
-      { key: "full", label: "Full network", isNumber: true },
-      { key: "sub", label: "Sub-network", isNumber: true },
-      { key: "ratio", label: "Sub / full", isNumber: true, show: (value) => (value === null ? "" : percent(value)) },
+      { key: "full", label: "Full network", className: "number" },
+      { key: "sub", label: "Sub-network", className: "number" },
+      { key: "ratio", label: "Sub / full", className: "number", show: (value) => (value === null ? "" : percent(value)) },
     ],
     table,
   );
@@ -122,17 +122,17 @@ function segmentsTable(data, onOpen) {
   const after = data.hasRemoval
     ? [{ key: "fate", label: "In the sub-network", show: (value) => element("span", { class: `badge ${value}` }, FATES[value]) }]
     : [];
-  const left = (key, label) => (data.hasRemoval ? [{ key, label, isNumber: true }] : []);
+  const left = (key, label) => (data.hasRemoval ? [{ key, label, className: "number" }] : []);
   return sortableTable(
     "The segments",
     [
-      { key: "index", label: "Segment", isNumber: true },
+      { key: "index", label: "Segment", className: "number" },
       { key: "name", label: "Name", opens: true },
       ...after,
-      { key: "operators", label: "Operators", isNumber: true },
-      { key: "params", label: "Parameters", isNumber: true },
+      { key: "operators", label: "Operators", className: "number" },
+      { key: "params", label: "Parameters", className: "number" },
       ...left("paramsLeft", "left"),
-      { key: "macs", label: "Multiply-adds", isNumber: true },
+      { key: "macs", label: "Multiply-adds", className: "number" },
       ...left("macsLeft", "left"),
     ],
     table,
