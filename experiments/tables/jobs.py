@@ -137,7 +137,6 @@ def perform(jobs: Iterable[Job], results: Path, *, again: bool = False) -> Itera
         record = _perform(job, again)
         if jax.process_index() == 0:
             append_record(results, record)
-        jax.clear_caches()  # no other training has a use for what was compiled
         yield record
 
 
