@@ -1,7 +1,8 @@
 """Runnable jobs on public names of `jasgnas` alone.
 
 `python -m experiments.demo` is the main job, `python -m experiments.train` runs named settings, `python -m
-experiments.prepare` makes data sets ready, and `experiments.load(folder)` returns the sub-network of a finished run.
+experiments.prepare` makes data sets ready, `python -m experiments.tables` reproduces the papers' tables, and
+`experiments.load(folder)` returns the sub-network of a finished run.
 """
 
 from pathlib import Path
