@@ -69,7 +69,7 @@ def unets():
 @pytest.fixture(scope="module")
 def large():
     """Wider and higher than a sheet of paper: many branches side by side, and many residual blocks below each other."""
-    names = [str(index) for index in range(20)]
+    names = [str(index) for index in range(36)]
 
     def fn(params, x):
         x = sum(x @ params["branches"][name] for name in names)
