@@ -266,7 +266,16 @@ class AuxiliaryHead(nnx.Module):
         self.head = layers.linear(768, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the logits `[batch, num_classes]`; `x` must have at least 7×7 positions."""
+        """Returns the logits `[batch, num_classes]`; `x` must have at least 7×7 positions.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        if min(x.shape[1:3]) < 7:
+            raise ValueError(
+                f"the auxiliary classifier needs at least 7×7 positions, of which these images leave {x.shape[1:3]}: "
+                "train on larger images, or without it"
+            )
         x = nnx.avg_pool(nnx.relu(x), (5, 5), (2, 2))
         x = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
         return self.head(global_mean(x))

@@ -306,6 +306,8 @@ def test_auxiliary_head_speaks_in_training_only() -> None:
     assert output_of(model, x).shape == (2, 10)
     model.train()
     assert [logits.shape for logits in output_of(model, x)] == [(2, 10), (2, 10)]
+    with pytest.raises(ValueError, match=r"at least 7×7 positions, of which these images leave \(6, 6\)"):
+        output_of(model, jax.ShapeDtypeStruct((2, 24, 24, 3), jnp.float32))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ class Size:
     """Images per step."""
     target_sparsity: float | None = None
     """Part of the removal structures that must go, in place of the row's own target."""
+    auxiliary_weight: float | None = None
+    """Weight of the auxiliary classifier's loss. Where images become small, there is no place for this classifier."""
     options: dict[str, Option] = dataclasses.field(default_factory=dict)
     """Options of the network, such as `width 0.25`."""
 
@@ -66,6 +68,9 @@ class Size:
         epochs, batch_size = self.epochs or config.epochs, self.batch_size or config.batch_size
         zoom = (self.image_size or native_size) / native_size
         data, optimizer, h2spg = config.data, config.optimizer, config.h2spg
+        model = replace(config.model, options=config.model.options | self.options)
+        if self.auxiliary_weight is not None:
+            model = replace(model, auxiliary_weight=self.auxiliary_weight)
         augmentation = replace(
             data.augmentation,
             pad_crop=round(zoom * data.augmentation.pad_crop),
@@ -81,7 +86,7 @@ class Size:
             )
         return replace(
             config,
-            model=replace(config.model, options=config.model.options | self.options),
+            model=model,
             data=replace(
                 data,
                 image_size=self.image_size or data.image_size,
@@ -156,7 +161,15 @@ _ABLATION = Size(
     target_sparsity=0.6,
     options={"width": 0.25},
 )
-_SMOKE_DARTS = replace(_SMOKE, num_train=128, num_test=128, batch_size=32, target_sparsity=0.5)
+_SMOKE_DARTS = replace(
+    _SMOKE,
+    num_train=128,
+    num_test=128,
+    batch_size=32,
+    target_sparsity=0.5,
+    auxiliary_weight=0.0,
+    options={"features": 4, "num_cells": 3},
+)
 
 ROWS = {
     row.preset: row
@@ -201,8 +214,10 @@ ROWS = {
             native_size=96,
             sizes={
                 "full": Size(),
-                "reduced": Size(epochs=5, num_train=2_000, num_test=1_000, image_size=48, batch_size=32),
-                "smoke": replace(_SMOKE_DARTS, image_size=48, options={"features": 4, "num_cells": 3}),
+                "reduced": Size(
+                    epochs=5, num_train=2_000, num_test=1_000, image_size=48, batch_size=32, auxiliary_weight=0.0
+                ),
+                "smoke": replace(_SMOKE_DARTS, image_size=48),
             },
             full=Figures(4.05, 614, 74.6),
             subnet=Figures(0.64, 127, 75.1),
@@ -245,8 +260,8 @@ ROWS = {
             native_size=224,
             sizes={
                 "full": Size(),
-                "reduced": Size(epochs=20, num_train=100_000, num_test=10_000, image_size=112, batch_size=256),
-                "smoke": replace(_SMOKE_DARTS, image_size=64, options={"features": 4, "num_cells": 3}),
+                "reduced": Size(epochs=20, num_train=100_000, num_test=10_000, batch_size=256),
+                "smoke": replace(_SMOKE_DARTS, image_size=64),
             },
             subnet=Figures(4.8, 547, 75.3, 92.5),
         ),
