@@ -129,7 +129,6 @@ OPERATORS = {
     "concat": lambda *xs: jnp.concatenate(xs, -1),
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
-    "straight through": lambda a, b: a + jax.lax.stop_gradient(b - a),
     "mul": lambda a, b: a * b,
     "maximum": jnp.maximum,
     "sum": lambda *xs: sum(xs),
@@ -167,12 +166,12 @@ PARAMETERS = {
     "scan": lambda c, _: [(2, c, c), (2, c)],
 }
 # Joints that a lost input does not kill; every other operator needs all that it reads.
-ADDITIVE = ("concat", "add", "sub", "straight through", "sum")
+ADDITIVE = ("concat", "add", "sub", "sum")
 # Kinds by the number of axes of what they read.
 ANY = ("dense", "linear", "embed", "relu", "gelu", "sigmoid", "silu", "tanh", "relu6", "softmax", "where", "drop path",
-       "batch norm", "layer norm", "rms norm", "group norm", "scale", "concat", "add", "sub", "straight through", "mul",
-       "maximum", "concat", "add", "mul", "residual", "residual", "shared", "dense", "swiglu", "glu", "split",
-       "shuffle", "pad", "slice", "gate", "scan")  # fmt: skip
+       "batch norm", "layer norm", "rms norm", "group norm", "scale", "concat", "add", "sub", "mul", "maximum",
+       "concat", "add", "mul", "residual", "residual", "shared", "dense", "swiglu", "glu", "split", "shuffle", "pad",
+       "slice", "gate", "scan")  # fmt: skip
 TOKENS = (
     *ANY,
     "mean",
@@ -220,7 +219,7 @@ class Builder:
         kind = self.possible(self.choose(KINDS[len(shape)]), shape)
         channels = shape[-1]
         width = self.choose((2, 4))
-        if kind in ("concat", "add", "sub", "straight through", "mul", "maximum"):
+        if kind in ("concat", "add", "sub", "mul", "maximum"):
             self.join(kind, source, [i for i, s in enumerate(self.values) if s[:-1] == shape[:-1]])
         elif kind == "cross attention":
             others = [i for i, s in enumerate(self.values) if len(s) == 3 and s[-1] == channels]
@@ -275,7 +274,7 @@ class Builder:
                 self.put("concat", source, other)
             return
         # A difference always has parameters of its own, or it might be zero for all parameters.
-        if self.values[other] != self.values[source] or kind in ("sub", "straight through"):
+        if self.values[other] != self.values[source] or kind == "sub":
             other = self.put("linear", other, width=self.values[source][-1])
         self.put(kind, source, other)
 
