@@ -1,64 +1,69 @@
-"""Time of the analysis by size of the network: tracing, search space and construction of residual chains.
+"""Time and memory of the analysis: `python -m experiments.bench_analysis`.
 
-    python -m experiments.bench_analysis
-
-For each number of blocks it times `jax.make_jaxpr` alone (the floor), `jasgnas.search_space` and
-`jasgnas.construct_subnet` with every other block removed, and fits the exponent of their growth.
+Residual chains of rising length, with the exponents of the growth, and networks that other tools are measured on.
+Beside each stands `jax.make_jaxpr` alone, which no analysis of a jaxpr can do without.
 """
 
-import json
-import platform
+import dataclasses
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
+from flax import nnx
 from rich.table import Table
 
 import jasgnas
+import models
+from experiments.measure import in_fresh_process, publish
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Measures tracing, search space and construction."""
 
     blocks: tuple[int, ...] = (50, 100, 200, 400)
-    """Numbers of residual blocks, rising."""
+    """Numbers of blocks of the chains, rising."""
+    networks: tuple[tuple[str, int], ...] = (
+        ("resnet18", 224),
+        ("resnet50", 224),
+        ("convnext_tiny", 224),
+        ("densenet121", 32),
+        ("densenet121", 224),
+        ("vit_b16", 224),
+        ("darts_14", 224),
+    )
+    """Registered networks, and the height and width of the images."""
     repeats: int = 3
     """How often each time is taken; the least one counts."""
     output: Path | None = None
-    """Where to write the results as JSON."""
+    """Where to write the tables as JSON."""
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Seconds for one network.
 
     Attributes:
-        blocks: number of residual blocks.
         jaxpr: `jax.make_jaxpr` alone.
         space: `jasgnas.search_space`, tracing included.
-        construction: `jasgnas.construct_subnet`, tracing in both modes included.
+        construction: `jasgnas.construct_subnet` without every other group that can go, tracing in both modes included.
     """
 
-    blocks: int
     jaxpr: float
     space: float
     construction: float
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Chain:
     """A chain of residual blocks, convolution, norm, relu, convolution, as a function of its parameters."""
 
     blocks: int
-    params: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, blocks: int, features: int = 4) -> "Chain":
@@ -81,18 +86,62 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def measure(blocks: int, repeats: int) -> Timing:
+def run(config: Config) -> Iterator[Table]:
+    """Yields the table of the chains and the table of the networks; each is measured in a process of its own."""
+    measured = [in_fresh_process(measure_chain, blocks, config.repeats) for blocks in config.blocks]
+    table = _table("residual chains", [f"{blocks} blocks" for blocks in config.blocks], measured)
+    table.add_section()
+    slopes = np.polyfit(np.log(config.blocks), np.log([timing for timing, _ in measured]), 1)[0]
+    table.add_row("exponent", *(f"{slope:.2f}" for slope in slopes))
+    yield table
+    names = [f"{name}, {size}×{size}" for name, size in config.networks]
+    measured = [in_fresh_process(measure_network, *network, config.repeats) for network in config.networks]
+    yield _table("networks", names, measured)
+
+
+def _table(title: str, names: Sequence[str], measured: Sequence[tuple[Timing, float]]) -> Table:
+    table = Table("network", "make_jaxpr s", "search space s", "construction s", "peak MiB", title=title)
+    for name, (timing, peak) in zip(names, measured, strict=True):
+        table.add_row(name, *(f"{seconds:.2f}" for seconds in timing), f"{peak:.0f}")
+    return table
+
+
+def measure_chain(blocks: int, repeats: int) -> Timing:
     """Times the analysis of one chain."""
     x = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
     chain = Chain.of(blocks)
     space = jasgnas.search_space(chain, x, params=chain.params)
-    sparse = space.zero(chain.params, range(0, blocks, 2))
     return Timing(
-        blocks=blocks,
         jaxpr=_least_seconds(lambda: jax.make_jaxpr(lambda p, x: chain(p, x))(chain.params, x), repeats),
         space=_least_seconds(lambda: jasgnas.search_space(chain, x, params=chain.params), repeats),
-        construction=_least_seconds(lambda: jasgnas.construct_subnet(space, sparse), repeats),
+        construction=_construction_seconds(space, chain.params, repeats),
     )
+
+
+def measure_network(name: str, size: int, repeats: int) -> Timing:
+    """Times the analysis of a registered network; its parameters are all one."""
+    example = models.example_input(name)
+    x = jax.ShapeDtypeStruct((1, size, size, example.shape[-1]), example.dtype)
+    graphdef, state = nnx.split(models.create_abstract(name))
+    state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), state)
+    model = nnx.merge(graphdef, state)
+    model.eval()
+
+    graphdef, state = nnx.split(model)
+    space = jasgnas.search_space(model, x)
+    # A new function each time: what has been traced once is not traced again.
+    return Timing(
+        jaxpr=_least_seconds(
+            lambda: jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s, copy=True)(x))(state, x), repeats
+        ),
+        space=_least_seconds(lambda: jasgnas.search_space(model, x), repeats),
+        construction=_construction_seconds(space, model, repeats),
+    )
+
+
+def _construction_seconds(space: jasgnas.SearchSpace, holder: Any, repeats: int) -> float:
+    sparse = space.zero(holder, sorted(space.largest_removal)[::2])
+    return _least_seconds(lambda: jasgnas.construct_subnet(space, sparse), repeats)
 
 
 def _least_seconds(run: Callable[[], Any], repeats: int) -> float:
@@ -104,34 +153,11 @@ def _least_seconds(run: Callable[[], Any], repeats: int) -> float:
     return min(seconds)
 
 
-def exponent(timings: list[Timing], column: str) -> float:
-    """Returns the slope of log time over log size."""
-    sizes = [np.log(timing.blocks) for timing in timings]
-    return float(np.polyfit(sizes, [np.log(getattr(timing, column)) for timing in timings], 1)[0])
-
-
-def main(config: Config) -> None:
-    """Measures, prints a table and writes the results."""
-    timings = []
-    table = Table("blocks", "make_jaxpr s", "search space s", "construction s", title="Residual chains")
-    for blocks in config.blocks:
-        timing = measure(blocks, config.repeats)
-        timings.append(timing)
-        table.add_row(str(blocks), f"{timing.jaxpr:.2f}", f"{timing.space:.2f}", f"{timing.construction:.2f}")
-    exponents = {column: exponent(timings, column) for column in ("jaxpr", "space", "construction")}
-    table.add_section()
-    table.add_row("exponent", *(f"{value:.2f}" for value in exponents.values()))
-    Console().print(table)
-    if config.output is not None:
-        results = {
-            "machine": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "timings": [vars(timing) for timing in timings],
-            "exponents": exponents,
-        }
-        config.output.write_text(json.dumps(results, indent=2))
+def main() -> None:
+    """Runs the benchmark with the command line's settings."""
+    config = tyro.cli(Config, description=__doc__)
+    publish(run(config), config.output)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main()

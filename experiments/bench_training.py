@@ -1,22 +1,24 @@
 """What a trained sub-network costs in time: `python -m experiments.bench_training --data-dir DIR`.
 
 Three trainings of equally many steps, from the same start and over the same images: the full network without H2SPG,
-with H2SPG, and with H2SPG going on with the sub-network as soon as it is there. Compilation and checkpoints count.
-The data sets must have been prepared (`python -m experiments.prepare --help`).
+with H2SPG, and with H2SPG going on with the sub-network as soon as it is there, each in a process of its own.
+Compilation and checkpoints count. The data sets must have been prepared (`python -m experiments.prepare --help`).
 """
 
 import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.table import Table
 
 from experiments.cli import run_command
 from experiments.config import Config as RunConfig
-from experiments.measure import publish
+from experiments.measure import in_fresh_process, publish
 from experiments.presets import PRESETS
+from experiments.train import NetworkResults
 from experiments.train import run as run_training
 
 
@@ -71,30 +73,45 @@ def _run_config(config: Config, preset: str, data: str, seed: int, folder: Path)
 
 
 def _measure(preset: str, config: RunConfig) -> Table:
-    folder = config.output_dir
-    whole = dataclasses.replace(config, output_dir=folder / "whole", shrink=False)
-    shrinking = dataclasses.replace(config, output_dir=folder / "shrinking", shrink=True, train_full=False)
-    kept, shrunk = run_training(whole), run_training(shrinking)
-    # What the presets train by default.
-    assert kept.full is not None and kept.subnet is not None and shrunk.subnet is not None
+    changes: dict[str, dict[str, Any]] = {
+        "full": {"train_h2spg": False},
+        "H2SPG": {"train_full": False, "shrink": False},
+        "H2SPG, shrinking": {"train_full": False},
+    }
+    trained = {
+        label: in_fresh_process(
+            _train, dataclasses.replace(config, output_dir=config.output_dir / str(number), **changed)
+        )
+        for number, (label, changed) in enumerate(changes.items())
+    }
+    (full, _), (kept, _), _ = trained.values()
     table = Table(
-        *("training", "s", "÷ full", "÷ not shrinking", "parameters", "multiply-adds", "test accuracy"),
+        *("training", "s", "÷ full", "÷ not shrinking", "parameters", "multiply-adds", "test accuracy", "peak MiB"),
         title=f"{preset} on {config.data.name}",
         caption=f"{config.data.num_train:,} training images, {config.epochs} epochs, batch {config.batch_size}, "
-        f"seed {config.seed}, {kept.device}",
+        f"seed {config.seed}",
     )
-    for label, result in (("full", kept.full), ("H2SPG", kept.subnet), ("H2SPG, shrinking", shrunk.subnet)):
+    for label, (result, peak) in trained.items():
         seconds = result.training_seconds
         table.add_row(
             label,
             f"{seconds:.1f}",
-            f"{seconds / kept.full.training_seconds:.2f}",
-            f"{seconds / kept.subnet.training_seconds:.2f}",
+            f"{seconds / full.training_seconds:.2f}",
+            f"{seconds / kept.training_seconds:.2f}",
             f"{result.num_params:,}",
             f"{result.macs:,}",
             f"{result.test_accuracy:.2%}",
+            f"{peak:.0f}",
         )
     return table
+
+
+def _train(config: RunConfig) -> NetworkResults:
+    """Returns the one network that is trained."""
+    results = run_training(config)
+    network = results.subnet if config.train_h2spg else results.full
+    assert network is not None
+    return network
 
 
 def main() -> None:

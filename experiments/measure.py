@@ -3,16 +3,21 @@
 import json
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import rich
 from rich.table import Table
+
+T = TypeVar("T")
 
 
 def interleaved_seconds(runs: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: int = 1) -> dict[str, float]:
@@ -33,6 +38,23 @@ def interleaved_seconds(runs: Mapping[str, Callable[[], Any]], repeats: int, *, 
             if number >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def in_fresh_process(function: Callable[..., T], *args: Any) -> tuple[T, float]:
+    """Returns what a function returns, and the peak memory in MiB of the process of its own that it is called in.
+
+    Args:
+        function: a function of a module, so that the process finds it; nothing compiled before is there.
+        *args: its arguments.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_with_peak_memory, function, *args).result()
+
+
+def _with_peak_memory(function: Callable[..., T], *args: Any) -> tuple[T, float]:
+    result = function(*args)
+    unit = 1 if platform.system() == "Darwin" else 2**10  # bytes there, KiB elsewhere
+    return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def machine_facts() -> dict[str, Any]:
