@@ -1,6 +1,7 @@
 // The drawing: laid out by a worker, moved by scrolling, which browsers do best.
 
 const FAR = 0.45; // below this scale texts are not drawn
+const SMALL_PRINT = 0.65; // below this scale texts are tiring to read
 const MOST_KEPT = 8; // layouts that are remembered
 const BAND = 1500; // height of a band of nodes, in the drawing's own px
 const SLICE = 300; // nodes or edges that are made, or rendered anew, before the page may answer again
@@ -190,7 +191,7 @@ class GraphView {
     const whole = Math.min(clientWidth / this.scene.width, clientHeight / this.scene.height);
     const wide = clientWidth / this.scene.width;
     // A tall graph is shown from its top, at a scale at which it can be read; a huge one as a whole.
-    this.zoom(Math.min(1.25, whole > FAR ? whole : wide > FAR ? Math.min(wide, 0.9) : whole));
+    this.zoom(Math.min(1.25, whole > SMALL_PRINT ? whole : wide > FAR ? Math.min(wide, 0.9) : whole));
     const { x } = this.scene.terminals[0] ?? { x: 0 };
     this.viewport.scrollTo((x + 30) * this.scale - clientWidth / 2, 0);
     this.cull();
