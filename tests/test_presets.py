@@ -25,6 +25,7 @@ OVERRIDES = {name: overrides for name, overrides, _ in small_models.SMALL}
 SMALL: dict[str, tuple[dict[str, Any], int | None, tuple[tuple[int, ...], str]]] = {
     "demonet-fashion-mnist": (OVERRIDES["demo_net"], None, ((28, 28), "png")),
     "stacked-unets-svhn": (OVERRIDES["stacked_unets"], None, ((32, 32, 3), "png")),
+    "stacked-unets-cifar10": (OVERRIDES["stacked_unets"], None, ((32, 32, 3), "jpg")),
     "darts-8-stl10": (OVERRIDES["darts_8"], 1_500, ((96, 96, 3), "png")),
     "super-resnet-1m-cifar10": (OVERRIDES["super_resnet"], 8_000, ((32, 32, 3), "jpg")),
     "super-resnet-2m-cifar10": (OVERRIDES["super_resnet"], 8_000, ((32, 32, 3), "jpg")),

@@ -1,19 +1,24 @@
 """Runs that are stopped, damaged, misused or continued."""
 
 import dataclasses
+import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import experiments
+from experiments import logs
 from experiments.checkpoints import Checkpoints, CheckpointWarning, Position
 from experiments.config import Config, H2SPGConfig, differences, from_json, to_json
 from experiments.engine import stop_requests
@@ -205,6 +210,32 @@ def test_tensorboard_events_hold_the_log(tmp_path: Path) -> None:
         found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
         start += 16 + size
     assert found == {"train/loss": (3, 0.25), "phase": (3, 1.0)}
+
+
+def test_live_display_shows_how_far_and_how_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=160)
+    monkeypatch.setattr(logs, "Live", partial(logs.Live, console=console, auto_refresh=False))
+    record = {"epoch": 1.5, "train/loss": 0.25, "train/accuracy": 0.5, "learning_rate": 0.1, "images_per_second": 1234}
+    with logs.LiveDisplay() as display:
+        display.start("h2spg", 60, step=20)
+        display.update({"step": 30, "test/accuracy": 0.75})
+        display.update({"step": 40} | record | {"phase": 1, "num_zero": 2, "num_groups": 5})
+        display._live.refresh()
+        shown = screen.getvalue()
+    for text in (
+        "h2spg",
+        "40/60",
+        "epoch 1.5",
+        "loss 0.250",
+        "accuracy 50.0%",
+        "test 75.0%",
+        "rate 0.1",
+        "1,234 images/s",
+    ):
+        assert text in shown
+    assert "projection, 2 of 5 groups zero" in shown
+    assert re.search(r"\d\d:\d\d", shown)  # the time that is left
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
