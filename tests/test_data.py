@@ -166,6 +166,16 @@ def test_unfit_sources_are_refused(tmp_path: Path) -> None:
         prepare(Prepare("own", tmp_path / "images.tar", tmp_path / "tfds"))
 
 
+@pytest.mark.parametrize("suffix", ["tar", "tar.xz"])
+def test_truncated_tars_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = write_tar(tmp_path / f"images.{suffix}", class_folders({"train": 3, "test": 3}, ["a", "b"], (16, 16, 3)))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2 + 100])
+    with pytest.raises(DataError, match="no readable tar"):
+        prepare(Prepare("own", path, tmp_path / "tfds"))
+    assert not (tmp_path / "tfds").exists()
+
+
 def test_preparing_from_the_network_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="TensorFlow.*--source"):
         prepare(Prepare("cifar10", None, tmp_path))
