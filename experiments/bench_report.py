@@ -112,7 +112,7 @@ def run(config: Config) -> Results:
         load_seconds, load_cpu_seconds = clock.lap()
         frames, frame_cpu = _pan(page, config.frames, clock)
         page.click("#unfold")
-        page.wait_for_selector(".operator", timeout=300_000, state="attached")
+        page.wait_for_selector("#viewport[aria-busy=false] .operator", timeout=300_000, state="attached")
         unfold_seconds, unfold_cpu_seconds = clock.lap()
         longest = page.evaluate("() => Math.max(0, ...window.longTasks)")
         unfolded_frames, unfolded_frame_cpu = _pan(page, config.frames, clock)
