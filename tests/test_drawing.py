@@ -3,6 +3,7 @@
 import re
 import struct
 import sys
+import threading
 from xml.etree import ElementTree
 
 import jax
@@ -149,3 +150,15 @@ def test_a_missing_extra_is_named(space, tmp_path, monkeypatch, module, package,
     with pytest.raises(JasgnasError, match=rf"needs the package {package} .*pip install 'jasgnas\[draw\]'"):
         jasgnas.draw(space, path=tmp_path / f"graph.{suffix}")
     drawing._layout_engine.cache_clear()
+
+
+def test_the_layout_engine_is_stopped_when_the_program_ends(monkeypatch):
+    at_exit = []
+    monkeypatch.setattr("atexit.register", at_exit.append)
+    before = set(threading.enumerate())
+    run = drawing._layout_engine.__wrapped__()
+    started = set(threading.enumerate()) - before
+    assert run("1 + 1") == 2 and started
+    (close,) = at_exit
+    close()
+    assert not started & set(threading.enumerate())

@@ -1,5 +1,6 @@
 """Drawings of the graphs as SVG and PNG, laid out by the same scripts as the page."""
 
+import atexit
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -107,6 +108,8 @@ def _layout_engine() -> Callable[[str], Any]:
     except ImportError as error:
         raise _missing("mini-racer", error) from error
     context = MiniRacer()
+    # Left to the garbage collector, it may wait for ever for its thread, which an interpreter that ends has halted.
+    atexit.register(context.close)
     # An evaluation ends in a number, so that nothing but that is converted to Python.
     for script in (asset("engine.js"), engine(), asset("scene.js"), asset("draw.js")):
         context.eval(f"{script}\n;0", timeout_sec=_SECONDS)
