@@ -284,8 +284,18 @@ def test_section_is_made_of_the_lines(tmp_path: Path) -> None:
     assert "60,000 training and 10,000 test images of 28×28×1 (fashion_mnist: made from idx files), 3 epochs" in text
     assert "2,811 steps; 1 × cpu (a processor), jax 0.10.2, 2.5 hours in all" in text
     assert text.count(f"`{RECORD.command}`") == 1
-    assert "smoke scale alone, where accuracies mean nothing: StackedUnets on SVHN (line 8)." in text
-    assert "Not run: StackedUnets on CIFAR-10; DARTS, 8 cells on STL-10; " in text
+    assert (
+        "on its own data: DemoNet on Fashion-MNIST (reduced, lines 1, 3–7), StackedUnets on SVHN (smoke with " in text
+    )
+    assert (
+        "with svhn_test10k in its place, line 8), StackedUnets on CIFAR-10 (not run), DARTS, 8 cells on STL-10" in text
+    )
+
+
+def test_row_by_the_full_recipe_is_not_missing(tmp_path: Path) -> None:
+    lines = [{"scale": "full"}, SMOKE | {"row": "stacked-unets-svhn", "scale": "full"}]
+    text = section(write(tmp_path / "tables.jsonl", lines), tmp_path / "none.jsonl")
+    assert "on its own data: StackedUnets on SVHN (full with svhn_test10k in its place, line 2), " in text
 
 
 def test_stand_in_is_never_called_what_it_stands_for(tmp_path: Path) -> None:
