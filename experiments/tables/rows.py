@@ -47,6 +47,8 @@ class Size:
     """Height and width to bring the images to."""
     batch_size: int | None = None
     """Images per step."""
+    workers: int | None = None
+    """Processes that decode and augment."""
     target_sparsity: float | None = None
     """Part of the removal structures that must go, in place of the row's own target."""
     auxiliary_weight: float | None = None
@@ -92,6 +94,7 @@ class Size:
                 image_size=self.image_size or data.image_size,
                 num_train=self.num_train or data.num_train,
                 num_test=self.num_test or data.num_test,
+                workers=data.workers if self.workers is None else self.workers,
                 augmentation=augmentation,
             ),
             optimizer=replace(
@@ -139,7 +142,7 @@ _CIFAR_OURS = "OTOv2's for CIFAR-10 (arXiv 2303.06862)"
 _ZEN_NAS = "OTOv2's, with the regularisation of Zen-NAS (arXiv 2102.01063)"
 
 # Each reduced scale is sized for a day of two CPU cores with three seeds.
-_SMOKE = Size(epochs=2, num_train=512, num_test=512, batch_size=64)
+_SMOKE = Size(epochs=2, num_train=512, num_test=512, batch_size=64, workers=0)
 _REDUCED_SUPER_RESNET = Size(epochs=5, num_train=5_000, num_test=10_000, image_size=16, batch_size=64)
 _STACKED_UNETS_SIZES = {
     "full": Size(),
