@@ -163,7 +163,7 @@ def h2spg(
     check_number("epsilon", epsilon, 0, 1)
     check_number("omega", omega, 0, 1)
     if selection_steps is None:
-        selection_steps = min(warmup_steps, _memory(omega))
+        selection_steps = int(min(warmup_steps, _memory(omega)))
     check_integer("selection_steps", selection_steps, 1, warmup_steps)
     score_fn = _find_score(score)
 
@@ -399,8 +399,10 @@ def _project(sums: GroupSums, pull: jax.Array, epsilon: float | jax.Array, limit
     return GroupMoves(scale, scale - 1 - scale * shortening, projected | (limits <= 0))
 
 
-def _memory(omega: float) -> int:
+def _memory(omega: float | jax.Array) -> float:
     """Returns after how many updates a moving average has forgotten what was before them, to double precision."""
+    if isinstance(omega, jax.Array):
+        return np.inf  # Under optax.inject_hyperparams its value is not known yet.
     return 1 if omega == 0 else int(np.ceil(np.log(np.finfo(np.float64).eps) / np.log(omega)))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 
 import jasgnas
 import models
@@ -356,7 +357,7 @@ def test_record_of_another_meaning_of_a_scale_does_not_count(tmp_path: Path, mon
 
 def test_rows_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     results = write(tmp_path / "tables.jsonl", LINES)
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr("rich._console", Console(width=250))  # the one that is printed to keeps its first width
     monkeypatch.setattr("sys.argv", ["tables", "list", f"--results={results}"])
     tables.main()
     printed = capsys.readouterr().out
