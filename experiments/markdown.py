@@ -1,9 +1,10 @@
 """Reports that are printed and kept as Markdown."""
 
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+
+from experiments.measure import usable_cores
 
 
 def markdown_table(*lines: Sequence[str]) -> str:
@@ -23,4 +24,4 @@ def markdown_table(*lines: Sequence[str]) -> str:
 def machine() -> dict[str, str]:
     """Returns the facts of the machine and the software that measurements depend on."""
     packages = {name: version(name) for name in ("jax", "flax")}
-    return {"cores": str(os.cpu_count()), "Python": platform.python_version(), **packages}
+    return {"cores": str(usable_cores()), "Python": platform.python_version(), **packages}

@@ -61,12 +61,17 @@ def machine_facts() -> dict[str, Any]:
     """Returns what a figure depends on beside the code: processor, cores, load, and versions."""
     return {
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "load": os.getloadavg()[0],
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         **{name: version(name) for name in ("jax", "flax", "optax")},
     }
+
+
+def usable_cores() -> int:
+    """Returns the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def publish(tables: Iterable[Table], path: Path | None) -> None:
