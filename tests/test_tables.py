@@ -157,7 +157,9 @@ def test_size_takes_the_rest_of_the_recipe_with_it() -> None:
     assert (config.data.augmentation.pad_crop, config.data.augmentation.cutout) == (6, 24)
     assert config.data.augmentation.flip
     assert config.h2spg == dataclasses.replace(row.config.h2spg, target_params=None, target_sparsity=0.5)
-    assert Size(epochs=40).apply(ROWS["super-resnet-2m-cifar10"].config, 32).optimizer.warmup_epochs == 0.5
+    assert Size(target_params=7).apply(row.config, 96).h2spg == dataclasses.replace(row.config.h2spg, target_params=7)
+    assert Size(epochs=40).apply(ROWS["super-resnet-2m-cifar10"].config, 32).optimizer.warmup_epochs == 4
+    assert Size(epochs=80).apply(ROWS["super-resnet-2m-cifar10"].config, 32).optimizer.warmup_epochs == 5
     assert Size(auxiliary_weight=0.0).apply(row.config, 96).model == dataclasses.replace(
         row.config.model, auxiliary_weight=0.0
     )
