@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.compare import Comparison
 from experiments.errors import CheckpointError, DivergedError
 
 _ARRAYS, _RECORD = "arrays", "record"
@@ -27,14 +28,14 @@ class Position:
         iterator: state of the data iterator.
         removed: indices of the groups that the network has been shrunk by.
         seconds: time that the training has taken.
-        difference: what `compare.largest_difference` found when the network was last shrunk.
+        comparison: of the sparse network and the sub-network when it was last shrunk.
     """
 
     step: int
     iterator: dict[str, Any]
     removed: tuple[int, ...] = ()
     seconds: float = 0.0
-    difference: tuple[float, float] | None = None
+    comparison: Comparison | None = None
 
 
 class CheckpointWarning(UserWarning):
@@ -175,13 +176,13 @@ def _facts(array: np.ndarray) -> dict[str, Any]:
 
 
 def _position(record: dict[str, Any]) -> Position:
-    difference = record["difference"]
+    comparison = record["comparison"]
     return Position(
         record["step"],
         record["iterator"],
         tuple(record["removed"]),
         record["seconds"],
-        None if difference is None else tuple(difference),
+        None if comparison is None else Comparison(**comparison),
     )
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 import jasgnas
 from experiments.checkpoints import Checkpoints, Position
-from experiments.compare import largest_difference
+from experiments.compare import Comparison, compare
 from experiments.data import TrainBatches
 from experiments.errors import DivergedError, Interrupted
 from experiments.logs import Display, Record, RunLog
@@ -50,7 +50,7 @@ class Trained(NamedTuple):
         history: all log entries.
         evaluation: result of the test at the end.
         seconds: time it took, compilation and earlier starts included.
-        difference: what `largest_difference` found when the network was last shrunk, None if it never was.
+        comparison: of the sparse network and the sub-network when it was last shrunk, None if it never was.
     """
 
     module: nnx.Module
@@ -58,7 +58,7 @@ class Trained(NamedTuple):
     history: list[Record]
     evaluation: Evaluation
     seconds: float
-    difference: tuple[float, float] | None
+    comparison: Comparison | None
 
 
 class StopRequest:
@@ -123,7 +123,7 @@ class Training:
         self._space = space
         self._folder = run.log_folder(name)
         self._options = StepOptions.of(run.config, run.dataset)
-        self._difference: tuple[float, float] | None = None
+        self._comparison: Comparison | None = None
         self._state: TrainState
         self._set_network(module, init_state(Network.variables(module), tx, run.config.ema))
 
@@ -150,7 +150,7 @@ class Training:
         self._shrink_if_due()
         state = self._fetched_state()
         module = self._network.module(state.result)
-        return Trained(module, state.opt_state, log.history, self.evaluate(), seconds, self._difference)
+        return Trained(module, state.opt_state, log.history, self.evaluate(), seconds, self._comparison)
 
     def evaluate(self) -> Evaluation:
         """Tests the network as it is now."""
@@ -197,7 +197,7 @@ class Training:
                 display.update(record)
                 if is_saved:
                     seconds = time.perf_counter() - started
-                    where = Position(step, iterator.get_state(), self._removed, seconds, self._difference)
+                    where = Position(step, iterator.get_state(), self._removed, seconds, self._comparison)
                     checkpoints.save(self._fetched_state(), where)
                 window = _Window(step)
             if stops:
@@ -228,7 +228,7 @@ class Training:
         position = checkpoints.latest()
         if position is None:
             return Position(0, {})
-        self._difference = position.difference
+        self._comparison = position.comparison
         if position.removed:
             self._set_network(*self._shrunk(position.removed))
         self._state = self._run.parallel.place_state(checkpoints.restore(self._fetched_state(), position))
@@ -257,7 +257,7 @@ class Training:
         if len(h2spg.remainder.removed) < np.sum(h2spg.zero) == np.sum(h2spg.redundant):
             sparse = self._network.module(self._fetched_state().variables)
             subnet, state = self._shrunk()
-            self._difference = largest_difference(self._run, sparse, subnet)
+            self._comparison = compare(self._run, sparse, subnet)
             self._set_network(subnet, state)
 
     def _shrunk(self, removed: tuple[int, ...] | None = None) -> tuple[nnx.Module, TrainState]:

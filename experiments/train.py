@@ -25,7 +25,7 @@ from rich.table import Table
 
 import jasgnas
 from experiments.cli import run_command
-from experiments.compare import largest_difference
+from experiments.compare import Comparison, compare
 from experiments.config import Config
 from experiments.data import open_dataset
 from experiments.engine import Trained, Training
@@ -76,9 +76,8 @@ class Results:
         num_groups: number of all structures that could go.
         full_params: parameters of the full network.
         full_macs: its multiply-adds.
-        largest_output: largest absolute logit of the sparse network over the test images, when it was last shrunk or at
-            the end; None if nothing was removed.
-        largest_difference: largest absolute difference between its logits and the sub-network's, or None.
+        comparison: of the sparse network and the sub-network, when it was last shrunk or at the end; None if nothing
+            was removed.
         seconds: wall time of search space and construction, in the latest start.
         dataset: the images and where they come from.
         image_shape: height, width and channels of the images.
@@ -95,8 +94,7 @@ class Results:
     num_groups: int
     full_params: int
     full_macs: int
-    largest_output: float | None
-    largest_difference: float | None
+    comparison: Comparison | None
     seconds: dict[str, float]
     dataset: str
     image_shape: list[int]
@@ -136,7 +134,7 @@ def run(config: Config) -> Results:
     h2spg = tx
     if config.train_h2spg:  # before any training, so that a target out of reach costs nothing
         h2spg = add_h2spg(tx, space, config.h2spg, config.optimizer.name, schedule, batches.num_steps, config.seed)
-    full = sparse = subnet_results = difference = None
+    full = sparse = subnet_results = comparison = None
     removed: tuple[int, ...] = ()
     example = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     with _display(config) as display:
@@ -146,7 +144,7 @@ def run(config: Config) -> Results:
             sparse = Training(run, "h2spg", module, h2spg, schedule, space).train(display)
     if sparse is not None:
         with _timed(seconds, "construction and comparison"):
-            removed, subnet, difference = _construct(run, space, sparse)
+            removed, subnet, comparison = _construct(run, space, sparse)
         save_subnet(run, space, removed, subnet)
         subnet_results = _network_results(subnet, example, sparse)
     results = Results(
@@ -156,8 +154,7 @@ def run(config: Config) -> Results:
         num_groups=len(space.groups),
         full_params=inference_params(module),
         full_macs=space.subnet_size(())[1],
-        largest_output=difference and difference[0],
-        largest_difference=difference and difference[1],
+        comparison=comparison,
         seconds=seconds,
         dataset=f"{dataset.name}: {dataset.origin}",
         image_shape=list(dataset.image_shape),
@@ -188,20 +185,22 @@ def results_table(config: Config, results: Results) -> Table:
         after = None if subnet is None else getattr(subnet, field)
         table.add_row(label, f"{before:,}", "" if after is None else f"{after:,} ({after / before:.0%})")
 
-    def compare(label: str, field: str, form: str) -> None:
+    def add_both(label: str, field: str, form: str) -> None:
         table.add_row(label, *("" if r is None else form.format(getattr(r, field)) for r in (full, subnet)))
 
-    compare("test accuracy", "test_accuracy", "{:.2%}")
+    add_both("test accuracy", "test_accuracy", "{:.2%}")
     if config.data.name == "imagenet2012":
-        compare("test accuracy, top 5", "test_top5", "{:.2%}")
-    compare("seconds of training", "training_seconds", "{:.1f}")
+        add_both("test accuracy, top 5", "test_top5", "{:.2%}")
+    add_both("seconds of training", "training_seconds", "{:.1f}")
     for part, seconds in results.seconds.items():
         table.add_row(f"seconds of {part}", "", f"{seconds:.1f}")
     table.add_section()
     table.add_row("removed", "", _removed_text(results))
-    if results.largest_output is not None:
-        difference = f"{results.largest_difference:.1e} of {results.largest_output:.1f}"
-        table.add_row("largest output difference", "", difference)
+    if (both := results.comparison) is not None:
+        table.add_row("when it was constructed:", "", "")
+        table.add_row("test accuracy, sparse network", "", f"{both.sparse_accuracy:.2%}")
+        table.add_row("test accuracy, sub-network", "", f"{both.subnet_accuracy:.2%}")
+        table.add_row("largest output difference", "", f"{both.largest_difference:.1e} of {both.largest_output:.1f}")
     return table
 
 
@@ -227,15 +226,15 @@ def _display(config: Config) -> Display:
 
 def _construct(
     run: Run, space: jasgnas.SearchSpace, sparse: Trained
-) -> tuple[tuple[int, ...], nnx.Module, tuple[float, float] | None]:
-    """Returns the groups that are gone, the sub-network, and how far its outputs differ from the sparse network's."""
+) -> tuple[tuple[int, ...], nnx.Module, Comparison | None]:
+    """Returns the groups that are gone, the sub-network, and how it compares with the sparse network."""
     removed = tuple(np.flatnonzero(jasgnas.h2spg_state(sparse.opt_state, space).zero).tolist())
     if run.config.shrink:
-        return removed, sparse.module, sparse.difference
+        return removed, sparse.module, sparse.comparison
     # Averaged weights of a group go to zero more slowly than the weights themselves.
     module = space.zero(sparse.module, removed)
     subnet = jasgnas.construct_subnet(space, module)
-    return removed, subnet, largest_difference(run, module, subnet)
+    return removed, subnet, compare(run, module, subnet)
 
 
 def _network_results(module: nnx.Module, example: jax.ShapeDtypeStruct, trained: Trained) -> NetworkResults:
@@ -289,7 +288,8 @@ def _removed_text(results: Results) -> str:
 def _read_results(text: str) -> Results:
     record = json.loads(text)
     networks = {name: record[name] and NetworkResults(**record[name]) for name in ("full", "subnet")}
-    return Results(**record | networks)
+    comparison = record["comparison"] and Comparison(**record["comparison"])
+    return Results(**record | networks | {"comparison": comparison})
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import pytest
 
 import experiments
 from experiments import demo, train
+from experiments.compare import Comparison
 from experiments.config import Config, H2SPGConfig, ModelConfig, ParallelConfig
 from experiments.logs import read_log
 from experiments.presets import DIGITS
@@ -88,8 +89,7 @@ def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
         num_groups=5,
         full_params=1000,
         full_macs=2000,
-        largest_output=10.0,
-        largest_difference=1e-6,
+        comparison=Comparison(10.0, 1e-6, 0.125, 0.375),
         seconds={"search space": 1.0, "construction and comparison": 2.0},
         dataset="digits",
         image_shape=[8, 8, 1],
@@ -101,13 +101,14 @@ def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
     )
     train.rich.print(train.results_table(Config(), results))
     train.rich.print(train.results_table(Config(), dataclasses.replace(results, full=None)))
-    alone = dataclasses.replace(results, subnet=None, removed=[], largest_output=None)
+    alone = dataclasses.replace(results, subnet=None, removed=[], comparison=None)
     train.rich.print(train.results_table(Config(), alone))
     printed, without_full, without_subnet = capsys.readouterr().out.split("demo_net on digits")[1:]
     assert "25.00%" in without_full and "50.00%" not in without_full
     assert "50.00%" in without_subnet and "25.00%" not in without_subnet
     for text in ("1,000", "500 (50%)", "1,500 (75%)", "50.00%", "25.00%", "conv2", "conv3", "1.0e-06", "20.0", "30.0"):
         assert text in printed
+    assert "12.50%" in printed and "37.50%" in printed
 
 
 @pytest.mark.parametrize(
