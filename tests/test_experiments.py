@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 import experiments
+import jasgnas
 from experiments import demo, train
-from experiments.compare import Comparison
+from experiments.compare import Comparison, compare
 from experiments.config import Config, H2SPGConfig, ModelConfig, ParallelConfig
 from experiments.logs import read_log
+from experiments.networks import create_module
+from experiments.parallel import start
 from experiments.presets import DIGITS
+from experiments.runs import Run
 from models.demo_net import DemoNet
 
 SMALL = dataclasses.replace(
@@ -39,6 +43,7 @@ def test_main_job_leaves_its_results(finished: tuple[Config, train.Results]) -> 
     assert len(results.removed) == 2 and results.num_groups == 5
     assert results.full is not None
     assert results.subnet.num_params < results.full.num_params and results.subnet.macs < results.full.macs
+    assert results.comparison.sparse_accuracy == results.comparison.subnet_accuracy
     assert results.full.test_accuracy > 0.2 and results.full.test_top5 > results.full.test_accuracy
 
     folder = config.output_dir
@@ -64,6 +69,24 @@ def test_subnet_comes_back_in_one_line(finished: tuple[Config, train.Results]) -
     mean, std = dataset.normalisation
     logits = subnet(jnp.asarray((images / 255 - mean[0]) / std[0], jnp.float32))
     assert np.mean(logits.argmax(axis=1) == labels) == pytest.approx(results.subnet.test_accuracy)
+
+
+def test_comparison_counts_what_each_network_gets_right() -> None:
+    dataset = train.open_dataset("digits")
+    run = Run(SMALL, dataset, start(SMALL.parallel))  # 360 test images, so that the second batch is filled up
+    module = create_module(SMALL, 10, 1)
+    module.eval()
+    images, labels = dataset.test.load(np.arange(360))
+    mean, std = dataset.normalisation
+    logits = np.array(module(jnp.asarray((images / 255 - mean[0]) / std[0], jnp.float32)))
+    # To the nearest image: two logits may lie as close together as they are rounded.
+    accuracy = pytest.approx(np.mean(logits.argmax(axis=1) == labels), abs=1.5 / 360)
+    found = compare(run, module, module)
+    assert (found.sparse_accuracy, found.subnet_accuracy, found.largest_difference) == (accuracy, accuracy, 0)
+    assert found.largest_output == pytest.approx(np.abs(logits).max(), rel=1e-4)
+    other = create_module(dataclasses.replace(SMALL, seed=1), 10, 1)
+    with pytest.raises(jasgnas.VerificationError, match="differ from the sparse network's by up to"):
+        compare(run, module, other)
 
 
 def experiments_params(module) -> int:
