@@ -44,10 +44,12 @@ class _Read(NamedTuple):
     Attributes:
         sources: the segments, each with the part of it that is read.
         num_external: number of network inputs that are read.
+        additive: whether any of these is enough.
     """
 
     sources: tuple[_Part, ...]
     num_external: int
+    additive: bool
 
 
 def build_dependence(graph: Graph, groups: Sequence[Group]) -> SegmentTopology:
@@ -97,19 +99,19 @@ class _Builder:
             self._present[key] = self._depends[key] = None
             return
         present = [self._present[source] for source in sources]
-        if segment.additive:
+        if read.additive:
             always = bool(constants) or None in present
             external = read.num_external
         else:
             external = read.num_external or len(present) - len(_known(present))
             always = group < 0 and not read.num_external and not _known(present)
         self._present[key] = (
-            None if always else self._vertex(segment.index, _known(present), segment.additive, external, group)
+            None if always else self._vertex(segment.index, _known(present), read.additive, external, group)
         )
         depending = _known([self._depends[source] for source in sources])
         if self._present[key] is not None and present == [self._depends[source] for source in sources]:
             self._depends[key] = self._present[key]
-        elif segment.additive or always:
+        elif read.additive or always:
             self._depends[key] = self._vertex(segment.index, depending, True, read.num_external, group)
         else:
             any_of_them = self._vertex(segment.index, depending, True, read.num_external, -1)
@@ -146,7 +148,7 @@ class _Reader:
     def __init__(self, graph: Graph):
         self._graph = graph
         self._prover = Prover(graph)
-        self._sums = Sums(graph.program)
+        self._sums = Sums(graph.program, graph.static_parts)
         self._avals = graph.program.avals
         self._inputs = frozenset(graph.program.inputs) - graph.static_parts.keys()
         equations = enumerate(graph.program.equations)
@@ -179,8 +181,8 @@ class _Reader:
         return segment, part
 
     def _read(self, segment: Segment, results: Needs) -> _Read:
-        if segment.additive and (left := self._sums.remainder(self._results(segment.index)[0])) is not None:
-            return self._read_sum(left)
+        if (sum_of := self._read_sum(segment)) is not None:
+            return sum_of
         first = self._graph.operators[segment.operators[0]]
         read = self._prover.inputs(first)
         if self._is_selective(segment) or not all(_is_whole(need) for need in results.values()):
@@ -195,15 +197,23 @@ class _Reader:
             if any(need != NOTHING for need in asked.values()):
                 sources.append(self._ask(source, asked))
         external = [var for var in read if var in self._inputs and needs.get(var, NOTHING) != NOTHING]
-        return _Read(tuple(sources), len(external))
+        return _Read(tuple(sources), len(external), segment.additive)
 
-    def _read_sum(self, addends: Sequence[int]) -> _Read:
-        """Returns what a sum of some variables depends on; a variable inside a segment comes and goes with it."""
-        data = [var for var in addends if var not in self._graph.static_parts]
-        computed = [self._graph.operator_of[self._producer[var]] for var in data if var not in self._inputs]
-        segments = dict.fromkeys(self._graph.segment_of[operator] for operator in computed)
-        sources = [self._ask(each, {var: self._whole(var) for var in self._results(each)}) for each in segments]
-        return _Read(tuple(sources), len(data) - len(computed))
+    def _read_sum(self, segment: Segment) -> _Read | None:
+        """Returns what a segment depends on through a sum that takes away again what it adds, None if there is none.
+
+        A variable inside a segment comes and goes with it.
+        """
+        results = (var for operator in reversed(segment.operators) for var in self._prover.output(operator))
+        for left in map(self._sums.remainder, results):
+            if left is None:
+                continue
+            computed = [self._graph.operator_of[self._producer[var]] for var in left if var in self._producer]
+            segments = dict.fromkeys(self._graph.segment_of[operator] for operator in computed)
+            if segment.index not in segments:
+                sources = [self._ask(each, {var: self._whole(var) for var in self._results(each)}) for each in segments]
+                return _Read(tuple(sources), len(left) - len(computed), additive=True)
+        return None
 
     def _results(self, segment: int) -> tuple[int, ...]:
         return self._prover.output(self._graph.segments[segment].operators[-1])

@@ -104,8 +104,7 @@ OPERATORS = {
     "layer norm": norm,
     "rms norm": lambda x, scale: x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-3) * scale,
     "group norm": partial(group_norm, groups=2),
-    # Without an activation after it the mean of an image would be the bias alone.
-    "instance norm": lambda x, scale, bias: jax.nn.silu(group_norm(x, scale, bias, x.shape[-1])),
+    "instance norm": lambda x, scale, bias: group_norm(x, scale, bias, x.shape[-1]),
     "scale": lambda x, scale: x * scale,
     "relu": jax.nn.relu,
     "gelu": jax.nn.gelu,

@@ -39,6 +39,91 @@ def test_what_remains_by_hand(fn, expected):
     assert remainder(fn, 2) == expected
 
 
+PARAMS = {"scale": jnp.arange(1.0, 4), "bias": jnp.ones(3), "kernel": jnp.ones((3, 3)), "places": jnp.arange(1.0, 6)}
+SPACE, CHANNELS, EXAMPLES = 1, 2, 0
+
+
+def norm(x, axes=SPACE):
+    deviation = x - jnp.mean(x, axes, keepdims=True)
+    return deviation * jax.lax.rsqrt(jnp.mean(deviation * deviation, axes, keepdims=True) + 1e-5)
+
+
+def affine(p, x, axes=SPACE):
+    return norm(x, axes) * p["scale"] + p["bias"]
+
+
+def mean(x, axes=SPACE):
+    return jnp.mean(x, axes)
+
+
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        (lambda p, x, q: mean(affine(p, x)), []),
+        (lambda p, x, q: mean(affine(p, x)) + q[:, 0], "q"),
+        (lambda p, x, q: mean(affine(p, x) + q), [1]),
+        (lambda p, x, q: mean(affine(p, x) - q + 0.5), [1]),
+        (lambda p, x, q: mean(affine(p, x) @ p["kernel"]) * 3, []),
+        (lambda p, x, q: mean(jnp.einsum("nsc,cd->dsn", affine(p, x), p["kernel"])), []),
+        (lambda p, x, q: mean(jnp.transpose(affine(p, x), (0, 2, 1)), 2), []),
+        (lambda p, x, q: mean(affine(p, x)[:, :, None, :], (1, 2)), []),
+        (lambda p, x, q: mean(norm(x) / jnp.max(jnp.abs(x), SPACE, keepdims=True)), []),
+        (lambda p, x, q: mean(affine(p, x) / jnp.max(jnp.abs(x), SPACE, keepdims=True)), None),
+        (lambda p, x, q: mean(affine(p, affine(p, x) @ p["kernel"])), []),
+        (lambda p, x, q: mean(affine(p, x), (EXAMPLES, SPACE)), []),
+        (lambda p, x, q: mean(jnp.concatenate([affine(p, x), q], 2)), [1]),
+        (lambda p, x, q: mean(jnp.concatenate([affine(p, x), p["places"][:, None] * jnp.ones((2, 5, 3))], 1)), []),
+        (lambda p, x, q: mean(jnp.pad(affine(p, x), ((0, 0), (1, 2), (0, 4)))), []),
+        (lambda p, x, q: mean(affine(p, x)[..., 1:]), []),
+        (lambda p, x, q: mean(jnp.split(affine(p, x), 3, axis=2)[1] + 1.0), []),
+        (lambda p, x, q: jnp.mean(affine(p, x).reshape(2, 5, 3, 1, 1).reshape(2, 15, 1), 1), []),
+        (lambda p, x, q: jnp.mean(norm(x).reshape(2, 15), 1), []),
+        (lambda p, x, q: jnp.mean(norm(x.reshape(2, 15)[..., None]).reshape(2, 5, 3), (1, 2)), []),
+        (lambda p, x, q: mean(jnp.concatenate([x, -x], 2)), None),
+        (lambda p, x, q: mean((norm(x) + 1.0) * mean(jnp.abs(x))[:, None]), None),
+        (lambda p, x, q: jnp.sum(jax.nn.standardize(x, SPACE), SPACE), []),
+        (lambda p, x, q: mean(norm(x, CHANNELS), CHANNELS), []),
+        # One factor differs from place to place, or the sum runs along other axes than the mean did.
+        (lambda p, x, q: mean(affine(p, x) * p["places"][:, None]), None),
+        (lambda p, x, q: mean(affine(p, x) * q), None),
+        (lambda p, x, q: mean(affine(p, x, CHANNELS), CHANNELS), None),
+        (lambda p, x, q: mean(affine(p, x, (EXAMPLES, SPACE))), None),
+        (lambda p, x, q: mean(affine(p, x), CHANNELS), None),
+        (lambda p, x, q: mean(jnp.einsum("nsc,st->ntc", affine(p, x), p["places"][:, None] * p["places"])), None),
+        (lambda p, x, q: mean(jax.nn.silu(affine(p, x))), None),
+        (lambda p, x, q: mean(affine(p, x)[:, 1:]), None),
+        (lambda p, x, q: mean((x - mean(x)[:, None] / 2) * 3), None),
+        (lambda p, x, q: affine(p, x), None),
+    ],
+)
+def test_what_remains_of_sums_along_axes_is_what_has_a_derivative(fn, expected):
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = [jax.random.normal(key, (2, 5, 3)) for key in keys[:2]]
+    program = inline(trace(fn, PARAMS, *inputs))
+    leaves = len(PARAMS)
+    static = set(program.inputs[:leaves])
+    for eqn in program.equations:
+        if all(not isinstance(atom, int) or atom in static for atom in eqn.inputs):
+            static.update(eqn.outputs)
+    found = Sums(program, static).remainder(program.outputs[0])
+    if expected == "q":
+        assert len(found) == 1 and found[0] not in program.inputs  # the slice of q
+    else:
+        assert found == (None if expected is None else [program.inputs[leaves + i] for i in expected])
+    weights = jax.random.normal(keys[2], jax.eval_shape(fn, PARAMS, *inputs).shape)
+    slopes = jax.grad(lambda xs: jnp.sum(weights * fn(PARAMS, *xs)))(inputs)
+    moving = [i for i, slope in enumerate(slopes) if jnp.abs(slope).max() > 1e-5]
+    assert moving == {"q": [1], None: moving}.get(expected if not isinstance(expected, list) else 0, expected)
+    assert expected is not None or 0 in moving
+
+
+@pytest.mark.parametrize(("axes", "expected"), [((EXAMPLES, SPACE), None), (SPACE, [])])
+@pytest.mark.parametrize("shape", [(1, 5, 3), (1, 15)])
+def test_a_norm_over_the_batch_is_none_of_each_example_where_that_is_traced_with_one(axes, expected, shape):
+    program = inline(trace(lambda x: mean(norm(x.reshape(1, 5, 3), axes).reshape(1, 5, 1, 3)), jnp.ones(shape)))
+    assert Sums(program).remainder(program.outputs[0]) == expected
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_what_remains_is_what_has_a_derivative(seed):
     rng = np.random.default_rng(seed)
