@@ -17,6 +17,10 @@ class ConfigError(ExperimentError):
     exit_code = 2
 
 
+class OutputError(ExperimentError):
+    """The output folder cannot be written."""
+
+
 class DataError(ExperimentError):
     """A data set is unknown, not prepared, damaged or too small."""
 

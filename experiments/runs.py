@@ -15,7 +15,7 @@ from flax import nnx
 import jasgnas
 from experiments.config import Config, differences, from_json, to_json
 from experiments.data import Dataset, EvalBatches, Shard, TrainBatches
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, OutputError
 from experiments.files import save_arrays, write_atomically
 from experiments.networks import create_module
 from experiments.parallel import Parallel
@@ -88,8 +88,17 @@ def claim_folder(config: Config) -> None:
 
     Raises:
         ConfigError: the folder holds a run with other settings.
-        OSError: the folder cannot be written.
+        OutputError: the folder cannot be written.
     """
+    try:
+        _claim_folder(config)
+    except OSError as error:
+        raise OutputError(
+            f"the output folder {config.output_dir} cannot be written: {error.strerror}. Give another --output-dir"
+        ) from None
+
+
+def _claim_folder(config: Config) -> None:
     folder = config.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _CONFIG

@@ -109,9 +109,9 @@ def run(config: Config) -> Results:
     """Runs the job, or what is left of it, shows its progress, and saves what it makes in `config.output_dir`.
 
     Raises:
-        ExperimentError: settings, data or checkpoints are unfit, the training diverged or was interrupted.
+        ExperimentError: settings, folder, data or checkpoints are unfit, the training diverged or was interrupted.
         jasgnas.JasgnasError: the target cannot be met, or the sub-network differs from the sparse network.
-        OSError: the output folder cannot be written.
+        OSError: the output folder cannot be written to the end.
     """
     parallel = start(config.parallel)
     dataset = open_dataset(config.data.name, config.data.data_dir, config.data.image_size)

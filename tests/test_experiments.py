@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -149,7 +153,7 @@ def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model.drop-path", "0.5"], "error: .*drop_path_rate", 2),
         (["--parallel.devices", "99"], "error: parallel.devices is 99; this process has 8", 2),
         (["--parallel.devices", "7"], "error: a batch of 64 images cannot be divided equally among 7 devices", 2),
-        (["--output-dir", "/dev/null/run"], "error: .*Not a directory", 1),
+        (["--output-dir", "/dev/null/run"], "error: .*cannot be written: Not a directory.*--output-dir", 1),
     ],
 )
 def test_mistakes_end_with_one_clear_line(
@@ -168,6 +172,21 @@ def test_mistakes_end_with_one_clear_line(
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1
     assert not (tmp_path / "results.json").exists()
+
+
+def test_read_only_folder_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    command = [sys.executable, "-m", "experiments.demo", "--output-dir", str(tmp_path / "run"), "--quiet"]
+    if os.access(tmp_path, os.W_OK):  # as the superuser, who first has to give up writing everywhere
+        if shutil.which("setpriv") is None:
+            pytest.skip("this user may write everywhere")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: the output folder .* cannot be written: Permission denied.*--output-dir\n", done.stderr
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [["--epoch", "3"], ["--optimizer.lr", "1"], ["--epochs", "three"]])
