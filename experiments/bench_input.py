@@ -1,19 +1,19 @@
 """How fast images come, against how fast a training step takes them, and what the loop costs beside the step.
 
 Prints, for each recipe, the images per second of the input pipeline with the recipe's augmentation and of the training
-step of its network; then the loop's own overhead on DemoNet at batch 128: the time per step of
-the whole loop over that of the compiled step on a batch that is on the device already.
+step of its network; then the loop's own overhead on DemoNet at batch 128: the time per step of the whole loop over that
+of the compiled step on a batch that is on the device already.
 """
 
 import dataclasses
 import itertools
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
-import rich
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +24,7 @@ from experiments.data import Batch, Dataset, TrainBatches, open_dataset
 from experiments.engine import Training
 from experiments.errors import DataError
 from experiments.logs import PlainDisplay
+from experiments.measure import publish
 from experiments.networks import create_module
 from experiments.optimizers import make_optimizer, make_schedule
 from experiments.parallel import start
@@ -52,6 +53,8 @@ class Settings:
     """Steps of the loop to measure on DemoNet; 0 leaves it out."""
     workers: int = 0
     """Processes that decode and augment."""
+    output: Path | None = None
+    """Where to write the tables as JSON."""
 
 
 def pipeline_rate(config: Config, dataset: Dataset, seconds: float, workers: int) -> float:
@@ -111,9 +114,12 @@ def make_training(run: Run) -> _Measured:
     return _Measured(run, "full", module, make_optimizer(config.optimizer, schedule), schedule)
 
 
-def measure(settings: Settings) -> None:
-    """Measures and prints what the command line asks for."""
-    table = Table("recipe", "data set", "pipeline, images/s", "step, images/s", "pipeline / step")
+def measure(settings: Settings) -> Iterator[Table]:
+    """Yields a table of the recipes, then one of the loop."""
+    columns = ("recipe", "data set", "pipeline, images/s", "step, images/s", "pipeline / step")
+    table = Table(
+        *columns, title="input pipelines and training steps", caption=f"steps of {settings.step_batch} images"
+    )
     for name in settings.recipes:
         _, config = PRESETS[name]
         try:
@@ -127,11 +133,11 @@ def measure(settings: Settings) -> None:
             small = dataclasses.replace(config, batch_size=settings.step_batch)
             run = Run(small, dataset, start(config.parallel))
             step_rate = small.batch_size / step_seconds(run, settings.num_steps)
-            row += [f"{step_rate:,.0f}", f"{rate / step_rate:,.1f}"]
+            row += [f"{step_rate:,.2f}" if step_rate < 10 else f"{step_rate:,.0f}", f"{rate / step_rate:,.1f}"]
         table.add_row(*row)
-    rich.print(table)
+    yield table
     if settings.overhead_steps:
-        _print_overhead(settings)
+        yield _overhead(settings)
 
 
 def _open(config: Config, data_dir: Path | None) -> Dataset:
@@ -143,7 +149,7 @@ def _open(config: Config, data_dir: Path | None) -> Dataset:
         return open_dataset(_STANDS_IN[config.data.name], data_dir, config.data.image_size)
 
 
-def _print_overhead(settings: Settings) -> None:
+def _overhead(settings: Settings) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(
             DEMONET_FASHION_MNIST, output_dir=Path(folder), epochs=1, eval_every=0, ema=0.0, log_every=20
@@ -152,13 +158,15 @@ def _print_overhead(settings: Settings) -> None:
         run = Run(config, dataset, start(config.parallel))
         loop = loop_seconds(run)
         step = step_seconds(run, settings.overhead_steps)
-    share = f"{1000 * step:.1f} ms, the loop around it {1000 * loop:.2f} ms ({loop / step:.2%})"
-    print(f"DemoNet at batch 128: a step takes {share}")
+    table = Table("step, ms", "loop around it, ms", "loop / step", title="the training loop: DemoNet at batch 128")
+    table.add_row(f"{1000 * step:.1f}", f"{1000 * loop:.2f}", f"{loop / step:.2%}")
+    return table
 
 
 def main() -> None:
     """Measures what the command line asks for."""
-    run_command(lambda: measure(tyro.cli(Settings)))
+    settings = tyro.cli(Settings)
+    run_command(lambda: publish(measure(settings), settings.output))
 
 
 if __name__ == "__main__":

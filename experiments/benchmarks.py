@@ -17,6 +17,7 @@ PARTS = {
     "analysis": "time of the analysis by size of the network",
     "subnet": "time and memory of sub-networks beside the full network",
     "devices": "a training step on 1 to 8 devices",
+    "input": "images per second of the input pipelines beside the training steps, and the training loop's own time",
 }
 """What each benchmark measures, by the name of its module without `bench_`."""
 
@@ -26,9 +27,9 @@ class Config:
     """Runs the benchmarks."""
 
     only: tuple[str, ...] = tuple(PARTS)
-    """Which ones: training, h2spg, analysis, subnet, devices."""
+    """Which ones: training, h2spg, analysis, subnet, devices, input."""
     data_dir: Path | None = None
-    """Folder of the prepared data sets, for `training`."""
+    """Folder of the prepared data sets, for `training` and `input`."""
     output_dir: Path = Path("runs/benchmarks")
     """Folder for the results."""
 
@@ -44,7 +45,7 @@ def run(config: Config) -> None:
             "--output",
             str(config.output_dir / f"{name}.json"),
         ]
-        if name == "training" and config.data_dir is not None:
+        if name in ("training", "input") and config.data_dir is not None:
             command += ["--data-dir", str(config.data_dir)]
         subprocess.run(command, check=True)
 
