@@ -10,7 +10,7 @@ import numpy as np
 
 from jasgnas.jaxpr import Atom, Equation, Literal, Program
 from jasgnas.masks import NOTHING, Need, Zeros, everything, union, unknown, without, zero
-from jasgnas.rules import rule_for, zeros_of
+from jasgnas.rules import needs_of, zeros_of
 
 # Constants larger than this are not searched for zeros.
 _LARGEST_CONSTANT = 4096
@@ -110,7 +110,7 @@ def _operand_needs(
     eqn: Equation, position: int, flow: ZeroFlow, needs: NeedFlow, results: Sequence[Need]
 ) -> Sequence[Need]:
     if eqn.body is None:
-        return rule_for(eqn.primitive).needs(eqn, [flow.read(atom) for atom in eqn.inputs], results)
+        return needs_of(eqn, [flow.read(atom) for atom in eqn.inputs], results)
     inner = needs.bodies[position] = propagate_needs(eqn.body, flow.bodies[position], results)
     return [inner.read(var) for var in eqn.body.inputs]
 

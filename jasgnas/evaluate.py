@@ -14,7 +14,21 @@ import numpy as np
 
 from jasgnas.analysis import NeedFlow, ZeroFlow, all_needed, full_zero_flow, propagate_needs, propagate_zeros
 from jasgnas.jaxpr import Equation, Literal, Program, call_name, trace
-from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, normalize, same, union, zero
+from jasgnas.masks import (
+    NOTHING,
+    Layout,
+    Need,
+    Sliced,
+    Zeros,
+    aligned,
+    coarsened,
+    everything,
+    normalize,
+    same,
+    simplified,
+    union,
+    zero,
+)
 from jasgnas.rules import rule_for
 
 _Run = Callable[..., list[Any]]
@@ -81,12 +95,14 @@ def plan(program: Program, inputs: Sequence[Zeros], outputs: Sequence[Need]) -> 
 def make_plan(program: Program, flows: Flows) -> Plan:
     """Chooses the layout of every value from what is known of it."""
     layouts: dict[int, Layout] = {}
+    inputs = frozenset(program.inputs)
     for var in flows.needs.needs:
         layout = choose_layout(
             flows.zeros.zeros[var], flows.needs.read(var), flows.full_zeros.zeros[var], flows.full_needs.read(var)
         )
         if layout != NOTHING:
-            layouts[var] = layout
+            # Rows of rows are stored as such in what is handed in, and read by calls; rules know vectors alone.
+            layouts[var] = layout if var in inputs else coarsened(layout)
     bodies = {}
     for position, eqn in enumerate(program.equations):
         if eqn.body is not None and (inner := flows.body(position)) is not None:
@@ -105,14 +121,15 @@ def choose_layout(zeros: Zeros, need: Need, full_zeros: Zeros, full_need: Need) 
     if full_zeros.everywhere or full_need == NOTHING:
         return everything(len(need))
     masks = []
-    for zero_now, needed, zero_then, needed_then in zip(zeros.axes, need, full_zeros.axes, full_need, strict=True):
+    known = aligned([need, full_need], zeros=[zeros.axes, full_zeros.axes])
+    for needed, needed_then, zero_now, zero_then in zip(*known, strict=True):
         dropped = []
         if zero_now is not None:
             dropped.append(zero_now if zero_then is None else zero_now & ~zero_then)
         if needed is not None:
             dropped.append(~needed if needed_then is None else ~needed & needed_then)
         masks.append(~np.logical_or.reduce(dropped) if dropped else None)
-    return normalize(masks)
+    return simplified(normalize(masks))
 
 
 def evaluate(plan: Plan, inputs: Sequence[Sliced]) -> list[Sliced]:
@@ -142,6 +159,7 @@ def evaluate(plan: Plan, inputs: Sequence[Sliced]) -> list[Sliced]:
         else:
             operands = [read(atom) for atom in eqn.inputs]
             if eqn.body is None:
+                operands = [value.to(coarsened(value.layout)) for value in operands]
                 results = list(rule_for(eqn.primitive).execute(eqn, operands, layouts))
             else:
                 results = _call(eqn, plan.bodies[position], operands)

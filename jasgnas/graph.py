@@ -34,11 +34,11 @@ class Part(NamedTuple):
 
     Attributes:
         leaf: index of the leaf.
-        row: index along axis 0, or None for the whole leaf.
+        row: indices along the leading axes, as many as the layers are stacked along; none for the whole leaf.
     """
 
     leaf: int
-    row: int | None = None
+    row: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -385,29 +385,50 @@ def _find_parts(program: Program, num_leaves: int) -> tuple[tuple[Part, ...], tu
     Returns:
         The parts, and the variables that hold each of them.
     """
-    readers: dict[int, list[Equation]] = {var: [] for var in program.inputs[:num_leaves]}
+    readers: dict[int, list[Equation]] = {}
     for eqn in program.equations:
-        for atom in eqn.inputs:
-            if atom in readers:
-                readers[atom].append(eqn)
-    held: dict[Part, list[int]] = {}
-    for leaf, (var, eqns) in enumerate(readers.items()):
-        rows = [_row_taken(eqn) for eqn in eqns]
-        if var in program.outputs or None in rows or len(set(rows)) < 2:
-            held[Part(leaf)] = [var]
-            continue
-        for row, eqn in sorted(zip(rows, eqns, strict=True), key=lambda pair: pair[0] or 0):
-            held.setdefault(Part(leaf, row), []).append(eqn.outputs[0])
-    return tuple(held), tuple(map(tuple, held.values()))
+        for var in {atom for atom in eqn.inputs if isinstance(atom, int)}:
+            readers.setdefault(var, []).append(eqn)
+
+    def rows(var: int, single: int = 0) -> dict[tuple[int, ...], list[int]]:
+        """Returns the rows in which a variable is read and what holds each, or () if it is read in another way.
+
+        Args:
+            var: the variable.
+            single: number of its leading axes along which a single index has been taken; they are still to be dropped.
+        """
+        found: dict[tuple[int, ...], list[int]] = {}
+        for eqn in readers.get(var, ()):
+            taken = _dropped(eqn, single) if single else _row_taken(eqn)
+            if taken is None or var in program.outputs:
+                return {(): [var]}
+            for row, held in rows(eqn.outputs[0], len(taken)).items():
+                found.setdefault(taken + row, []).extend(held)
+        return found or {(): [var]}
+
+    parts: dict[Part, list[int]] = {}
+    for leaf, var in enumerate(program.inputs[:num_leaves]):
+        found = rows(var)
+        overlap = any(row[:length] in found for row in found for length in range(len(row)))
+        if len(found) == 1 or overlap:
+            found = {(): [var]}
+        parts.update((Part(leaf, row), found[row]) for row in sorted(found))
+    return tuple(parts), tuple(map(tuple, parts.values()))
 
 
-def _row_taken(eqn: Equation) -> int | None:
-    """Returns the index of the one row along axis 0 that an equation takes of its operand, if that is what it does."""
+def _row_taken(eqn: Equation) -> tuple[int, ...] | None:
+    """Returns the indices along the leading axes at which an equation takes a row of its operand, if it does that."""
     if eqn.primitive != "slice":
         return None
-    start, *others = zip(eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)
-    whole = [(0, size) for size in eqn.in_avals[0].shape[1:]]
-    return start[0] if start[1] == start[0] + 1 and others == whole else None
+    old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
+    length = max([1, *(axis + 1 for axis, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)])
+    return tuple(eqn.params["start_indices"][:length]) if new[:length] == (1,) * length else None
+
+
+def _dropped(eqn: Equation, single: int) -> tuple[()] | None:
+    """Returns no index if all that an equation does is to drop leading axes of size one."""
+    is_dropping = eqn.primitive in ("squeeze", "reshape") and eqn.out_avals[0].shape == eqn.in_avals[0].shape[single:]
+    return () if is_dropping else None
 
 
 _NO_OPS = ("convert_element_type", "copy", "name", "optimization_barrier", "stop_gradient")

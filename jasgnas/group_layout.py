@@ -13,10 +13,11 @@ import numpy as np
 import optax
 
 from jasgnas.errors import TreeMismatchError
-from jasgnas.masks import NOTHING, Layout, everything, stored_shape
+from jasgnas.masks import NOTHING, Axes, Layout, everything, stored_shape
 from jasgnas.pytree import leaves_by_path
 
 if TYPE_CHECKING:
+    from jasgnas.groups import LeafSlice
     from jasgnas.space import SearchSpace
 
 
@@ -41,12 +42,12 @@ class GroupedLeaf(NamedTuple):
 
     Attributes:
         position: place of the leaf among the leaves of the tree.
-        axis: axis that the leaf is divided along, or None if the whole of it is in one group.
-        ids: int `[length of axis]`, or `[1]`: the group of each entry along the axis; `num_groups` where there is none.
+        axes: axes that the leaf is divided along, none if the whole of it is in one group.
+        ids: int `[*sizes of the axes]`: the group of each entry along the axes; `num_groups` where there is none.
     """
 
     position: int
-    axis: int | None
+    axes: tuple[int, ...]
     ids: np.ndarray
 
 
@@ -102,16 +103,15 @@ def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) ->
     found = {path: (position, leaf) for position, (path, leaf) in enumerate(leaves_by_path(params).items())}
     grouped, dtypes, faults = [], [], []
     num_params = np.zeros(len(space.groups), int)
-    for path, (axis, ids) in _groups_of_leaves(space).items():
+    for path, (axes, ids) in _groups_of_leaves(space).items():
         full_shape = space.shapes[path]
         layout = remainder.layouts.get(path, everything(len(full_shape)))
         if layout == NOTHING:
             continue
         shape = stored_shape(full_shape, layout)
-        mask = None if axis is None else layout[axis]
-        ids = ids if mask is None else ids[mask]
+        axes, ids = _left(axes, ids, layout)
         inside = ids[ids < len(space.groups)]
-        np.add.at(num_params, inside, int(np.prod(shape)) // len(ids))
+        np.add.at(num_params, inside, int(np.prod(shape)) // ids.size)
         # In a Linen tree of variables the parameters lie one level down.
         full_path = path if path in found else f"params/{path}"
         if full_path not in found:
@@ -122,7 +122,7 @@ def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) ->
         if np.shape(leaf) != shape:
             faults.append(f"{path} has shape {np.shape(leaf)} instead of {shape}")
         if len(inside):
-            grouped.append(GroupedLeaf(position, axis, ids))
+            grouped.append(GroupedLeaf(position, axes, ids))
     # A tree without leaves is what `optax.tree_map_params` finds out with which states are shaped like the parameters.
     if faults and found:
         raise TreeMismatchError(
@@ -137,17 +137,36 @@ def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) ->
     )
 
 
-def _groups_of_leaves(space: "SearchSpace") -> dict[str, tuple[int | None, np.ndarray]]:
-    """Returns, for each leaf that holds groups, the axis and the ids as in `GroupedLeaf`, in the full network."""
-    found: dict[str, tuple[int | None, np.ndarray]] = {}
-    for part, index in ((part, group.index) for group in space.groups for part in group.slices):
-        if part.axis is None:
-            found[part.path] = None, np.array([index])
-        else:
-            outside = np.full(space.shapes[part.path][part.axis], len(space.groups))
-            _, ids = found.setdefault(part.path, (part.axis, outside))
-            ids[part.start : part.stop] = index
+def _groups_of_leaves(space: "SearchSpace") -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
+    """Returns, for each leaf that holds groups, the axes and the ids as in `GroupedLeaf`, in the full network."""
+    slices: dict[str, list[tuple[LeafSlice, int]]] = {}
+    for group in space.groups:
+        for part in group.slices:
+            slices.setdefault(part.path, []).append((part, group.index))
+    found = {}
+    for path, parts in slices.items():
+        # Rows of different depth may lie in one leaf.
+        axes = max((part.axes for part, _ in parts), key=len)
+        ids = np.full([space.shapes[path][axis] for axis in axes], len(space.groups))
+        for part, index in parts:
+            ids[part.taken] = index
+        found[path] = axes, ids
     return found
+
+
+def _left(axes: tuple[int, ...], ids: np.ndarray, layout: Axes) -> tuple[tuple[int, ...], np.ndarray]:
+    """Returns axes and ids of what a layout stores of a leaf, given those of the full leaf."""
+    rows = layout[0] if axes[:1] == (0,) else None
+    if rows is not None and rows.ndim > 1:
+        # These axes have become one.
+        ids = ids.reshape(*ids.shape, *(1,) * (rows.ndim - ids.ndim))
+        ids = np.broadcast_to(ids, (*rows.shape, *ids.shape[rows.ndim :]))[rows]
+        axes = tuple(range(ids.ndim))
+        layout = None, *layout[rows.ndim :]
+    for position, axis in enumerate(axes):
+        if (mask := layout[axis]) is not None:
+            ids = np.compress(mask, ids, position)
+    return axes, ids
 
 
 def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array]) -> GroupSums:
@@ -155,12 +174,12 @@ def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array
     partial_sums, ids = [], []
     for leaf in layout.leaves:
         x, u = xs[leaf.position].astype(layout.dtype), us[leaf.position].astype(layout.dtype)
-        axes = tuple(axis for axis in range(x.ndim) if axis != leaf.axis)
-        sums = jnp.stack([jnp.sum(each, axes).reshape(-1) for each in (x * x, x * u, u * u)], axis=1)
+        others = tuple(axis for axis in range(x.ndim) if axis not in leaf.axes)
+        sums = jnp.stack([jnp.sum(each, others).reshape(-1) for each in (x * x, x * u, u * u)], axis=1)
         groups = np.setdiff1d(leaf.ids, layout.num_groups)
-        if leaf.axis is not None:
-            # Where the axis is sharded, devices thus exchange one sum per group and not the whole axis.
-            sums = jnp.sum(jnp.where((groups[:, None] == leaf.ids)[..., None], sums, 0), axis=1)
+        if leaf.axes:
+            # Where an axis is sharded, devices thus exchange one sum per group and not the whole axis.
+            sums = jnp.sum(jnp.where((groups[:, None] == leaf.ids.reshape(-1))[..., None], sums, 0), axis=1)
         partial_sums.append(sums)
         ids.append(groups)
     totals = jax.ops.segment_sum(jnp.concatenate(partial_sums), np.concatenate(ids), layout.num_groups)
@@ -181,7 +200,7 @@ def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], m
     moved = list(us)
     for leaf in layout.leaves:
         x, u = xs[leaf.position], us[leaf.position]
-        shape = [length if axis == leaf.axis else 1 for axis, length in enumerate(x.shape)]
+        shape = [length if axis in leaf.axes else 1 for axis, length in enumerate(x.shape)]
         scale_of, shift_of, is_zero = (values[leaf.ids].reshape(shape) for values in (scale, shift, zero))
         # Selected, not multiplied: x − x is exactly zero in every dtype, even where u is not finite. The update has the
         # wider of the two dtypes for the same reason.

@@ -15,32 +15,44 @@ from jasgnas.masks import Zeros
 
 
 class LeafSlice(NamedTuple):
-    """A leaf, or a range of one of its axes.
+    """A leaf, one row of a leaf that stacks the parameters of several layers, or a range of one axis of a leaf.
 
     Attributes:
         path: path of the leaf.
-        axis: the axis, or None for the whole leaf.
+        axis: the axis, or None for the whole leaf or a row.
         start: first index of the range along the axis.
         stop: index after the last one.
+        row: indices of the row along the leading axes; none where it is no row.
     """
 
     path: str
     axis: int | None = None
     start: int = 0
     stop: int = 0
+    row: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        """Returns the path, with the range as in NumPy indexing."""
+        """Returns the path, with the row or range as in NumPy indexing."""
+        if self.row:
+            return f"{self.path}[{', '.join(map(str, self.row))}]"
         if self.axis is None:
             return self.path
         return f"{self.path}[{':, ' * self.axis}{self.start}:{self.stop}]"
 
     @property
-    def indices(self) -> tuple[slice, ...]:
-        """The index that takes the range out of the leaf."""
-        if self.axis is None:
-            return ()
-        return (*(slice(None),) * self.axis, slice(self.start, self.stop))
+    def axes(self) -> tuple[int, ...]:
+        """The axes along which the slice is less than the leaf."""
+        return tuple(range(len(self.row))) if self.axis is None else (self.axis,)
+
+    @property
+    def taken(self) -> tuple[slice | int, ...]:
+        """What is taken along these axes."""
+        return self.row if self.axis is None else (slice(self.start, self.stop),)
+
+    @property
+    def indices(self) -> tuple[slice | int, ...]:
+        """The index that takes the row or range out of the leaf."""
+        return (*(slice(None),) * (self.axis or 0), *self.taken)
 
 
 @dataclass(frozen=True)
@@ -198,7 +210,7 @@ class _GroupFinder:
     @cached_property
     def _eligible(self) -> frozenset[int]:
         """Parts of which a range may join the group of a structure further up."""
-        whole = (part for part, users in self._users.items() if len(users) == 1 and self._graph.parts[part].row is None)
+        whole = (part for part, users in self._users.items() if len(users) == 1 and not self._graph.parts[part].row)
         return frozenset(
             part for part in whole if self._leaf(part).trainable and self._graph.parts[part].leaf not in self._kept
         )
@@ -240,9 +252,7 @@ class _GroupFinder:
         return self._leaves[self._graph.parts[part].leaf]
 
     def _slice(self, part: int) -> LeafSlice:
-        row = self._graph.parts[part].row
-        path = self._leaf(part).path
-        return LeafSlice(path) if row is None else LeafSlice(path, 0, row, row + 1)
+        return LeafSlice(self._leaf(part).path, row=self._graph.parts[part].row)
 
     def _claim(self, each: Range) -> list[LeafSlice]:
         """Takes a range of a part into the group, except for what belongs to another one already."""
@@ -256,16 +266,13 @@ class _GroupFinder:
         return [LeafSlice(path, axis, int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
     def _size(self, part: LeafSlice) -> int:
-        shape = self._shapes[part.path]
-        size = int(np.prod(shape))
-        return size if part.axis is None else size // shape[part.axis] * (part.stop - part.start)
+        return np.broadcast_to(False, self._shapes[part.path])[part.indices].size
 
 
 def num_params(part: Part, leaves: Sequence[Leaf]) -> int:
     """Returns the number of trainable parameters in a part."""
     leaf = leaves[part.leaf]
-    shape = leaf.shape if part.row is None else leaf.shape[1:]
-    return int(np.prod(shape)) if leaf.trainable else 0
+    return int(np.prod(leaf.shape[len(part.row) :])) if leaf.trainable else 0
 
 
 def _unique(name: str, taken: set[str]) -> str:

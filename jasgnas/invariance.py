@@ -13,8 +13,8 @@ import numpy as np
 from jasgnas.analysis import of_literal
 from jasgnas.graph import Graph, Operator
 from jasgnas.jaxpr import Atom, Literal
-from jasgnas.masks import NOTHING, Need, Zeros, everything, same, union, without, zero, zeros
-from jasgnas.rules import rule_for, zeros_of
+from jasgnas.masks import NOTHING, Need, Zeros, coarsened, everything, same, union, without, zero, zeros
+from jasgnas.rules import needs_of, zeros_of
 
 
 class Range(NamedTuple):
@@ -201,10 +201,10 @@ class Prover:
             if all(need == NOTHING for need in wanted):
                 continue
             operands = [self._read(atom, known) for atom in eqn.inputs]
-            for atom, asked in zip(eqn.inputs, rule_for(eqn.primitive).needs(eqn, operands, wanted), strict=True):
+            for atom, asked in zip(eqn.inputs, needs_of(eqn, operands, wanted), strict=True):
                 if isinstance(atom, int):
                     needs[atom] = union(needs.get(atom, NOTHING), asked)
-        return needs
+        return {var: coarsened(need) for var, need in needs.items()}
 
     def inputs(self, operator: Operator) -> list[int]:
         """Returns the data-dependent variables that an operator reads from others."""

@@ -12,7 +12,7 @@ def _modules(operators: Iterable[Operator], graph: Graph, leaves: Sequence[Leaf]
     for part in (graph.parts[index] for operator in operators for index in operator.parts):
         if leaves[part.leaf].trainable:
             path = leaves[part.leaf].path
-            found[(path.rpartition("/")[0] or path) + ("" if part.row is None else f"[{part.row}]")] = None
+            found[(path.rpartition("/")[0] or path) + "".join(f"[{index}]" for index in part.row)] = None
     return list(found)
 
 

@@ -6,8 +6,14 @@ said about the axis. All three analyses speak this language; what the vectors me
 - `Zeros`: entries marked on any axis are exactly zero.
 - a need (`Axes`, or `NOTHING`): only entries marked on every axis are needed; None marks all of them.
 - a layout (`Axes`, or `NOTHING`): the entries stored, again those marked on every axis; None stores all of them.
+
+Layers may be stacked along several leading axes, and any of them be zero or of no use. So the first mask may be over
+several leading axes jointly; the entries of the other axes that it covers are None. A layout with such a joint mask
+stores the marked rows one after the other along one axis. Only rules with `is_joint` see joint masks; the others are
+handed what vectors can say (`Zeros.apart`, `coarsened`).
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -46,6 +52,11 @@ class Zeros(NamedTuple):
         """Whether any entry is known to be zero."""
         return self.everywhere or any(mask is not None for mask in self.axes)
 
+    @property
+    def apart(self) -> "Zeros":
+        """What is known of each axis by itself."""
+        return self if depth(self.axes) == 1 else self._replace(axes=zeros(_apart(self.axes, 1, np.logical_and)).axes)
+
     def axis(self, index: int, size: int) -> np.ndarray:
         """Returns the zero indices of one axis as a boolean vector of shape `[size]`."""
         if self.everywhere:
@@ -83,7 +94,7 @@ def meet(values: Sequence[Zeros]) -> Zeros:
     if not unsure:
         return values[0]
     axes = []
-    for masks in zip(*(value.axes for value in unsure), strict=True):
+    for masks in zip(*aligned(zeros=[value.axes for value in unsure]), strict=True):
         common = [mask for mask in masks if mask is not None]
         axes.append(np.logical_and.reduce(common) if len(common) == len(unsure) else None)
     return zeros(axes)
@@ -95,7 +106,7 @@ def join(values: Sequence[Zeros]) -> Zeros:
         if value.everywhere:
             return value
     axes = []
-    for masks in zip(*(value.axes for value in values), strict=True):
+    for masks in zip(*aligned(zeros=[value.axes for value in values]), strict=True):
         known = [mask for mask in masks if mask is not None]
         axes.append(np.logical_or.reduce(known) if known else None)
     return zeros(axes)
@@ -116,7 +127,8 @@ def union(first: Need, second: Need) -> Need:
     """Returns the smallest need that holds both."""
     if first == NOTHING or second == NOTHING:
         return second if first == NOTHING else first
-    return normalize(None if a is None or b is None else a | b for a, b in zip(first, second, strict=True))
+    pairs = zip(*aligned([first, second]), strict=True)
+    return normalize(None if a is None or b is None else a | b for a, b in pairs)
 
 
 def without(need: Need, known: Zeros) -> Need:
@@ -125,10 +137,8 @@ def without(need: Need, known: Zeros) -> Need:
         return NOTHING
     if not known.anywhere:
         return need
-    return normalize(
-        mask if zero is None else (~zero if mask is None else mask & ~zero)
-        for mask, zero in zip(need, known.axes, strict=True)
-    )
+    pairs = zip(*aligned([need], zeros=[known.axes]), strict=True)
+    return normalize(mask if zero is None else (~zero if mask is None else mask & ~zero) for mask, zero in pairs)
 
 
 def same(first: Layout, second: Layout) -> bool:
@@ -136,15 +146,82 @@ def same(first: Layout, second: Layout) -> bool:
     if first == NOTHING or second == NOTHING:
         return first == second
     return all(
-        a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in zip(first, second, strict=True)
+        a is b or (a is not None and b is not None and np.array_equal(a, b))
+        for a, b in zip(*aligned([first, second]), strict=True)
     )
+
+
+def depth(axes: Need) -> int:
+    """Returns how many leading axes the first mask is over."""
+    return 1 if axes == NOTHING or not axes or axes[0] is None else axes[0].ndim
+
+
+def coarsened(need: Need, most: int = 1) -> Need:
+    """Returns the smallest need that holds another and of which no mask is over more than `most` axes."""
+    if need == NOTHING or depth(need) <= most:
+        return need
+    return normalize(_apart(need, most, np.logical_or))
+
+
+def jointly(axes: Axes, shape: tuple[int, ...]) -> Axes:
+    """Returns the same need with a joint mask over leading axes of these sizes, at least."""
+    return _deepened(axes, shape, np.logical_and) if len(shape) > depth(axes) else axes
+
+
+def simplified(layout: Layout) -> Layout:
+    """Returns the same layout with a mask over as few axes as possible."""
+    return next(
+        each for each in (coarsened(layout, most) for most in range(1, depth(layout) + 1)) if same(each, layout)
+    )
+
+
+def _deepened(axes: Axes, lead: tuple[int, ...], combine: np.ufunc) -> Axes:
+    """Makes the masks of some leading axes a joint one; `combine` says how masks of different axes go together."""
+    joint = np.full(lead, combine.identity, bool)
+    for axis, mask in enumerate(axes[: len(lead)]):
+        if mask is not None:
+            joint = combine(joint, mask.reshape(*mask.shape, *(1,) * (len(lead) - axis - mask.ndim)))
+    return (joint, *(None,) * (len(lead) - 1), *axes[len(lead) :])
+
+
+def aligned(needs: Sequence[Axes] = (), zeros: Sequence[Axes] = ()) -> list[Axes]:
+    """Returns needs (or layouts) and then zeros, with first masks over equally many axes."""
+    several = [*needs, *zeros]
+    firsts = [axes[0] for axes in several if axes and axes[0] is not None]
+    lead = max((mask.shape for mask in firsts), key=len, default=())
+    if len(lead) < 2:
+        return several
+    return [
+        *(_deepened(axes, lead, np.logical_and) for axes in needs),
+        *(_deepened(axes, lead, np.logical_or) for axes in zeros),
+    ]
+
+
+def _apart(axes: Axes, most: int, combine: np.ufunc) -> Axes:
+    """Takes a joint mask apart into one of `most` axes and vectors; `combine` joins what is no longer told apart."""
+    joint = axes[0]
+    assert joint is not None
+    kept = [tuple(range(most)), *((axis,) for axis in range(most, joint.ndim))]
+    first, *others = (combine.reduce(joint, tuple(i for i in range(joint.ndim) if i not in own)) for own in kept)
+    return (first, *(None,) * (most - 1), *others, *axes[joint.ndim :])
 
 
 def stored_shape(shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
     """Returns the shape that an array of the given full shape has in a layout."""
     if layout == NOTHING:
         return (0,) * len(shape)
+    shape, layout = _flattened(shape, layout, depth(layout))
     return tuple(size if mask is None else int(mask.sum()) for size, mask in zip(shape, layout, strict=True))
+
+
+def _flattened(shape: Sequence[int], layout: Axes, most: int) -> tuple[Sequence[int], Axes]:
+    """Returns shape and layout of an array whose leading axes, over which the first mask is, are made one."""
+    if most == 1:
+        return shape, layout
+    lead = tuple(shape[:most])
+    joint, *others = _deepened(layout, lead, np.logical_and)
+    assert joint is not None
+    return (math.prod(lead), *shape[most:]), (joint.reshape(-1), *others[most - 1 :])
 
 
 class Sliced(NamedTuple):
@@ -166,11 +243,14 @@ class Sliced(NamedTuple):
             return Sliced(None, NOTHING, self.aval)
         if self.layout == NOTHING:
             return Sliced(jnp.zeros(stored_shape(self.aval.shape, layout), self.aval.dtype), layout, self.aval)
-        array = self.array
-        for axis, (old, new) in enumerate(zip(self.layout, layout, strict=True)):
+        most = max(depth(self.layout), depth(layout))
+        shape, before = _flattened(self.aval.shape, self.layout, most)
+        _, after = _flattened(self.aval.shape, layout, most)
+        array = self.array if most == 1 else jnp.reshape(self.array, stored_shape(shape, before))
+        for axis, (old, new) in enumerate(zip(before, after, strict=True)):
             if old is not new:
-                size = self.aval.shape[axis]
-                array = _restore(array, axis, _mask(old, size), _mask(new, size))
+                array = _restore(array, axis, _mask(old, shape[axis]), _mask(new, shape[axis]))
+        array = array if most == 1 else jnp.reshape(array, stored_shape(self.aval.shape, layout))
         return Sliced(array, layout, self.aval)
 
     def full(self) -> Any:

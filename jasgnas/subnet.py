@@ -18,7 +18,22 @@ from jasgnas.collector import collector_paused
 from jasgnas.errors import ArgumentError, NonFiniteError, VerificationError
 from jasgnas.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
 from jasgnas.groups import LeafSlice
-from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, everything, join, same, union, unknown, zero, zeros
+from jasgnas.masks import (
+    NOTHING,
+    Layout,
+    Need,
+    Sliced,
+    Zeros,
+    coarsened,
+    everything,
+    join,
+    same,
+    simplified,
+    union,
+    unknown,
+    zero,
+    zeros,
+)
 from jasgnas.space import SearchSpace
 from jasgnas.trace import Call, TracedModel, trace_model
 
@@ -212,12 +227,17 @@ def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
     for flows in modes:
         full_needs = [union(a, b) for a, b in zip(full_needs, flows.leaf_needs(flows.full_needs), strict=True)]
     layouts: list[Layout] = []
+    # Along how many axes of each leaf layers are stacked.
+    stacked = [1] * len(space.leaves)
+    for part in space.graph.parts:
+        stacked[part.leaf] = max(stacked[part.leaf], len(part.row))
     for index, leaf in enumerate(space.leaves):
         ndim = len(leaf.shape)
         if index in space.kept:
             layouts.append(everything(ndim))
         else:
-            layouts.append(choose_layout(leaf_zeros[index], needs[index], unknown(ndim), full_needs[index]))
+            layout = choose_layout(leaf_zeros[index], needs[index], unknown(ndim), full_needs[index])
+            layouts.append(simplified(coarsened(layout, stacked[index])))
     return Recipe(space.leaves, tuple(leaf_zeros), tuple(layouts))
 
 
@@ -261,11 +281,11 @@ def _leaf_zeros(space: SearchSpace, removed: Sequence[int]) -> list[Zeros]:
 
 
 def _slice_zeros(part: LeafSlice, shape: Sequence[int]) -> Zeros:
-    if part.axis is None:
+    if not part.axes:
         return zero(len(shape))
-    indices = np.arange(shape[part.axis])
-    mask = (indices >= part.start) & (indices < part.stop)
-    return zeros(mask if axis == part.axis else None for axis in range(len(shape)))
+    mask = np.zeros([shape[axis] for axis in part.axes], bool)
+    mask[part.taken] = True
+    return zeros(mask if axis == part.axes[0] else None for axis in range(len(shape)))
 
 
 def _verify(space: SearchSpace, recipe: Recipe, values: Sequence[Any], arrays: Mapping[str, Any]) -> None:

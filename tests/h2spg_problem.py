@@ -3,13 +3,13 @@
 import dataclasses
 from functools import cache
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jasgnas.groups import LeafSlice
 from jasgnas.h2spg import h2spg
 from jasgnas.validity import SegmentTopology
 
@@ -33,13 +33,6 @@ SHAPES = {
     "mixed/kernel": (3, 8),  # conv7 has columns 0-2, conv8 columns 4-7
     "gain": (),
 }
-
-
-class LeafSlice(NamedTuple):
-    path: str
-    axis: int | None = None
-    start: int = 0
-    stop: int = 0
 
 
 @dataclasses.dataclass

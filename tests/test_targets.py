@@ -13,6 +13,7 @@ from networks import build
 
 import jasgnas
 from jasgnas import ArgumentError, TargetError
+from jasgnas.groups import LeafSlice
 from jasgnas.h2spg import DONE, h2spg, h2spg_state
 from jasgnas.targets import resolve_target
 from jasgnas.topology import SegmentCosts, subnet_size
@@ -90,10 +91,7 @@ CHAIN = SimpleNamespace(
         saving_params=np.zeros(0, np.int64),
         saving_macs=np.zeros(0, np.int64),
     ),
-    groups=tuple(
-        SimpleNamespace(index=i, num_params=4, slices=(SimpleNamespace(path=str(i), axis=None, start=0, stop=0),))
-        for i in range(NUM_BLOCKS)
-    ),
+    groups=tuple(SimpleNamespace(index=i, num_params=4, slices=(LeafSlice(str(i)),)) for i in range(NUM_BLOCKS)),
     shapes={str(i): (4,) for i in range(NUM_BLOCKS)},
     fingerprint=0,
 )

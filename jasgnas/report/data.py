@@ -7,7 +7,7 @@ import numpy as np
 
 from jasgnas.errors import ArgumentError
 from jasgnas.graph import INPUT, Graph
-from jasgnas.groups import num_params
+from jasgnas.groups import LeafSlice, num_params
 from jasgnas.h2spg import h2spg_state
 from jasgnas.topology import counted_segments
 
@@ -184,13 +184,10 @@ def _fates(space: "SearchSpace", redundant: np.ndarray | None) -> list[str]:
 def _parts(space: "SearchSpace") -> Columns:
     graph: Graph = space.graph
     leaves = [space.leaves[part.leaf] for part in graph.parts]
-    rows = [part.row for part in graph.parts]
+    pairs = list(zip(leaves, graph.parts, strict=True))
     return {
-        "path": [
-            leaf.path if row is None else f"{leaf.path}[{row}:{row + 1}]"
-            for leaf, row in zip(leaves, rows, strict=True)
-        ],
-        "shape": [list(leaf.shape if row is None else leaf.shape[1:]) for leaf, row in zip(leaves, rows, strict=True)],
+        "path": [str(LeafSlice(leaf.path, row=part.row)) for leaf, part in pairs],
+        "shape": [list(leaf.shape[len(part.row) :]) for leaf, part in pairs],
         "params": [num_params(part, space.leaves) for part in graph.parts],
     }
 

@@ -5,7 +5,7 @@ removed, never assumed to keep zeros, and evaluated at full width.
 """
 
 from jasgnas.rules import contraction, elementwise, indexing, reduction, shape
-from jasgnas.rules.base import PassThrough, Rule, is_known, register, rule_for, zeros_of
+from jasgnas.rules.base import PassThrough, Rule, is_known, needs_of, register, rule_for, zeros_of
 
 __all__ = [
     "PassThrough",
@@ -15,6 +15,7 @@ __all__ = [
     "indexing",
     "is_known",
     "reduction",
+    "needs_of",
     "register",
     "rule_for",
     "shape",

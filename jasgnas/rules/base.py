@@ -8,11 +8,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, broken, everything, unknown, zero, zeros
+from jasgnas.masks import (
+    NOTHING,
+    Axes,
+    Layout,
+    Need,
+    Sliced,
+    Zeros,
+    broken,
+    coarsened,
+    depth,
+    everything,
+    unknown,
+    zero,
+    zeros,
+)
 
 
 class Rule:
-    """The rule for an operator that is not understood: it keeps no zeros and is evaluated at full width."""
+    """The rule for an operator that is not understood: it keeps no zeros and is evaluated at full width.
+
+    Attributes:
+        is_joint: whether its zeros and needs may hold masks over several axes (see `masks.py`); layouts never do.
+    """
+
+    is_joint = False
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         """Returns what is known of each result, given what is known of each operand."""
@@ -117,7 +137,23 @@ def zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
     """Returns what is known of each result of an equation; what is computed from broken operands is broken."""
     if any(value.is_broken for value in operands):
         return [broken(len(aval.shape)) for aval in eqn.out_avals]
-    return rule_for(eqn.primitive).zeros(eqn, operands)
+    rule = rule_for(eqn.primitive)
+    joint = [depth(value.axes) > 1 for value in operands]
+    if rule.is_joint or not any(joint):
+        return rule.zeros(eqn, operands)
+    # What is said of single rows is lost on the rule, but not that a division by them may break the result.
+    zeroed = [zero(len(value.axes)) if is_joint else value for value, is_joint in zip(operands, joint, strict=True)]
+    if any(value.is_broken for value in rule.zeros(eqn, zeroed)):
+        return [broken(len(aval.shape)) for aval in eqn.out_avals]
+    return rule.zeros(eqn, [value.apart for value in operands])
+
+
+def needs_of(eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+    """Returns which entries of each operand of an equation the needed entries of the results depend on."""
+    rule = rule_for(eqn.primitive)
+    if rule.is_joint:
+        return rule.needs(eqn, operands, results)
+    return rule.needs(eqn, [value.apart for value in operands], [coarsened(need) for need in results])
 
 
 def is_known(primitive: str) -> bool:

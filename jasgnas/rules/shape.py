@@ -15,9 +15,13 @@ from jasgnas.masks import (
     Need,
     Sliced,
     Zeros,
+    coarsened,
+    depth,
+    jointly,
     meet,
     normalize,
     stored_shape,
+    unknown,
     zero,
     zeros,
 )
@@ -58,13 +62,46 @@ class Transpose(PassThrough):
         return [np.argsort(eqn.params["permutation"]).tolist()]
 
 
-class Squeeze(PassThrough):
-    """`squeeze`."""
+class Squeeze(Rule):
+    """`squeeze`: of the rows of a row, the row."""
 
-    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
-        dropped = set(eqn.params["dimensions"])
-        left = iter(range(len(eqn.out_avals[0].shape)))
-        return [[None if axis in dropped else next(left) for axis in range(len(eqn.in_avals[0].shape))]]
+    is_joint = True
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        (value,) = operands
+        left = self._left(eqn)
+        if value.everywhere or not left:
+            return [zero(len(left)) if value.everywhere else unknown(len(left))]
+        axes = [value.axes[axis] for axis in left]
+        if (joint := depth(value.axes)) > 1 and value.axes[0] is not None:
+            axes[0] = np.squeeze(value.axes[0], tuple(d for d in eqn.params["dimensions"] if d < joint))
+        return [zeros(axes)]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        (need,) = results
+        assert need != NOTHING
+        return [self._expanded(eqn, need)]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (layout,) = layouts
+        assert layout != NOTHING
+        array = operands[0].to(coarsened(self._expanded(eqn, layout))).array
+        return [Sliced(jnp.squeeze(array, eqn.params["dimensions"]), layout, eqn.out_avals[0])]
+
+    def _left(self, eqn: Equation) -> list[int]:
+        return [axis for axis in range(len(eqn.in_avals[0].shape)) if axis not in eqn.params["dimensions"]]
+
+    def _expanded(self, eqn: Equation, need: Axes) -> Axes:
+        axes: list = [None] * len(eqn.in_avals[0].shape)
+        left = self._left(eqn)
+        for axis, mask in zip(left, need, strict=True):
+            axes[axis] = mask
+        if left and need[0] is not None:
+            # The axes before it are of size one.
+            last = left[depth(need) - 1]
+            axes[left[0]] = None
+            axes[0] = np.expand_dims(need[0], tuple(d for d in eqn.params["dimensions"] if d < last))
+        return tuple(axes)
 
 
 class Reverse(PassThrough):
@@ -164,19 +201,24 @@ def _reshape_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[i
 
 
 class Slice(Rule):
-    """`slice`: a range, perhaps strided, of every axis."""
+    """`slice`: a range, perhaps strided, of every axis; of single rows of rows, it is known which they are."""
+
+    is_joint = True
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         (value,) = operands
         if value.everywhere:
             return [zero(len(value.axes))]
         taken = _slices(eqn)
-        return [zeros(None if m is None else m[s] for m, s in zip(value.axes, taken, strict=True))]
+        masks = enumerate(value.axes)
+        return [zeros(None if mask is None else mask[tuple(taken[axis : axis + mask.ndim])] for axis, mask in masks)]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         (need,) = results
         assert need != NOTHING
-        return [normalize(self._spread(eqn, need))]
+        shape = eqn.out_avals[0].shape
+        singles = next((axis for axis, size in enumerate(shape) if size > 1), len(shape))
+        return [normalize(self._spread(eqn, jointly(need, shape[:singles])))]
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         (layout,) = layouts
@@ -186,11 +228,14 @@ class Slice(Rule):
         return [Sliced(array, layout, eqn.out_avals[0])]
 
     def _spread(self, eqn: Equation, axes: Axes) -> Axes:
-        spread = []
-        for size, mask, taken in zip(eqn.in_avals[0].shape, axes, _slices(eqn), strict=True):
-            full = np.zeros(size, bool)
-            full[taken] = True if mask is None else mask
-            spread.append(None if full.all() else full)
+        shape, taken = eqn.in_avals[0].shape, _slices(eqn)
+        spread: list = [None] * len(shape)
+        for axis in (0, *range(depth(axes), len(shape))) if shape else ():
+            mask = axes[axis]
+            end = axis + (1 if mask is None else mask.ndim)
+            full = np.zeros(shape[axis:end], bool)
+            full[tuple(taken[axis:end])] = True if mask is None else mask
+            spread[axis] = None if full.all() else full
         return tuple(spread)
 
 
@@ -294,8 +339,10 @@ class Concatenate(Rule):
 class Stack(Rule):
     """`stack`: like a concatenation along an axis that the operands do not have yet."""
 
+    is_joint = True
+
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        common = meet(operands)
+        common = meet([value.apart for value in operands])
         if common.everywhere:
             return [zero(len(common.axes) + 1)]
         axes = list(common.axes)
@@ -303,7 +350,7 @@ class Stack(Rule):
         return [zeros(axes)]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results
+        (need,) = results if eqn.params["axis"] == 0 else map(coarsened, results)
         assert need != NOTHING
         return self._parts(eqn, need)
 
@@ -318,6 +365,8 @@ class Stack(Rule):
         axis = eqn.params["axis"]
         marked = axes[axis]
         rest = (*axes[:axis], *axes[axis + 1 :])
+        if marked is not None and marked.ndim > 1:
+            return [normalize((rows, *rest[1:])) for rows in marked]
         return [rest if marked is None or marked[index] else NOTHING for index in range(len(eqn.in_avals))]
 
 
