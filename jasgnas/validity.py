@@ -6,8 +6,8 @@ judged is the business of `dependence.py`.
 A removal is valid if every output still depends on the network input through what is left, where an operator that is
 not additive needs all of its inputs: a product that has lost a factor is lost, although the biases that are left of
 the factor, or the 0.5 that a sigmoid makes of nothing, may let it vary still. In this it is stricter than to ask
-whether the outputs vary. Nor can it see what cancels whatever the parameters are, other than in a sum (`sums.py`): x / x,
-or the product of two concatenations of which complementary ranges are left. In all else it agrees with removing,
+whether the outputs vary. Nor can it see what cancels whatever the parameters are, other than in a sum (`sums.py`):
+x / x, or the product of two concatenations of which complementary ranges are left. In all else it agrees with removing,
 running and looking (tests/test_generated.py).
 """
 
