@@ -414,6 +414,25 @@ def test_checkpoint_survives():
     assert len(inline(program).equations) == 3
 
 
+def test_function_of_the_state_of_a_module():
+    """Parameters may be wrapped, as the variables of an `nnx.State` are; what wraps those that go, goes."""
+    graphdef, state = nnx.split(nnx.Sequential(*(nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i in range(3))))
+
+    def fn(state, x):
+        first, second, head = nnx.merge(graphdef, state).layers
+        x = first(x)
+        return head(x + jax.nn.relu(second(x)))
+
+    x = random_input((2, 4))
+    space = jasgnas.search_space(fn, x, params=state)
+    sparse = space.zero(state, [0])
+    sub_fn, sub_state = jasgnas.construct_subnet(space, sparse)
+    assert sorted(sub_state["layers"]) == [0, 2] and isinstance(sub_state, nnx.State)
+    assert error(sub_fn(sub_state, x), fn(sparse, x)) < 1e-6
+    smaller, (averaged, _) = jasgnas.shrink(space, sparse, (sparse, optax.adam(0.1).init(sparse)), removed=(0,))
+    assert jax.tree.structure(averaged) == jax.tree.structure(smaller[1]) == jax.tree.structure(sub_state)
+
+
 # What is not removed.
 
 

@@ -5,9 +5,10 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.tree_util import GetAttrKey
 
 from jasgnas.errors import TreeMismatchError
-from jasgnas.pytree import key_str, leaves_by_path
+from jasgnas.pytree import leaves_by_path, path_str
 
 
 class Leaf(NamedTuple):
@@ -124,14 +125,16 @@ def carried(
         rename: what becomes of the keys of mappings.
     """
 
-    def walk(node: Any, keys: tuple[str, ...]) -> Any:
+    def walk(node: Any, keys: tuple[Any, ...]) -> Any:
         children, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)
         if is_leaf(node) or not children or (len(children) == 1 and not children[0][0]):
             # The longest path: the others are those of leaves that are called like the end of this one.
-            names = ("/".join(keys[start:]) for start in range(len(keys)))
+            names = (path_str(keys[start:]) for start in range(len(keys)))
             path = next((name for name in names if name in paths), None)
             return move(path, node)
-        values = [walk(child, (*keys, *map(key_str, below))) for below, child in children]
+        values = [walk(child, (*keys, *below)) for below, child in children]
+        if values[0] is GONE and [below for below, _ in children] == [(GetAttrKey("value"),)]:
+            return GONE  # and so is what wraps an array, such as an `nnx.Variable`
         if not isinstance(node, Mapping):
             return jax.tree.unflatten(treedef, [None if value is GONE else value for value in values])
         named = zip((rename(below[-1].key) for below, _ in children), values, strict=True)
