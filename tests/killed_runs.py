@@ -142,7 +142,7 @@ def main(folder: Path, num_kills: int, seed: int) -> None:
                 "same_paths": same_paths,
                 "same_log": same_log,
                 "num_arrays": len(expected),
-                "differences": (expected_end.difference, found_end.difference),
+                "comparisons": [dataclasses.asdict(end.comparison) for end in (expected_end, found_end)],
             }
         )
     )

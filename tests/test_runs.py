@@ -20,6 +20,7 @@ from rich.console import Console
 import experiments
 from experiments import logs
 from experiments.checkpoints import Checkpoints, CheckpointWarning, Position
+from experiments.compare import Comparison
 from experiments.config import Config, H2SPGConfig, differences, from_json, to_json
 from experiments.engine import stop_requests
 from experiments.errors import CheckpointError, ConfigError, DivergedError, Interrupted
@@ -33,7 +34,7 @@ STATE = {"a": np.arange(12.0).reshape(3, 4), "b": (np.int32(3), np.array([True, 
 
 
 def position_at(step: int) -> Position:
-    return Position(step, {"next_index": step}, (1, 3), 2.5, (10.0, 1e-6))
+    return Position(step, {"next_index": step}, (1, 3), 2.5, Comparison(10.0, 1e-6, 0.75, 0.5))
 
 
 def saved(folder: Path, steps: tuple[int, ...] = (5, 10)) -> Path:
@@ -304,8 +305,8 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path, num_kills: int) -> N
     assert report["num_arrays"] > 30 and report["same_paths"] and report["same_log"]
     assert report["differing"] == []
     # How well the smaller network agreed with the sparse one outlives the start that shrank it.
-    expected, found = report["differences"]
-    assert expected == found and 0 <= expected[1] < 1e-4 * expected[0]
+    expected, found = report["comparisons"]
+    assert expected == found and 0 <= expected["largest_difference"] < 1e-4 * expected["largest_output"]
 
 
 def test_command_that_is_asked_to_stop_goes_on_later(tmp_path: Path) -> None:
