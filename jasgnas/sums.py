@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
+from itertools import count
 from math import prod
 from typing import NamedTuple
 
@@ -106,7 +107,8 @@ class Sums:
             return None
         whole = _Term(result, self._marked(result, tuple(range(self._rank(result)))))
         weights = {whole: Fraction(1)}
-        pending = [(-self._position[result], 0, whole)]
+        numbers = count()
+        pending = [(-self._position[result], next(numbers), whole)]
         met: dict[int, None] = {}
         found: dict[int, None] = {}
         while pending:
@@ -124,7 +126,7 @@ class Sums:
                 part = part._replace(axes=self._marked(part.var, part.axes))
                 if part not in weights:
                     # What is no result of an equation comes last.
-                    heapq.heappush(pending, (-self._position.get(part.var, -1), len(weights) + len(pending), part))
+                    heapq.heappush(pending, (-self._position.get(part.var, -1), next(numbers), part))
                 weights[part] = weights.get(part, Fraction(0)) + weight * factor
         gone = [var for var in met if var not in found and var not in self._static]
         return list(found) if gone else None
@@ -187,8 +189,10 @@ class Sums:
         moved = False
         for old, new in _matched(before, after):
             marks = [term.axes[axis] for axis in new]
-            if len(old) == len(new) == 1 or all(mark in (_SUMMED, _UNIT) for mark in marks):
-                axes += (marks or [_SUMMED])[:1] * len(old)
+            if len(old) == len(new) == 1:
+                axes += marks
+            elif all(mark in (_SUMMED, _UNIT) for mark in marks):
+                axes += [_SUMMED] * len(old)
             elif _SUMMED in marks:
                 return None
             else:
@@ -202,7 +206,8 @@ class Sums:
         changed = [n != m for n, m in zip(before, after, strict=True)]
         if eqn.primitive == "pad":
             cut = [min(low, high) < 0 for low, high, _ in eqn.params["padding_config"]]
-            if not self._is_static(eqn.inputs[1]):
+            # Constants have been seen to be zero where that matters.
+            if not (self._is_static(eqn.inputs[1]) if term.product is None else isinstance(eqn.inputs[1], Literal)):
                 return None
         else:
             cut = changed
@@ -261,9 +266,9 @@ class Sums:
     def _pointwise_convolution(self, eqn: Equation, term: _Term) -> _Parts | None:
         """The same for a convolution that looks at one place at a time."""
         var, kernel = eqn.inputs
-        (examples, features, *places), (_, kernel_features, *window), (result_examples, channels, *results) = (
-            eqn.params["dimension_numbers"]
-        )
+        numbers = eqn.params["dimension_numbers"]
+        (examples, features, *places), (_, kernel_features, *window) = numbers.lhs_spec, numbers.rhs_spec
+        result_examples, channels, *results = numbers.out_spec
         before, size, after = (aval.shape for aval in (*eqn.in_avals, *eqn.out_avals))
         pointwise = all(size[axis] == 1 for axis in window) and not np.any(eqn.params["padding"])
         same_places = [before[axis] for axis in places] == [after[axis] for axis in results]
@@ -272,9 +277,7 @@ class Sums:
         if not (pointwise and same_places and plain and known):
             return None
         axes = [term.own_mark(0)] * len(term.axes)
-        for own, result in zip(
-            (examples, *places), (eqn.params["dimension_numbers"].out_spec[0], *results), strict=True
-        ):
+        for own, result in zip((examples, *places), (result_examples, *results), strict=True):
             axes[own] = term.axes[result]
         return _one(eqn, term.within, axes)
 

@@ -78,6 +78,16 @@ def mean(x, axes=SPACE):
         (lambda p, x, q: mean(jnp.split(affine(p, x), 3, axis=2)[1] + 1.0), []),
         (lambda p, x, q: jnp.mean(affine(p, x).reshape(2, 5, 3, 1, 1).reshape(2, 15, 1), 1), []),
         (lambda p, x, q: jnp.mean(norm(x).reshape(2, 15), 1), []),
+        (lambda p, x, q: jnp.mean(norm(x).reshape(2, 1, 15), (1, 2)), []),
+        (lambda p, x, q: jnp.sum(x.reshape(2, 1, 15), (1, 2)) - jnp.sum(x, (1, 2)) + q[:, 0, 0], "q"),
+        (lambda p, x, q: jnp.sum((x - q).reshape(2, 1, 15), (1, 2)) - x[:, 0, 0], None),
+        (
+            lambda p, x, q: mean(
+                jax.lax.pad(norm(x), p["bias"][0], ((0, 0, 0), (0, 2, 0), (0, 0, 0)))
+                * jnp.max(jnp.abs(x), SPACE, keepdims=True)
+            ),
+            None,
+        ),
         (lambda p, x, q: jnp.mean(norm(x.reshape(2, 15)[..., None]).reshape(2, 5, 3), (1, 2)), []),
         (lambda p, x, q: mean(jnp.concatenate([x, -x], 2)), None),
         (lambda p, x, q: mean((norm(x) + 1.0) * mean(jnp.abs(x))[:, None]), None),
