@@ -3,20 +3,16 @@
 Everything is computed in float64, so that exact means equal up to 1e-10, in inference and in training mode.
 """
 
-from operator import itemgetter
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from double import D, F, assert_same, double_settings, perturbed, random_array
 from flax import linen as nn
 from flax import nnx, struct
 from networks import quick_compilation
 
 import jasgnas
-
-F = jnp.float64
 
 
 @pytest.fixture(autouse=True)
@@ -25,31 +21,8 @@ def float64():
         yield
 
 
-def _random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), F)
-
-
 def _tokens(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).integers(0, 9, size=shape))
-
-
-def _perturbed(tree):
-    """Makes every floating-point array positive and different from its initial value: no zero, no one is left."""
-    rng = np.random.default_rng(0)
-
-    def perturb(value):
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            return value
-        return jnp.asarray(np.abs(np.asarray(value) + 0.3 * rng.normal(size=value.shape)), F)
-
-    return jax.tree.map(perturb, tree)
-
-
-def _assert_same(expected, found):
-    expected, found = jax.tree.leaves(expected), jax.tree.leaves(found)
-    assert len(expected) == len(found)
-    for a, b in zip(expected, found, strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-10 * np.max(np.abs(a)))
 
 
 def _removals(space):
@@ -60,13 +33,9 @@ def _removals(space):
 # Flax NNX.
 
 
-def _settings(rngs):
-    return {"rngs": rngs, "param_dtype": F, "dtype": F}
-
-
 class TransformerBlock(nnx.Module):
     def __init__(self, features, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.norm1 = nnx.LayerNorm(features, **settings)
         self.attention = nnx.MultiHeadAttention(2, features, decode=False, **settings)
         self.norm2 = nnx.LayerNorm(features, **settings)
@@ -83,10 +52,10 @@ class TiedTransformer(nnx.Module):
     """Attention, positional embeddings added to tokens, an embedding that is used again for the logits."""
 
     def __init__(self, rngs):
-        self.embed = nnx.Embed(9, 8, **_settings(rngs))
-        self.positions = nnx.Param(_random(1, 1, 6, 8))
+        self.embed = nnx.Embed(9, 8, **double_settings(rngs))
+        self.positions = nnx.Param(random_array(1, 1, 6, 8))
         self.blocks = nnx.List([TransformerBlock(8, rngs) for _ in range(2)])
-        self.head = nnx.Linear(8, 5, **_settings(rngs))
+        self.head = nnx.Linear(8, 5, **double_settings(rngs))
 
     def __call__(self, tokens):
         x = self.embed(tokens) + self.positions[...]
@@ -105,7 +74,7 @@ class ScannedStack(nnx.Module):
             return TransformerBlock(8, rngs)
 
         self.layers = make(nnx.Rngs(0))
-        self.inputs = nnx.Linear(4, 8, **_settings(rngs))
+        self.inputs = nnx.Linear(4, 8, **double_settings(rngs))
 
     def __call__(self, x):
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
@@ -120,7 +89,7 @@ class Recurrent(nnx.Module):
     """LSTM in the trunk, GRU in a branch."""
 
     def __init__(self, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.trunk = nnx.RNN(nnx.LSTMCell(4, 8, **settings))
         self.branch = nnx.RNN(nnx.GRUCell(8, 8, **settings))
         self.project = nnx.Linear(8, 8, **settings)
@@ -135,7 +104,7 @@ class NormsAndGroups(nnx.Module):
     """Group, instance, RMS norm; grouped, depthwise and transposed convolutions; a sigmoid that keeps no zeros."""
 
     def __init__(self, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.stem = nnx.Conv(3, 8, (3, 3), **settings)
         self.grouped = nnx.Conv(8, 8, (3, 3), feature_group_count=4, **settings)
         self.group_norm = nnx.GroupNorm(8, 4, **settings)
@@ -163,7 +132,7 @@ class SplitAndRange(nnx.Module):
     """Channel split, a product of its parts, layer norm over a range that goes, several outputs."""
 
     def __init__(self, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.a = nnx.Linear(4, 12, **settings)
         self.b = nnx.Linear(4, 12, **settings)
         self.c = nnx.Linear(8, 4, **settings)
@@ -184,7 +153,7 @@ class Sequence1D(nnx.Module):
     """One-dimensional convolutions, a depthwise one after a concatenation, flatten to dense."""
 
     def __init__(self, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.stem = nnx.Conv(3, 6, (3,), **settings)
         self.branch = nnx.Conv(6, 6, (3,), **settings)
         self.norm = nnx.BatchNorm(6, rngs=rngs, param_dtype=F)
@@ -203,10 +172,10 @@ class Standardised(nnx.Module):
     """Weight standardisation: a kernel that is transformed before it is used."""
 
     def __init__(self, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.stem = nnx.Linear(4, 6, **settings)
-        self.kernel = nnx.Param(_random(2, 6, 6))
-        self.gain = nnx.Param(_random(3, 6))
+        self.kernel = nnx.Param(random_array(2, 6, 6))
+        self.gain = nnx.Param(random_array(3, 6))
         self.head = nnx.Linear(6, 3, **settings)
 
     def __call__(self, x):
@@ -220,13 +189,13 @@ class GatesAndShuffles(nnx.Module):
     """Squeeze-and-excitation, LayerScale, cond, sort, cumulative sum, where, clip, pixel shuffle."""
 
     def __init__(self, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.stem = nnx.Conv(3, 8, (3, 3), **settings)
         self.conv = nnx.Conv(8, 8, (3, 3), **settings)
         self.squeeze = nnx.Linear(8, 2, **settings)
         self.excite = nnx.Linear(2, 8, **settings)
         self.pointwise = nnx.Conv(8, 8, (1, 1), **settings)
-        self.layer_scale = nnx.Param(_random(4, 8))
+        self.layer_scale = nnx.Param(random_array(4, 8))
         self.head = nnx.Linear(8, 3, **settings)
 
     def __call__(self, x):
@@ -246,7 +215,7 @@ class GatesAndShuffles(nnx.Module):
 
 class TwoInputs(nnx.Module):
     def __init__(self, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.left = nnx.Linear(4, 6, **settings)
         self.right = nnx.Linear(5, 6, **settings)
         self.residual = nnx.Linear(6, 6, **settings)
@@ -262,7 +231,7 @@ class SharedBlock(nnx.Module):
     """One block is applied twice, so that it may not be removed; another once."""
 
     def __init__(self, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.shared = nnx.Linear(4, 4, **settings)
         self.own = nnx.Linear(4, 4, **settings)
         self.head = nnx.Linear(4, 2, **settings)
@@ -277,7 +246,7 @@ class QueryGroups(nnx.Module):
     """Grouped-query attention by einsum with a causal mask, and a fused query-key-value projection."""
 
     def __init__(self, rngs):
-        settings = _settings(rngs)
+        settings = double_settings(rngs)
         self.inputs = nnx.Linear(3, 8, **settings)
         self.query = nnx.LinearGeneral(8, (4, 2), **settings)
         self.key = nnx.LinearGeneral(8, (2, 2), **settings)
@@ -313,30 +282,30 @@ NNX_FAMILIES = {
     ),
     "scanned stack": (
         ScannedStack,
-        (_random, (2, 5, 4)),
+        (random_array, (2, 5, 4)),
         [{"layers/attention/out"}, {"layers/norm2", "layers/expand", "layers/project"}] * 3,
     ),
     "recurrent": (
         Recurrent,
-        (_random, (2, 5, 4)),
+        (random_array, (2, 5, 4)),
         [{"branch/cell/dense_i", "branch/cell/dense_h", "project"}],
     ),
     "norms and groups": (
         NormsAndGroups,
-        (_random, (2, 6, 6, 3)),
+        (random_array, (2, 6, 6, 3)),
         [{"grouped", "group_norm"}, {"pointwise", "instance_norm"}, {"rms_norm", "depthwise"}, {"wide", "joined_norm"}],
     ),
-    "split and range": (SplitAndRange, (_random, (3, 4)), [{"a"}, {"b"}, {"d", "norm"}, {"e", "norm"}]),
+    "split and range": (SplitAndRange, (random_array, (3, 4)), [{"a"}, {"b"}, {"d", "norm"}, {"e", "norm"}]),
     "one-dimensional": (
         Sequence1D,
-        (_random, (4, 5, 3)),
+        (random_array, (4, 5, 3)),
         [{"branch", "norm", "depthwise", "joined_norm"}],
     ),
-    "standardised weights": (Standardised, (_random, (3, 4)), [{"kernel", "gain"}]),
-    "gates and shuffles": (GatesAndShuffles, (_random, (2, 4, 4, 3)), [{"pointwise", "layer_scale"}]),
-    "shared block": (SharedBlock, (_random, (3, 4)), [{"own"}]),
-    "query groups": (QueryGroups, (_random, (2, 5, 3)), [{"out"}, {"fused_out"}]),
-    "two inputs": (TwoInputs, (_random, (3, 4), (3, 5)), [{"left"}, {"right"}, {"residual"}]),
+    "standardised weights": (Standardised, (random_array, (3, 4)), [{"kernel", "gain"}]),
+    "gates and shuffles": (GatesAndShuffles, (random_array, (2, 4, 4, 3)), [{"pointwise", "layer_scale"}]),
+    "shared block": (SharedBlock, (random_array, (3, 4)), [{"own"}]),
+    "query groups": (QueryGroups, (random_array, (2, 5, 3)), [{"out"}, {"fused_out"}]),
+    "two inputs": (TwoInputs, (random_array, (3, 4), (3, 5)), [{"left"}, {"right"}, {"residual"}]),
 }
 
 
@@ -349,7 +318,7 @@ def _modules(group):
 def test_nnx_families_shrink_exactly(name):
     network, (make, *shapes), expected = NNX_FAMILIES[name]
     model = network(nnx.Rngs(0))
-    nnx.update(model, _perturbed(nnx.state(model)))
+    nnx.update(model, perturbed(nnx.state(model)))
     inputs = [make(seed, *shape) for seed, shape in enumerate(shapes)]
     space = jasgnas.search_space(model, *inputs)
     assert [_modules(group) for group in space.groups] == expected
@@ -359,14 +328,12 @@ def test_nnx_families_shrink_exactly(name):
         for mode in ("eval", "train"):
             getattr(full, mode)()
             getattr(subnet, mode)()
-            _assert_same(full(*inputs), subnet(*inputs))
+            assert_same(full(*inputs), subnet(*inputs))
         params, _ = space.subnet_size(removed)
         assert jasgnas.count_params(subnet) <= params < jasgnas.count_params(model)
 
 
 # Flax Linen.
-
-D = {"param_dtype": F, "dtype": F}
 
 
 class LinenTransformerBlock(nn.Module):
@@ -540,17 +507,17 @@ class MobileBlocks(nn.Module):
 
 # The network, its inputs, the arguments of a call in training mode, and how many groups it has.
 LINEN_FAMILIES = {
-    "vision transformer": (VisionTransformer, (_random, (2, 8, 8, 3)), {"train": True}, 4),
+    "vision transformer": (VisionTransformer, (random_array, (2, 8, 8, 3)), {"train": True}, 4),
     "rotary decoder": (RotaryDecoder, (_tokens, (2, 5)), {}, 4),
-    "DenseNet": (DenseNet, (_random, (2, 8, 8, 3)), {"train": True}, 4),
-    "ConvNeXt": (ConvNeXt, (_random, (2, 8, 8, 3)), {"train": True}, 2),
-    "MobileNet": (MobileBlocks, (_random, (2, 8, 8, 3)), {"train": True}, 2),
+    "DenseNet": (DenseNet, (random_array, (2, 8, 8, 3)), {"train": True}, 4),
+    "ConvNeXt": (ConvNeXt, (random_array, (2, 8, 8, 3)), {"train": True}, 2),
+    "MobileNet": (MobileBlocks, (random_array, (2, 8, 8, 3)), {"train": True}, 2),
     "remat transformer": (RematTransformer, (_tokens, (2, 5)), {"train": True}, 4),
-    "scan": (LinenScan, (_random, (2, 4, 5)), {}, 6),
-    "reparameterised weights": (Reparameterised, (_random, (2, 4, 5)), {"train": True}, 3),
-    "u-net": (UNet, (_random, (2, 6, 6, 3)), {"train": True}, 2),
+    "scan": (LinenScan, (random_array, (2, 4, 5)), {}, 6),
+    "reparameterised weights": (Reparameterised, (random_array, (2, 4, 5)), {"train": True}, 3),
+    "u-net": (UNet, (random_array, (2, 6, 6, 3)), {"train": True}, 2),
     "encoder and decoder": (EncoderDecoder, (_tokens, (2, 5), (2, 4)), {}, 3),
-    "stacks and rolls": (StacksAndRolls, (_random, (2, 4, 5)), {}, 5),
+    "stacks and rolls": (StacksAndRolls, (random_array, (2, 4, 5)), {}, 5),
 }
 
 
@@ -559,7 +526,7 @@ def test_linen_families_shrink_exactly(name):
     network, (make, *shapes), training, num_groups = LINEN_FAMILIES[name]
     module = network()
     inputs = [make(seed, *shape) for seed, shape in enumerate(shapes)]
-    variables = _perturbed(module.init(jax.random.key(0), *inputs))
+    variables = perturbed(module.init(jax.random.key(0), *inputs))
     space = jasgnas.search_space(module, *inputs, variables=variables, **dict.fromkeys(training, False))
     assert len(space.groups) == num_groups
     state = [collection for collection in variables if collection != "params"]
@@ -567,10 +534,10 @@ def test_linen_families_shrink_exactly(name):
     for removed in _removals(space):
         full = space.zero(variables, removed)
         subnet, sub_variables = jasgnas.construct_subnet(space, full)
-        _assert_same(module.apply(full, *inputs), subnet.apply(sub_variables, *inputs))
+        assert_same(module.apply(full, *inputs), subnet.apply(sub_variables, *inputs))
         expected, full_updated = module.apply(full, *inputs, **call)
         found, updated = subnet.apply(sub_variables, *inputs, **call)
-        _assert_same(expected, found)
+        assert_same(expected, found)
         assert jax.tree.structure(updated) == jax.tree.structure({name: sub_variables[name] for name in updated})
         assert set(updated) <= set(full_updated)
         assert jasgnas.count_params(sub_variables) <= space.subnet_size(removed)[0] < jasgnas.count_params(variables)
@@ -586,7 +553,7 @@ def test_a_network_has_the_same_space_in_every_flavour(name):
     network, (make, *shapes), _, _ = LINEN_FAMILIES[name]
     module = network()
     inputs = [make(seed, *shape) for seed, shape in enumerate(shapes)]
-    variables = _perturbed(module.init(jax.random.key(0), *inputs))
+    variables = perturbed(module.init(jax.random.key(0), *inputs))
     state = {collection: value for collection, value in variables.items() if collection != "params"}
 
     def fn(params, *inputs):
@@ -594,7 +561,7 @@ def test_a_network_has_the_same_space_in_every_flavour(name):
 
     model = nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0))
     nnx.bridge.lazy_init(model, *inputs)
-    nnx.update(model, _perturbed(nnx.state(model)))
+    nnx.update(model, perturbed(nnx.state(model)))
     linen_space = jasgnas.search_space(module, *inputs, variables=variables)
     plain_space = jasgnas.search_space(fn, *inputs, params=variables["params"])
     nnx_space = jasgnas.search_space(model, *inputs)
@@ -604,257 +571,11 @@ def test_a_network_has_the_same_space_in_every_flavour(name):
     assert plain_space.largest_removal == nnx_space.largest_removal == removed
     params = plain_space.zero(variables["params"], removed)
     sub_fn, sub_params = jasgnas.construct_subnet(plain_space, params)
-    _assert_same(fn(params, *inputs), sub_fn(sub_params, *inputs))
+    assert_same(fn(params, *inputs), sub_fn(sub_params, *inputs))
     full = nnx_space.zero(model, removed)
     subnet = jasgnas.construct_subnet(nnx_space, full)
-    _assert_same(full(*inputs), subnet(*inputs))
+    assert_same(full(*inputs), subnet(*inputs))
     assert jasgnas.count_params(subnet) == jasgnas.count_params(sub_params) < jasgnas.count_params(model)
-
-
-# Scans within scans, beside the same layers one after the other.
-
-
-class Residual(nnx.Module):
-    def __init__(self, rngs):
-        self.expand = nnx.Linear(4, 6, **_settings(rngs))
-        self.project = nnx.Linear(6, 4, **_settings(rngs))
-
-    def __call__(self, x):
-        return x + self.project(jnp.tanh(self.expand(x)))
-
-
-class NestedStack(nnx.Module):
-    def __init__(self, rngs):
-        def make(rngs):
-            return Residual(rngs)
-
-        for length in (3, 2):
-            make = nnx.split_rngs(splits=length)(nnx.vmap(make))
-        self.layers = make(rngs)
-
-    def __call__(self, x):
-        def run(x, layer):
-            return layer(x)
-
-        for _ in range(2):
-            run = nnx.scan(run, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        return run(x, self.layers)
-
-
-class NormalisedBlock(nn.Module):
-    train: bool
-
-    @nn.compact
-    def __call__(self, x):
-        y = nn.BatchNorm(use_running_average=not self.train, **D)(nn.Dense(6, **D)(x))
-        return x + nn.Dense(4, **D)(nn.relu(y))
-
-
-def _scanned(layer, params, x, depth):
-    """Applies layers whose parameters are stacked along some leading axes."""
-    if depth == 0:
-        return layer(params, x)
-    return jax.lax.scan(lambda x, row: (_scanned(layer, row, x, depth - 1), None), x, params)[0]
-
-
-def _plain_layer(params, x):
-    return x + jnp.tanh(x @ params["expand"] + params["bias"]) @ params["project"]
-
-
-def _plain_stack(lengths):
-    shapes = {"expand": (4, 6), "bias": (6,), "project": (6, 4)}
-    params = {name: jnp.zeros((*lengths, *shape)) for name, shape in shapes.items()}
-    return lambda params, x: _scanned(_plain_layer, params, x, len(lengths)), _plain_layer, params
-
-
-def _linen_stack(lengths):
-    module, layer = nn.remat_scan(NormalisedBlock, lengths=lengths)(False), NormalisedBlock(False)
-    variables = module.init(jax.random.key(0), _random(0, 5, 4))
-    return module.apply, layer.apply, variables
-
-
-def _nnx_stack(lengths):
-    graphdef, params = nnx.split(NestedStack(nnx.Rngs(0)))
-    layer = nnx.graphdef(Residual(nnx.Rngs(0)))
-    assert lengths == (2, 3)
-    return (
-        lambda params, x: nnx.merge(graphdef, params)(x),
-        lambda params, x: nnx.merge(layer, params["layers"])(x),
-        nnx.to_pure_dict(params),
-    )
-
-
-def _num_entries(tree):
-    return sum(array.size for array in jax.tree.leaves(tree))
-
-
-STACKS = [(_plain_stack, (2, 1, 3)), (_linen_stack, (2, 3)), (_nnx_stack, (2, 3))]
-
-
-def _with_unrolled(make, lengths):
-    """A network of stacked layers, and the same layers in a loop; the parameters of either, given those of a stack."""
-    stacked, layer, params = make(lengths)
-    indices = list(np.ndindex(*lengths))
-
-    def unrolled(layers, x):
-        for index in map(str, indices):
-            x = layer(layers[index], x)
-        return x
-
-    def unstack(params):
-        return {str(index): jax.tree.map(itemgetter(index), params) for index in indices}
-
-    return stacked, unrolled, unstack, _perturbed(params)
-
-
-@pytest.mark.parametrize(("make", "lengths"), STACKS)
-def test_layers_of_nested_scans_go_one_by_one(make, lengths):
-    stacked, unrolled, unstack, params = _with_unrolled(make, lengths)
-    x = _random(0, 5, 4)
-    space = jasgnas.search_space(stacked, x, params=params)
-    loop = jasgnas.search_space(unrolled, x, params=unstack(params))
-    assert len(space.groups) == len(loop.groups) == len({group.name for group in space.groups}) == np.prod(lengths)
-    assert [group.num_params for group in space.groups] == [group.num_params for group in loop.groups]
-    for removed in [(1,), space.random_redundant(jax.random.key(0), 3)]:
-        full = space.zero(params, removed)
-        _assert_same(unstack(full), loop.zero(unstack(params), removed))
-        subnet, sub_params = jasgnas.construct_subnet(space, full)
-        _, loop_params = jasgnas.construct_subnet(loop, unstack(full))
-        _assert_same(jax.jit(stacked)(full, x), jax.jit(subnet)(sub_params, x))
-        assert _num_entries(sub_params) == _num_entries(loop_params)
-        assert space.subnet_size(removed) == loop.subnet_size(removed)
-
-
-def _branch(x, kernel):
-    return x + jnp.tanh(x @ kernel)
-
-
-def _rows_one_by_one(params, x):
-    for i, j in np.ndindex(2, 3):
-        x = _branch(x, params["stack"][i, j])
-    return x
-
-
-def _rows_of_rows(params, x):
-    for i in range(2):
-        row = params["stack"][i]
-        for j in range(3):
-            x = _branch(x, row[j])
-    return x
-
-
-def _one_row_whole(params, x):
-    x = _branch(x, params["stack"][0].sum(0))
-    for j in range(3):
-        x = _branch(x, params["stack"][1][j])
-    return x
-
-
-def _one_row_also_whole(params, x):
-    return _branch(_one_row_whole(params, x), params["stack"][0, 1])
-
-
-def _all_also_whole(params, x):
-    return _branch(_rows_of_rows(params, x), params["stack"].sum((0, 1)))
-
-
-def _rows_that_share_a_layer(params, x):
-    return _branch(_rows_of_rows(params, x), params["stack"][0, 0] * params["stack"][1, 2])
-
-
-READINGS = {
-    _rows_one_by_one: ["[0, 0]", "[0, 1]", "[0, 2]", "[1, 0]", "[1, 1]", "[1, 2]"],
-    _rows_of_rows: ["[0, 0]", "[0, 1]", "[0, 2]", "[1, 0]", "[1, 1]", "[1, 2]"],
-    _one_row_whole: ["[0]", "[1, 0]", "[1, 1]", "[1, 2]"],
-    _one_row_also_whole: [],
-    _all_also_whole: [],
-    _rows_that_share_a_layer: ["[0, 1]", "[0, 2]", "[1, 0]", "[1, 1]"],
-}
-
-
-@pytest.mark.parametrize("fn", READINGS, ids=lambda fn: fn.__name__)
-def test_rows_are_removed_as_they_are_read(fn):
-    """A leaf that is read in overlapping parts is taken as a whole."""
-
-    def network(params, x):
-        return _branch(fn(params, x), params["other"])
-
-    params = _perturbed({"stack": jnp.zeros((2, 3, 4, 4)), "other": jnp.zeros((4, 4))})
-    x = _random(0, 5, 4)
-    space = jasgnas.search_space(network, x, params=params)
-    found = [path for group in space.groups for path in group.paths if path.startswith("stack")]
-    assert found == [f"stack{row}" for row in READINGS[fn]]
-    for removed in [(0,), space.largest_removal[1:]]:
-        full = space.zero(params, removed)
-        subnet, sub_params = jasgnas.construct_subnet(space, full)
-        _assert_same(jax.jit(network)(full, x), jax.jit(subnet)(sub_params, x))
-        assert _num_entries(sub_params) == space.subnet_size(removed)[0]
-
-
-class NormalisedStack(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        return nn.remat_scan(NormalisedBlock, lengths=(2, 2))(train)(x)
-
-
-def test_a_layer_of_a_nested_scan_takes_its_statistics_with_it():
-    module, x = NormalisedStack(), _random(0, 5, 4)
-    variables = _perturbed(module.init(jax.random.key(0), x))
-    space = jasgnas.search_space(module, x, variables=variables, train=False)
-    full = space.zero(variables, (1,))
-    subnet, sub_variables = jasgnas.construct_subnet(space, full)
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(sub_variables)} == {3}
-    (expected, updated), (found, sub_updated) = (
-        jax.jit(lambda variables, net=net: net.apply(variables, x, train=True, mutable=["batch_stats"]))(variables)
-        for net, variables in ((module, full), (subnet, sub_variables))
-    )
-    _assert_same(expected, found)
-    left = jax.tree.map(lambda leaf: leaf.reshape(4, -1)[np.array([0, 2, 3])], updated)
-    _assert_same(left, sub_updated)
-
-
-def test_h2spg_treats_layers_of_nested_scans_as_layers():
-    """In two rounds; the network may be shrunk between them."""
-    stacked, unrolled, unstack, params = _with_unrolled(_plain_stack, (2, 1, 2))
-    x = _random(0, 5, 4)
-
-    def training(fn, space):
-        options = {"learning_rate": 0.01, "warmup_steps": 2, "projection_steps": 8, "periods": 2}
-        tx = optax.chain(optax.sgd(0.01, momentum=0.9), jasgnas.h2spg(space, target_groups=2, **options))
-
-        @jax.jit
-        def step(params, state):
-            grads = jax.grad(lambda params: jnp.mean((fn(params, x) - jnp.sin(x)) ** 2))(params)
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        def train(params, state, steps):
-            for _ in range(steps):
-                params, state = step(params, state)
-            return params, state
-
-        return train, tx
-
-    space = jasgnas.search_space(stacked, x, params=params)
-    train, tx = training(stacked, space)
-    first = train(params, tx.init(params), 8)
-    found, state = train(*first, 6)
-    zero = np.asarray(jasgnas.h2spg_state(state).zero)
-    assert zero.sum() == 2
-    _assert_same(found, space.zero(found, np.flatnonzero(zero)))
-
-    loop = jasgnas.search_space(unrolled, x, params=unstack(params))
-    train, tx = training(unrolled, loop)
-    expected, state = train(unstack(params), tx.init(unstack(params)), 14)
-    np.testing.assert_array_equal(jasgnas.h2spg_state(state).zero, zero)
-    _assert_same(expected, unstack(found))
-
-    (fn, small), state = jasgnas.shrink(space, *first)
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(small)} == {3}
-    train, _ = training(fn, space)
-    small, state = train(small, state, 6)
-    np.testing.assert_array_equal(jasgnas.h2spg_state(state).zero, zero)
-    _assert_same(jasgnas.construct_subnet(space, found)[1], jasgnas.shrink(space, small, state)[0][1])
 
 
 def test_a_head_is_never_a_candidate_nor_what_feeds_a_sigmoid():
@@ -865,7 +586,7 @@ def test_a_head_is_never_a_candidate_nor_what_feeds_a_sigmoid():
             x = x + nn.sigmoid(nn.Conv(4, (3,), name="before_sigmoid", **D)(x))
             return nn.Dense(2, name="head", **D)(x)
 
-    x = _random(0, 2, 5, 4)
+    x = random_array(0, 2, 5, 4)
     space = jasgnas.search_space(Net(), x, variables=Net().init(jax.random.key(0), x))
     assert [group.name for group in space.groups] == ["branch"]
     assert "computes a network output" in space.explain("head/*")
@@ -885,7 +606,7 @@ class HalfPrecision(nn.Module):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_computation_with_float32_parameters(dtype):
-    x = jnp.asarray(_random(0, 4, 3), jnp.float32)
+    x = jnp.asarray(random_array(0, 4, 3), jnp.float32)
     module = HalfPrecision(dtype)
     variables = module.init(jax.random.key(0), x)
     space = jasgnas.search_space(module, x, variables=variables)
