@@ -49,6 +49,7 @@ class SuperResNet(nnx.Module):
         widths: tuple[int, ...] = (48, 96, 192),
         kernel_sizes: tuple[int, ...] = (3, 5, 7),
         width: float = 1.0,
+        depth: float = 1.0,
         in_channels: int = 3,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -62,6 +63,7 @@ class SuperResNet(nnx.Module):
             widths: channels of each stage.
             kernel_sizes: kernel sizes of the candidates of every block.
             width: factor on every number of channels.
+            depth: factor on every number of blocks.
             in_channels: channels of the input images.
             dtype: dtype of the computation, or None to let inputs and parameters decide.
             param_dtype: dtype of the parameters.
@@ -69,11 +71,12 @@ class SuperResNet(nnx.Module):
         """
         layers = Layers(rngs, dtype, param_dtype)
         widths = tuple(max(1, round(width * features)) for features in widths)
+        depths = tuple(max(1, round(depth * blocks)) for blocks in depths)
         in_features = widths[0]
         self.stem = ConvNorm(layers, in_channels, in_features, 3)
         self.blocks: nnx.List[SuperResidualBlock] = nnx.List()
-        for stage, (depth, features) in enumerate(zip(depths, widths, strict=True)):
-            for index in range(depth):
+        for stage, (blocks, features) in enumerate(zip(depths, widths, strict=True)):
+            for index in range(blocks):
                 strides = 2 if stage > 0 and index == 0 else 1
                 self.blocks.append(SuperResidualBlock(layers, in_features, features, kernel_sizes, strides))
                 in_features = features
