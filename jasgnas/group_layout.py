@@ -5,7 +5,7 @@ All that H2SPG does to arrays as large as the parameters is here; what it does t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from jasgnas.pytree import leaves_by_path
 if TYPE_CHECKING:
     from jasgnas.groups import LeafSlice
     from jasgnas.space import SearchSpace
+
+T = TypeVar("T")
 
 
 @jax.tree_util.register_static
@@ -169,11 +171,25 @@ def _left(axes: tuple[int, ...], ids: np.ndarray, layout: Axes) -> tuple[tuple[i
     return axes, ids
 
 
+def grouped_leaves(layout: GroupLayout, tree: Any) -> list[jax.Array]:
+    """Returns the leaves of a tree of parameters or updates that hold groups, in the order of the layout."""
+    leaves = jax.tree.leaves(tree)
+    return [leaves[leaf.position] for leaf in layout.leaves]
+
+
+def with_grouped_leaves(layout: GroupLayout, tree: T, leaves: list[jax.Array]) -> T:
+    """Returns the tree with other leaves where it holds groups."""
+    all_leaves, treedef = jax.tree.flatten(tree)
+    for leaf, value in zip(layout.leaves, leaves, strict=True):
+        all_leaves[leaf.position] = value
+    return jax.tree.unflatten(treedef, all_leaves)
+
+
 def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array]) -> GroupSums:
     """Returns the inner products over each group, in one pass over the grouped leaves of parameters and updates."""
     partial_sums, ids = [], []
-    for leaf in layout.leaves:
-        x, u = xs[leaf.position].astype(layout.dtype), us[leaf.position].astype(layout.dtype)
+    for leaf, leaf_x, leaf_u in zip(layout.leaves, xs, us, strict=True):
+        x, u = leaf_x.astype(layout.dtype), leaf_u.astype(layout.dtype)
         others = tuple(axis for axis in range(x.ndim) if axis not in leaf.axes)
         sums = jnp.stack([jnp.sum(each, others).reshape(-1) for each in (x * x, x * u, u * u)], axis=1)
         groups = np.setdiff1d(leaf.ids, layout.num_groups)
@@ -187,22 +203,20 @@ def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array
 
 
 def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], moves: GroupMoves) -> list[jax.Array]:
-    """Returns the leaves of the updates, changed where there are groups.
+    """Returns the grouped leaves of the updates, changed; their dtypes stay.
 
     Args:
         layout: where the groups lie.
-        xs: leaves of the parameters.
-        us: leaves of the updates.
+        xs: grouped leaves of the parameters.
+        us: grouped leaves of the updates, in a dtype as wide as the parameters'.
         moves: what becomes of each group.
     """
     # The last entry is for what lies in no group.
     scale, shift, zero = jnp.append(moves.scale, 1), jnp.append(moves.shift, 0), jnp.append(moves.zero, False)
-    moved = list(us)
-    for leaf in layout.leaves:
-        x, u = xs[leaf.position], us[leaf.position]
+    moved = []
+    for leaf, x, u in zip(layout.leaves, xs, us, strict=True):
         shape = [length if axis in leaf.axes else 1 for axis, length in enumerate(x.shape)]
         scale_of, shift_of, is_zero = (values[leaf.ids].reshape(shape) for values in (scale, shift, zero))
-        # Selected, not multiplied: x − x is exactly zero in every dtype, even where u is not finite. The update has the
-        # wider of the two dtypes for the same reason.
-        moved[leaf.position] = jnp.where(is_zero, -x, scale_of * u + shift_of * x).astype(jnp.result_type(x, u))
+        # Selected, not multiplied: x − x is exactly zero in every dtype, even where u is not finite.
+        moved.append(jnp.where(is_zero, -x, scale_of * u + shift_of * x).astype(u.dtype))
     return moved

@@ -14,7 +14,16 @@ import optax
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, TreeMismatchError
-from jasgnas.group_layout import GroupMoves, GroupSums, Remainder, lay_out, move_groups, sum_over_groups
+from jasgnas.group_layout import (
+    GroupMoves,
+    GroupSums,
+    Remainder,
+    grouped_leaves,
+    lay_out,
+    move_groups,
+    sum_over_groups,
+    with_grouped_leaves,
+)
 from jasgnas.scores import SCORES, GroupStats, ScoreFn
 from jasgnas.selection import falling_order, select_redundant
 from jasgnas.targets import resolve_target
@@ -215,8 +224,9 @@ def h2spg(
             return updates, state._replace(step=optax.safe_increment(state.step))
         step, dtype = state.step, layout.dtype
         alpha = jnp.asarray(learning_rate(step) if callable(learning_rate) else learning_rate, dtype)
-        us, treedef = jax.tree.flatten(updates)
-        xs = jax.tree.leaves(params)
+        xs, us = grouped_leaves(layout, params), grouped_leaves(layout, updates)
+        # In the narrower of two dtypes, x − x would not be exactly zero.
+        us = [u.astype(jnp.result_type(x, u)) for x, u in zip(xs, us, strict=True)]
 
         is_measured = (step >= first_scoring) & (state.phase != DONE)
         sums = jax.lax.cond(
@@ -228,32 +238,33 @@ def h2spg(
         norms = jnp.where(is_measured, stats.x_norm, state.norms)
         state = jax.lax.cond(rounds.starts_at(step), select, lambda state, _: state, state, norms)
 
-        def move() -> GroupMoves:
+        def move() -> tuple[list[jax.Array], jax.Array]:
             limits = rounds.fraction_left(step).astype(dtype) * state.start_norms if guarantee_target else None
             strengths = _shrinking_strengths(stats, lmbda, amplify, hat)
             moves = _project(sums, alpha * strengths, epsilon, limits)
-            return GroupMoves(
+            moves = GroupMoves(
                 jnp.where(state.redundant, moves.scale, 1),
                 jnp.where(state.redundant, moves.shift, 0),
                 state.zero | (state.redundant & moves.zero),
             )
+            # Keeps the compiler from doing this arithmetic again for every single parameter.
+            moves = jax.lax.optimization_barrier(moves)
+            return move_groups(layout, xs, us, moves), moves.zero
 
-        # A conditional also keeps the compiler from doing this arithmetic again for every single parameter.
-        still = GroupMoves(jnp.ones(num_groups, dtype), jnp.zeros(num_groups, dtype), state.zero)
-        moves = jax.lax.cond(step >= warmup_steps, move, lambda: still)
-        us = move_groups(layout, xs, us, moves)
+        # Parameters and updates are read again only where something can move.
+        us, zero = jax.lax.cond(step >= warmup_steps, move, lambda: (us, state.zero))
 
         # A round that starts with this update was selected with the scores averaged before it.
         new_scores = score_fn(stats).astype(dtype)
         new_scores = jnp.where(step == first_scoring, new_scores, omega * state.scores + (1 - omega) * new_scores)
         is_scoring = (step >= first_scoring) & (step < rounds.last_start)
-        is_done = (step >= rounds.last_start) & jnp.all(moves.zero == state.redundant)
-        return jax.tree.unflatten(treedef, us), state._replace(
+        is_done = (step >= rounds.last_start) & jnp.all(zero == state.redundant)
+        return with_grouped_leaves(layout, updates, us), state._replace(
             step=optax.safe_increment(step),
             phase=jnp.where(is_done, DONE, jnp.where(step < warmup_steps, WARMUP, PROJECTION)).astype(jnp.int32),
             scores=jnp.where(is_scoring, new_scores, state.scores).astype(dtype),
-            zero=moves.zero,
-            norms=jnp.where(moves.zero, 0, norms),
+            zero=zero,
+            norms=jnp.where(zero, 0, norms),
         )
 
     return optax.GradientTransformation(init, update)
