@@ -219,7 +219,7 @@ def test_ablations_vary_one_setting(name: str) -> None:
     configs = {variant: Job(ROW, SCALE, variant, given, 0, "").config for variant, given in variants.items()}
     usual = configs["h2spg"].h2spg
     for variant, value in zip(variants, ablation.values, strict=True):
-        assert configs[variant].h2spg == dataclasses.replace(usual, **{ablation.setting: value})
+        assert configs[variant].h2spg == dataclasses.replace(usual, **{ablation.setting: value, **ablation.beside})
 
 
 # Lines of a results file: two seeds of two variants, a control of which one failed, and other rows at smoke scale.

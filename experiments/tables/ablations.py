@@ -1,7 +1,8 @@
 """Ablations: one setting of H2SPG is varied while all others stay, on one small network, and the results are drawn."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,18 +23,23 @@ class Ablation(NamedTuple):
         setting: name of the setting in `experiments.config.H2SPGConfig`.
         label: what it is called in plots.
         values: what it is set to.
+        beside: settings in which all of its trainings differ from others'.
     """
 
     setting: str
     label: str
     values: tuple[Any, ...]
+    beside: Mapping[str, Any] = MappingProxyType({})
 
 
 ABLATIONS = {
     "warmup": Ablation("warmup_fraction", "warm-up, part of the training", (0.02, 0.1, 0.3, 0.5)),
     "projection": Ablation("projection_fraction", "projection, part of the training", (0.05, 0.2, 0.4, 0.6)),
     "target": Ablation("target_sparsity", "structures that go, part of all (K)", (0.2, 0.4, 0.6, 0.8, 0.9)),
-    "score": Ablation("score", "redundancy score", (*SCORES, "random")),
+    # Of one size: the same number of structures would make networks of very different sizes.
+    "score": Ablation(
+        "score", "redundancy score", (*SCORES, "random"), {"target_sparsity": None, "target_params": 25_000}
+    ),
     "epsilon": Ablation("epsilon", "ε of the half-space", (0.0, 0.5, 0.9, 0.95)),
     "periods": Ablation("periods", "rounds of selection", (1, 2, 4, 8)),
 }
@@ -41,14 +47,18 @@ ABLATIONS = {
 
 
 def variant_name(ablation: Ablation, value: Any) -> str:
-    """Returns the name of the variant in which a setting has a value; the usual value is no variant of its own."""
-    usual = getattr(ROW.sizes[SCALE].apply(ROW.config, ROW.native_size).h2spg, ablation.setting)
-    return "h2spg" if value == usual else f"{ablation.setting}={value}"
+    """Returns the name of the variant in which a setting has a value; usual settings are no variant of their own."""
+    usual = ROW.sizes[SCALE].apply(ROW.config, ROW.native_size).h2spg
+    settings = {ablation.setting: value, **ablation.beside}
+    changed = [f"{name}={it}" for name, it in settings.items() if it not in (None, getattr(usual, name))]
+    return ", ".join(changed) or "h2spg"
 
 
 def ablation_variants(ablation: Ablation) -> dict[str, dict[str, Any] | None]:
     """Returns the settings of H2SPG of each training of an ablation by variant; None for the full network's."""
-    settings = {variant_name(ablation, value): {ablation.setting: value} for value in ablation.values}
+    settings = {
+        variant_name(ablation, value): {ablation.setting: value, **ablation.beside} for value in ablation.values
+    }
     return {"full": None, **settings}
 
 
