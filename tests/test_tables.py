@@ -217,7 +217,7 @@ def test_ablations_vary_one_setting(name: str) -> None:
     assert variants.pop("full") is None
     assert len(variants) == len(ablation.values)
     configs = {variant: Job(ROW, SCALE, variant, given, 0, "").config for variant, given in variants.items()}
-    usual = configs["h2spg"].h2spg
+    usual = Job(ROW, SCALE, "h2spg", {}, 0, "").config.h2spg
     for variant, value in zip(variants, ablation.values, strict=True):
         assert configs[variant].h2spg == dataclasses.replace(usual, **{ablation.setting: value, **ablation.beside})
 
@@ -317,10 +317,16 @@ ABLATED = [
 
 def test_ablations_are_tabulated(tmp_path: Path) -> None:
     text = section(tmp_path / "none.jsonl", write(tmp_path / "ablations.jsonl", ABLATED))
-    row = next(line for line in text.splitlines() if "ε of the half-space" in line)
-    assert "](experiments/results/ablations/epsilon.svg)" in row
-    assert "0.0: 61.00 ± 1.41; 0.9: 71.00 ± 1.41" in row and "lines 2–3, 5–6" in row
-    assert "full network has 51.00 ± 1.41 (lines 1, 4)" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    start = next(
+        place for place, row in enumerate(rows) if row and "experiments/results/ablations/epsilon.svg" in row[0]
+    )
+    assert [row[1:] for row in rows[start : start + 2]] == [
+        ["0.0", "0.818", "61.00 ± 1.41", "0–1", "2, 5"],
+        ["0.9", "0.818", "71.00 ± 1.41", "0–1", "3, 6"],
+    ]
+    assert not rows[start + 1][0]  # named once
+    assert "full network, of 0.818 M parameters, has 51.00 ± 1.41 % (lines 1, 4)" in text
 
 
 def test_ablations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,17 +138,19 @@ def _ablations(path: Path, found: Sequence[Summary]) -> str:
     by_variant = {summary.key.variant: summary for summary in by_scale}
     cells = []
     for name, ablation in ABLATIONS.items():
-        values = [(value, by_variant.get(variant_name(ablation, value))) for value in ablation.values]
-        own = [(value, summary) for value, summary in values if summary is not None]
-        if own:
-            texts = "; ".join(f"{value}: {summary.accuracy}" for value, summary in own)
-            lines = [line for _, summary in own for line in summary.lines]
-            cells.append((f"[{ablation.label}]({PLOTS / name}.svg)", texts, _line_numbers(lines)))
+        label = f"[{ablation.label}]({PLOTS / name}.svg)"
+        for value in ablation.values:
+            if summary := by_variant.get(variant_name(ablation, value)):
+                cells.append((label, str(value), summary.params, summary.accuracy, summary.seeds, summary.numbers))
+                label = ""
     full = by_variant.get("full")
     legend = f"**Ablations**, one setting at a time, on {ROW.network} made small (lines of [{path.name}]({path}))." + (
-        f" The full network has {full.accuracy} ({_line_numbers(full.lines)})." if full else ""
+        f" The full network, of {full.params} M parameters, has {full.accuracy} % ({_line_numbers(full.lines)})."
+        if full
+        else ""
     )
-    return f"{legend}\n\n{markdown_table(('varied', 'top-1 % at each value', 'lines'), *cells)}"
+    headings = ("varied", "value", "M parameters", "top-1 %", "seeds", "lines")
+    return f"{legend}\n\n{markdown_table(headings, *cells)}"
 
 
 def _line_numbers(lines: Sequence[Line]) -> str:
