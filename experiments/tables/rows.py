@@ -143,7 +143,7 @@ class Row:
 _CIFAR_OURS = "OTOv2's for CIFAR-10 (arXiv 2303.06862)"
 _ZEN_NAS = "OTOv2's, with the regularisation of Zen-NAS (arXiv 2102.01063)"
 
-# The reduced scale is sized for about a quarter of an hour of one CPU core a training, DemoNet's for an hour. There a
+# The reduced scale is sized for about ten minutes of one CPU core a training, DemoNet's for an hour. There a
 # kernel larger than the feature map is slow, and so is the gradient of a grouped convolution.
 _SMOKE = Size(epochs=2, num_train=512, num_test=512, batch_size=64, workers=0)
 _STACKED_UNETS_SIZES = {
@@ -156,7 +156,7 @@ _SUPER_RESNET_SIZES = {
     "smoke": replace(_SMOKE, image_size=16, target_sparsity=0.6, options={"width": 0.125}),
 }
 # A quarter of the channels, a sixteenth of the parameters.
-_REDUCED_SUPER_RESNET = Size(epochs=5, num_train=5_000, batch_size=64, options={"width": 0.25})
+_REDUCED_SUPER_RESNET = Size(epochs=4, num_train=5_000, batch_size=64, options={"width": 0.25})
 # A minute of one CPU core a training, and still 20 removal structures.
 _ABLATION = Size(
     epochs=4,
@@ -200,7 +200,7 @@ ROWS = {
             "SVHN",
             f"{_CIFAR_OURS}; digits are not mirrored",
             native_size=32,
-            sizes=_STACKED_UNETS_SIZES,
+            sizes=_STACKED_UNETS_SIZES | {"reduced": Size(epochs=4, num_train=5_000, batch_size=64)},
             full=Figures(0.80, 184, 95.3),
             subnet=Figures(0.37, 115, 96.1),
         ),
@@ -221,7 +221,7 @@ ROWS = {
             sizes={
                 "full": Size(),
                 "reduced": Size(
-                    epochs=5,
+                    epochs=4,
                     num_train=1_000,
                     num_test=1_000,
                     image_size=48,
@@ -262,7 +262,7 @@ ROWS = {
             native_size=32,
             sizes={
                 "full": Size(),
-                "reduced": Size(epochs=5, num_train=2_000, image_size=16, batch_size=64),
+                "reduced": Size(epochs=4, num_train=2_000, image_size=16, batch_size=64),
                 "smoke": replace(_SMOKE, image_size=8),
             },
         ),
