@@ -89,9 +89,9 @@ class H2SPGConfig:
     """Most parameters that the sub-network may have."""
     target_macs: int | None = None
     """Most multiply-adds of one image that the sub-network may have."""
-    warmup_fraction: float = 0.3
+    warmup_fraction: float = 0.1
     """Part of the steps in which H2SPG only averages its redundancy scores."""
-    projection_fraction: float = 0.4
+    projection_fraction: float = 0.1
     """Part of the steps in which H2SPG takes the redundant structures to zero; the rest trains what is left."""
     periods: int = 1
     """Rounds of selection and projection."""
