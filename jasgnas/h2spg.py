@@ -114,7 +114,8 @@ def h2spg(
         target_groups: how many groups to remove. Exactly one of the four targets is needed.
         target_sparsity: the same as a fraction of the number of groups, rounded down.
         target_params: the most trainable parameters that the sub-network may have, as `jasgnas.count_params` counts
-            them. Groups are removed until it has no more, dead branches not counted.
+            them, dead branches left out. Groups are accepted until it has no more; those that it can do with after all
+            are kept, so that every group that goes is needed.
         target_macs: the same for multiply-adds at the inputs that the space was made with, as `jasgnas.count_macs`
             counts them.
         warmup_steps: updates before the first selection, at least 1.

@@ -5,6 +5,7 @@ in `topology.py`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,9 +16,9 @@ from jax.typing import ArrayLike
 from jasgnas.validity import SegmentTopology
 
 TakeFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""Takes, in an order (group indices, int `[num_groups]`), the least number of eligible groups (bool `[num_groups]`)
-that meets a target. Returns the groups taken, bool `[num_groups]`, all eligible ones if the target is out of their
-reach, and whether the target is met."""
+"""Takes, in an order (group indices, int `[num_groups]`), the first eligible groups (bool `[num_groups]`) that meet a
+target, and none that the target does not need. Returns the groups taken, bool `[num_groups]`, all eligible ones if the
+target is out of their reach, and whether the target is met."""
 
 # Multiply-adds exceed int32, and JAX has no int64 by default: sizes are written with digits in this base, few enough
 # bits each that half a million of them can be summed, and enough digits for an int64.
@@ -103,7 +104,8 @@ def take_to_size(
 ) -> tuple[jax.Array, jax.Array]:
     """Takes the first groups without which the sub-network is not above a size, see `TakeFn`; at least one.
 
-    The same size as `topology.subnet_size` returns, exactly: dead branches do not count.
+    Those that it is not above the size with are then given back, the last one first: every group taken is needed. The
+    same size as `topology.subnet_size` returns, exactly: dead branches do not count.
 
     Args:
         topology: the segment graph; its arrays may be traced.
@@ -114,6 +116,12 @@ def take_to_size(
     """
     visits = order[jnp.argsort(~eligible[order], stable=True)]
     is_output = jnp.zeros(topology.group.shape, bool).at[topology.outputs].set(True)
+    spread = partial(_spread_zeros, topology, costs.passes_zeros, is_output)
+
+    def is_small_enough(taken: jax.Array, zero: jax.Array, useful: jax.Array) -> jax.Array:
+        counted = useful & ~zero
+        saved = taken[costs.saving_group] & counted[costs.saving_segment]
+        return ~_is_positive(_total(counted, costs.size) - _total(saved, costs.saving_size) - size)
 
     def is_unfinished(shrinking: _Shrinking) -> jax.Array:
         return (shrinking.position < jnp.sum(eligible)) & ~shrinking.is_met
@@ -121,17 +129,21 @@ def take_to_size(
     def visit(shrinking: _Shrinking) -> _Shrinking:
         group = visits[shrinking.position]
         taken = shrinking.taken.at[group].set(True)
-        zero = shrinking.zero | (topology.group == group)
-        zero, useful = _spread_zeros(topology, costs.passes_zeros, is_output, zero, shrinking.useful)
-        counted = useful & ~zero
-        saved = taken[costs.saving_group] & counted[costs.saving_segment]
-        excess = _total(counted, costs.size) - _total(saved, costs.saving_size) - size
-        return _Shrinking(shrinking.position + 1, taken, zero, useful, ~_is_positive(excess))
+        zero, useful = spread(shrinking.zero | (topology.group == group), shrinking.useful)
+        return _Shrinking(shrinking.position + 1, taken, zero, useful, is_small_enough(taken, zero, useful))
 
     nothing = jnp.zeros_like(is_output)
     start = _Shrinking(jnp.int32(0), jnp.zeros_like(eligible), nothing, ~nothing, jnp.bool_(False))
     end = jax.lax.while_loop(is_unfinished, visit, start)
-    return end.taken, end.is_met
+
+    def give_back(number: jax.Array, taken: jax.Array) -> jax.Array:
+        fewer = taken.at[visits[end.position - 1 - number]].set(False)
+        is_taken = jnp.append(fewer, False)[topology.group]  # −1, no group, is the last entry
+        return jnp.where(is_small_enough(fewer, *spread(is_taken, ~nothing)), fewer, taken)
+
+    # The last group taken is needed in any case, and all of them if they are not enough.
+    taken = jax.lax.fori_loop(1, jnp.where(end.is_met, end.position, 1), give_back, end.taken)
+    return taken, end.is_met
 
 
 class _Shrinking(NamedTuple):

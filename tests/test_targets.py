@@ -66,8 +66,7 @@ def test_subnet_meets_the_budget_with_no_group_too_many(cls, name):
     assert int(states[-1].phase) == DONE and space.is_valid(redundant)
     subnet = jasgnas.construct_subnet(space, nnx.merge(graphdef, params, rest))
     assert COUNTS[name](subnet, x) <= target < full
-    last = min(redundant, key=lambda group: scores[group])
-    assert space.subnet_size(set(redundant.tolist()) - {last})[kind] > target
+    assert all(space.subnet_size(np.setdiff1d(redundant, group))[kind] > target for group in redundant)
 
 
 # A chain of blocks, each a group beside a shortcut: block i costs 10^i parameters, and multiply-adds beyond int32.
@@ -110,11 +109,11 @@ def make_chain_h2spg(**options):
     ("name", "size", "expected"),
     [
         ("target_params", 11_217, [0]),
-        ("target_params", 11_216, [0, 1]),
+        ("target_params", 11_216, [1]),
         ("target_params", 107, [0, 1, 2, 3, 4]),
         ("target_macs", 7 + 11_111 * 10**9 - 1, [0]),
         ("target_macs", 7 + 11_100 * 10**9, [0, 1]),
-        ("target_macs", 7 + 11_100 * 10**9 - 1, [0, 1, 2]),
+        ("target_macs", 7 + 11_100 * 10**9 - 1, [2]),
     ],
 )
 @pytest.mark.parametrize("hierarchical", [True, False])

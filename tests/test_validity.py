@@ -97,7 +97,7 @@ def brute_alive(topology, removed):
 
 
 def brute_greedy(topology, scores, is_enough, fallback, accepted):
-    """Sorts, tries, keeps, judging on the host. Also returns whether the fallback was needed."""
+    """Sorts, tries, keeps, gives back, judging on the host. Also returns whether the fallback was needed."""
     num_groups = len(scores)
     visits = sorted(range(num_groups), key=lambda g: (not accepted[g], np.isnan(scores[g]), -scores[g], g))
     for eligible in (np.ones(num_groups, bool), fallback):
@@ -107,6 +107,10 @@ def brute_greedy(topology, scores, is_enough, fallback, accepted):
                 removed[group] = True
                 removed[group] = accepted[group] or is_valid(topology, removed)
         if is_enough(removed):
+            for group in visits[::-1]:
+                fewer = removed & (np.arange(num_groups) != group)
+                if removed[group] and not accepted[group] and is_enough(fewer):
+                    removed = fewer
             return removed, eligible is fallback
     raise AssertionError("the fallback must be enough")
 
