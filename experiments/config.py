@@ -223,9 +223,14 @@ def from_json(text: str) -> Config:
 
 def differences(one: Config, other: Config) -> list[str]:
     """Returns the settings in which two configs differ and compute something else, one line each."""
-    records = [_flat(dataclasses.asdict(config)) for config in (one, other)]
-    keys = [key for key in {**records[0], **records[1]} if key not in UNESSENTIAL]
+    records = [essential_settings(config) for config in (one, other)]
+    keys = {**records[0], **records[1]}
     return [f"{k}: {records[0].get(k)} → {records[1].get(k)}" for k in keys if records[0].get(k) != records[1].get(k)]
+
+
+def essential_settings(config: Config) -> dict[str, Any]:
+    """Returns the settings that change what a run computes, by their names on the command line."""
+    return {key: value for key, value in _flat(dataclasses.asdict(config)).items() if key not in UNESSENTIAL}
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

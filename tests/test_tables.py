@@ -311,7 +311,7 @@ def test_stand_in_is_never_called_what_it_stands_for(tmp_path: Path) -> None:
 ABLATED = [
     {"row": ROW.preset, "scale": SCALE, "variant": variant, "seed": seed, "test_accuracy": 0.5 + place / 10 + seed / 50}
     for seed in (0, 1)
-    for place, variant in enumerate(["full", *(variant_name(ABLATIONS["epsilon"], v) for v in (0.0, 0.9))])
+    for place, variant in enumerate(["full", *(variant_name(ABLATIONS["epsilon"], v) for v in (0.0, 0.5))])
 ]
 
 
@@ -323,7 +323,7 @@ def test_ablations_are_tabulated(tmp_path: Path) -> None:
     )
     assert [row[1:] for row in rows[start : start + 2]] == [
         ["0.0", "0.818", "61.00 ± 1.41", "0–1", "2, 5"],
-        ["0.9", "0.818", "71.00 ± 1.41", "0–1", "3, 6"],
+        ["0.5", "0.818", "71.00 ± 1.41", "0–1", "3, 6"],
     ]
     assert not rows[start + 1][0]  # named once
     assert "full network, of 0.818 M parameters, has 51.00 ± 1.41 % (lines 1, 4)" in text
@@ -336,7 +336,7 @@ def test_ablations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         plot("epsilon", found, path)
     drawn = paths[0].read_text()
     assert drawn == paths[1].read_text()
-    assert drawn.count(">0.9</text>") == 1 and ">full network</text>" in drawn
+    assert drawn.count(">0.5</text>") == 1 and ">full network</text>" in drawn
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"pip install 'jasgnas\[plots\]'"):
         plot("epsilon", found, paths[0])
@@ -345,22 +345,27 @@ def test_ablations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_recorded_ablation_is_only_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.train.run", lambda config: pytest.fail("trained"))
     variants = ablation_variants(ABLATIONS["periods"])
-    changes = Job(ROW, SCALE, "full", None, 0, "").changes
-    common = {"row": ROW.preset, "scale": SCALE, "dataset": "cifar10", "changes": changes}
-    write(tmp_path / "results.jsonl", [common | {"variant": variant} for variant in variants])
+    jobs = [Job(ROW, SCALE, variant, settings, 0, "") for variant, settings in variants.items()]
+    write(tmp_path / "results.jsonl", [job.key._asdict() | {"settings_id": job.settings_id} for job in jobs])
     call(monkeypatch, tmp_path, f"ablate periods --plots {tmp_path}")
     assert (tmp_path / "periods.svg").exists()
 
 
-def test_record_of_another_meaning_of_a_scale_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", ["full", "h2spg"])
+def test_record_of_other_settings_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
     monkeypatch.setattr("experiments.train.run", lambda config: (_ for _ in ()).throw(DivergedError("trained")))
-    job = Job(ROW, SCALE, "full", None, 0, "")
-    results = write(
-        tmp_path / "results.jsonl", [dict(zip(job.key._fields, job.key, strict=True)) | {"changes": ["epochs: 1 → 2"]}]
-    )
-    assert [record.fault for record in perform([job], results)] == ["DivergedError: trained"]
-    assert [record.fault for record in perform([job], results)] == ["DivergedError: trained"]
-    assert len(results.read_text().splitlines()) == 2
+    job = Job(ROW, SCALE, variant, VARIANTS[variant].settings, 0, "")
+    others = {
+        "another recipe": dataclasses.replace(job, row=dataclasses.replace(ROW, preset="regnet-cifar10")),
+        "another H2SPG": dataclasses.replace(job, settings=None if variant == "full" else {"epsilon": 0.5}),
+        "another folder": dataclasses.replace(job, data_dir=tmp_path, output_dir=tmp_path, quiet=True),
+    }
+    trains = {
+        name: [record.fault for record in perform([job], results)] == ["DivergedError: trained"]
+        for name, other in others.items()
+        for results in [write(tmp_path / f"{name}.jsonl", [job.key._asdict() | {"settings_id": other.settings_id}])]
+    }
+    assert trains == {"another recipe": True, "another H2SPG": variant == "h2spg", "another folder": False}
 
 
 def test_rows_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

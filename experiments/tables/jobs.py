@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +14,7 @@ import jax
 
 import jasgnas
 from experiments import train
-from experiments.config import Config, ParallelConfig, differences
+from experiments.config import Config, ParallelConfig, differences, essential_settings
 from experiments.errors import DivergedError
 from experiments.measure import machine_facts
 from experiments.tables.records import Key, Record, append_record, read_lines
@@ -104,6 +106,13 @@ class Job:
         return differences(self.row.config, self._smaller)
 
     @property
+    def settings_id(self) -> str:
+        """Fingerprint of all that decides the result: what was recorded with other settings is not the same."""
+        spared = ("data.data_dir", "parallel.", "train_") + (("h2spg.",) if self.settings is None else ())
+        settings = {k: v for k, v in essential_settings(self.config).items() if not k.startswith(spared)}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
     def _smaller(self) -> Config:
         size = find("scale", self.scale, self.row.sizes)
         return replace(size, **self.overrides.given()).apply(self.row.config, self.row.native_size)
@@ -129,7 +138,7 @@ def perform(jobs: Iterable[Job], results: Path, *, again: bool = False) -> Itera
     """
     for job in jobs:
         done = None if again else read_lines(results).get(job.key)
-        if done is not None and done.record.changes == job.changes:  # and what the scale means is still the same
+        if done is not None and done.record.settings_id == job.settings_id:
             print(f"{' '.join(map(str, job.key))}: recorded already in line {done.number} of {results}")
             yield done.record
             continue
@@ -152,6 +161,7 @@ def _perform(job: Job, again: bool) -> Record:
         machine=machine_facts(),
         date=datetime.date.today().isoformat(),
         command=job.command,
+        settings_id=job.settings_id,
     )
     try:
         results = train.run(config)
