@@ -187,8 +187,11 @@ def test_super_resnet_space_holds_one_and_two_million(depths: tuple[int, ...], p
     assert measure(subnet, models.example_input("super_resnet")).params == pytest.approx(params, rel=0.02)
 
 
-def test_super_resnet_width_multiplies_every_width() -> None:
-    given, asked = (models.create_abstract("super_resnet", **o) for o in ({"width": 0.25}, {"widths": (12, 24, 48)}))
+@pytest.mark.parametrize(
+    ("factor", "sizes"), [({"width": 0.25}, {"widths": (12, 24, 48)}), ({"depth": 0.4}, {"depths": (2, 2, 2)})]
+)
+def test_super_resnet_factors_multiply_widths_and_depths(factor: dict[str, Any], sizes: dict[str, Any]) -> None:
+    given, asked = (models.create_abstract("super_resnet", **options) for options in (factor, sizes))
     assert jax.tree.map(jnp.shape, nnx.state(given)) == jax.tree.map(jnp.shape, nnx.state(asked))
 
 
