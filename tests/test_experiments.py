@@ -148,7 +148,7 @@ def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
         (["--batch-size", "63", "--accumulate", "2"], "error: .*63 images cannot be divided", 2),
         (["--no-train-full", "--no-train-h2spg"], "error: .*nothing to train", 2),
         (["--epochs", "0"], "error: .*epochs must be at least 1", 2),
-        (["--h2spg.warmup-fraction", "0.8"], "error: .*add up to 1", 2),
+        (["--h2spg.warmup-fraction", "0.95"], "error: .*add up to 1", 2),
         (["--model.name", "demonet"], "error: .*demo_net", 2),
         (["--model.drop-path", "0.5"], "error: .*drop_path_rate", 2),
         (["--parallel.devices", "99"], "error: parallel.devices is 99; this process has 8", 2),
