@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from experiments.data.augment import Augmentation
 from experiments.errors import ConfigError
+from jasgnas.scores import DEFAULT_SCORE
 
 Option = bool | int | float
 """Value of an option of a network."""
@@ -95,7 +96,7 @@ class H2SPGConfig:
     """Part of the steps in which H2SPG takes the redundant structures to zero; the rest trains what is left."""
     periods: int = 1
     """Rounds of selection and projection."""
-    score: str = "default"
+    score: str = DEFAULT_SCORE
     """Name of the redundancy score, one of `jasgnas.scores.SCORES`; or `random`, a baseline that the seed decides."""
     hierarchical: bool = True
     """Remove only what leaves a valid network; otherwise the best scores, for comparisons."""

@@ -24,7 +24,7 @@ from jasgnas.group_layout import (
     sum_over_groups,
     with_grouped_leaves,
 )
-from jasgnas.scores import SCORES, GroupStats, ScoreFn
+from jasgnas.scores import DEFAULT_SCORE, SCORES, GroupStats, ScoreFn
 from jasgnas.selection import falling_order, select_redundant
 from jasgnas.targets import resolve_target
 from jasgnas.validity import critical_segments
@@ -130,7 +130,8 @@ def h2spg(
         epsilon: ε of the half-space, in [0, 1); larger projects sooner.
         omega: ω, weight of the past in the moving average of the scores, in [0, 1).
         score: name of a score in `jasgnas.scores.SCORES`, or a function of `GroupStats` that returns `[num_groups]`
-            scores, larger for groups to remove sooner.
+            scores, larger for groups to remove sooner. The default is `magnitude`, which removed better structures than
+            the score of the papers, `published`.
         hierarchical: False ignores validity and takes the best-scoring groups, as DHSPG does; for comparisons only.
         guarantee_target: False leaves the norms to the papers' method alone, which may not reach the target in time.
 
@@ -422,9 +423,10 @@ def _find_score(score: str | ScoreFn) -> ScoreFn:
     """Returns the score of this name, or the function itself."""
     if callable(score):
         return score
-    if score not in SCORES:
-        raise ArgumentError(f"score must be a function of GroupStats or one of {', '.join(SCORES)}, got {score!r}")
-    return SCORES[score]
+    scores = {"default": SCORES[DEFAULT_SCORE], **SCORES}
+    if score not in scores:
+        raise ArgumentError(f"score must be a function of GroupStats or one of {', '.join(scores)}, got {score!r}")
+    return scores[score]
 
 
 def _check_learning_rate(learning_rate: Any) -> None:

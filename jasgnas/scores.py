@@ -29,16 +29,6 @@ class GroupStats(NamedTuple):
 ScoreFn = Callable[[GroupStats], jax.Array]
 
 
-def default(stats: GroupStats) -> jax.Array:
-    """Returns the mean of two normalised terms, as in H2SPG (arXiv 2305.18030, section 3.2), `[num_groups]`.
-
-    The cosine of the angle between −x and the descent direction −d, and the reciprocal of the mean magnitude ‖x‖/|g|,
-    each divided by its l2 norm over the groups. A group that is zero has the largest second term there can be: 1.
-    """
-    reciprocal = _normalise(_divide(stats.num_params, stats.x_norm))
-    return 0.5 * _normalise(cosine(stats)) + 0.5 * jnp.where(stats.x_norm > 0, reciprocal, 1)
-
-
 def magnitude(stats: GroupStats) -> jax.Array:
     """Returns −‖x‖, `[num_groups]`: small groups go first."""
     return -stats.x_norm
@@ -65,9 +55,23 @@ def taylor(stats: GroupStats) -> jax.Array:
     return -jnp.abs(stats.x_dot_d)
 
 
+def published(stats: GroupStats) -> jax.Array:
+    """Returns the mean of two normalised terms, the score of the paper (arXiv 2305.18030, section 3.2), `[num_groups]`.
+
+    The cosine of the angle between −x and the descent direction −d, and the reciprocal of the mean magnitude ‖x‖/|g|,
+    each divided by its l2 norm over the groups. A group that is zero has the largest second term there can be: 1.
+    """
+    reciprocal = _normalise(_divide(stats.num_params, stats.x_norm))
+    return 0.5 * _normalise(cosine(stats)) + 0.5 * jnp.where(stats.x_norm > 0, reciprocal, 1)
+
+
 SCORES: dict[str, ScoreFn] = {
-    score.__name__: score for score in (default, magnitude, average_magnitude, cosine, taylor)
+    score.__name__: score for score in (magnitude, average_magnitude, cosine, taylor, published)
 }
+"""By name."""
+
+DEFAULT_SCORE = magnitude.__name__
+"""What `h2spg` takes unless told otherwise: the best of them in the ablations, see the README."""
 
 
 def _divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

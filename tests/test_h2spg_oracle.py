@@ -79,7 +79,7 @@ def test_iterates_agree_with_oracle(case, oracle_runs):
     options["target_groups"] = options.pop("num_redundant", 3)
     seed = list(ORACLE_CASES).index(case)
     with jax.enable_x64(True):
-        tx = optax.chain(OPTAX_BASE[base](learning_rate), make_h2spg(learning_rate, **options))
+        tx = optax.chain(OPTAX_BASE[base](learning_rate), make_h2spg(learning_rate, score="published", **options))
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), make_params(seed))
         step = make_step(tx, partial(make_problem(seed), sin=jnp.sin))
 

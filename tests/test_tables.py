@@ -179,7 +179,7 @@ def test_rows_are_trained_as_they_say(name: str) -> None:
         }
         assert jobs["full"].config.train_full and not jobs["full"].config.train_h2spg
         assert not jobs["h2spg"].config.train_full and jobs["h2spg"].config.train_h2spg
-        assert jobs["magnitude"].config.h2spg.score == "magnitude"
+        assert jobs["published"].config.h2spg.score == "published"
         assert not jobs["unchecked"].config.h2spg.hierarchical
         assert (jobs["h2spg"].changes == []) == (scale == "full")
 
@@ -236,6 +236,7 @@ RECORD = Record(
     machine={"processor": "a processor", "jax": "0.10.2"},
     date="2026-11-22",
     command="python -m experiments.tables run demonet-fashion-mnist --scale reduced --seeds 0 1",
+    settings_id="0123456789abcdef",
     origin="fashion_mnist: made from idx files",
     image_shape=[28, 28, 1],
     num_train=60_000,

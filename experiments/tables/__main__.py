@@ -101,7 +101,7 @@ class Run(Trainings):
     scale: str = "full"
     """`full` is the published recipe, `reduced` is for small machines, `smoke` shows that everything runs."""
     variants: tuple[str, ...] = ("full", "h2spg")
-    """`full` network without H2SPG, `h2spg`, and the controls `magnitude` (score), `random` (valid selection) and
+    """`full` network without H2SPG, `h2spg`, and the controls `published` (score), `random` (valid selection) and
     `unchecked` (validity ignored)."""
     results: Path = TABLES
     """File that the results are appended to; several hosts must share it."""

@@ -35,11 +35,10 @@ class Ablation(NamedTuple):
 ABLATIONS = {
     "warmup": Ablation("warmup_fraction", "warm-up, part of the training", (0.02, 0.1, 0.3, 0.5)),
     "projection": Ablation("projection_fraction", "projection, part of the training", (0.02, 0.1, 0.2, 0.4)),
-    "target": Ablation("target_sparsity", "structures that go, part of all (K)", (0.2, 0.4, 0.6, 0.8)),
-    # Of one size: the same number of structures would make networks of very different sizes.
-    "score": Ablation(
-        "score", "redundancy score", (*SCORES, "random"), {"target_sparsity": None, "target_params": 25_000}
+    "target": Ablation(
+        "target_sparsity", "structures that go, part of all (K)", (0.2, 0.4, 0.6, 0.8), {"target_params": None}
     ),
+    "score": Ablation("score", "redundancy score", (*SCORES, "random")),
     "epsilon": Ablation("epsilon", "ε of the half-space", (0.0, 0.5, 0.95)),
     "periods": Ablation("periods", "rounds of selection", (1, 2, 4)),
 }

@@ -43,7 +43,7 @@ class Record:
         machine: facts about machine and software.
         date: day on which the training started, as ISO 8601.
         command: what makes this line.
-        settings_id: fingerprint of all settings of the training; None in lines from before there was one.
+        settings_id: fingerprint of all settings of the training.
         origin: where the images come from.
         image_shape: height, width and channels of the images.
         num_train: training images.
@@ -74,7 +74,7 @@ class Record:
     machine: dict[str, Any]
     date: str
     command: str
-    settings_id: str | None = None
+    settings_id: str
     origin: str | None = None
     image_shape: list[int] | None = None
     num_train: int | None = None
