@@ -258,10 +258,11 @@ FAILED: dict[str, Any] = {"num_params": None, "macs": None, "test_accuracy": Non
 SMOKE: dict[str, Any] = {"scale": "smoke", "dataset": "svhn_test10k", "stands_in_for": "SVHN"}
 LINES: list[dict[str, Any]] = [
     {},
-    SUBNET | {"test_accuracy": 0.5},
+    {"variant": "unchecked", "test_accuracy": 0.5},
     {"seed": 1, "test_accuracy": 0.93},
-    SUBNET | {"test_accuracy": 0.90},  # the second line of the same training is the one that counts
+    SUBNET | {"test_accuracy": 0.90},
     SUBNET | {"seed": 1, "test_accuracy": 0.92, "num_params": 410_000},
+    # The second line of the same training is the one that counts.
     {"variant": "unchecked", "num_params": 500_000, "macs": 9e7, "test_accuracy": 0.8},
     FAILED | {"variant": "unchecked", "seed": 1},
     SMOKE | {"row": "stacked-unets-svhn"},
@@ -378,7 +379,7 @@ def test_rows_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert all(name in printed for name in ROWS)
     for text in (
         "84.9 %",
-        "reduced, H2SPG: 91.00 ± 1.41 % (2 seeds)",
+        "reduced, H2SPG: 91.00 ± 1.41 % (seeds 0–1)",
         "smoke on svhn_test10k, full network",
         "nothing",
     ):

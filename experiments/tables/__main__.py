@@ -220,7 +220,8 @@ def _reported(params: str, macs: str, top1: str) -> str:
 def _measured(summary: Summary) -> str:
     key = summary.key
     data = f" on {key.dataset}" if summary.records[0].stands_in_for else ""
-    return f"{key.scale}{data}, {summary.label}: {summary.accuracy} % ({len(summary.lines)} seeds)"
+    seeds = "seed" if len(summary.lines) == 1 else "seeds"
+    return f"{key.scale}{data}, {summary.label}: {summary.accuracy} % ({seeds} {summary.seeds})"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.errors import ConfigError
 from experiments.markdown import markdown_table
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, variant_name
+from experiments.tables.jobs import VARIANTS
 from experiments.tables.records import Line, Record, read_lines
 from experiments.tables.rows import ROWS, Figures, Row
 from experiments.tables.summary import Summary, enumeration, summaries
@@ -58,9 +59,10 @@ def title(row: Row, record: Record) -> str:
 
 
 def of_row(found: Iterable[Summary], row: Row) -> list[Summary]:
-    """Returns the summaries of a row, those of one scale and data set together."""
+    """Returns the summaries of a row, those of one scale and data set together, in the order of the variants."""
     own = [summary for summary in found if summary.key.row == row.preset]
-    return sorted(own, key=_place)
+    order = list(VARIANTS)
+    return sorted(own, key=lambda summary: (*_place(summary), order.index(summary.key.variant)))
 
 
 def figures_text(figures: Figures) -> tuple[str, str, str]:
