@@ -26,7 +26,7 @@ class RegNetConfig:
     """
 
     depth: int
-    initial_width: int
+    initial_width: float
     slope: float
     multiplier: float
     group_width: int
@@ -36,7 +36,7 @@ class RegNetConfig:
         """Returns width and depth of every stage (section 3.3, equations 2 to 4)."""
         line = self.initial_width + self.slope * np.arange(self.depth)
         powers = np.round(np.log(line / self.initial_width) / np.log(self.multiplier))
-        widths = 8 * np.round(self.initial_width * self.multiplier**powers / 8)
+        widths = 8 * np.maximum(1, np.round(self.initial_width * self.multiplier**powers / 8))
         widths, depths = np.unique(widths.astype(int), return_counts=True)
         return [(self._whole_groups(int(width)), int(depth)) for width, depth in zip(widths, depths, strict=True)]
 
@@ -91,6 +91,7 @@ class RegNet(nnx.Module):
         config: RegNetConfig = REGNET_X_200MF,
         in_channels: int = 3,
         small_images: bool = False,
+        width: float = 1.0,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -102,13 +103,15 @@ class RegNet(nnx.Module):
             config: widths and depths.
             in_channels: channels of the input images.
             small_images: keep the full resolution in the stem and in the first stage.
+            width: factor on every number of channels; group widths stay.
             dtype: dtype of the computation, or None to let inputs and parameters decide.
             param_dtype: dtype of the parameters.
             rngs: random streams of the initialisation.
         """
         layers = Layers(rngs, dtype, param_dtype, linear_init=nnx.initializers.normal(0.01))
         first_strides = 1 if small_images else 2
-        features = 32
+        config = dataclasses.replace(config, initial_width=width * config.initial_width, slope=width * config.slope)
+        features = max(1, round(32 * width))
         self.stem = ConvNorm(layers, in_channels, features, 3, strides=first_strides)
         self.blocks: nnx.List[RegNetBlock] = nnx.List()
         for stage, (width, depth) in enumerate(config.stages()):

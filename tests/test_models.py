@@ -218,6 +218,15 @@ def test_regnet_line_gives_the_published_stages(config: RegNetConfig, widths: li
     assert config.stages() == list(zip(widths, depths, strict=True))
 
 
+def test_regnet_width_multiplies_the_channels_of_all_stages() -> None:
+    config = RegNetConfig(13, 6, 36.44 / 4, 2.49, 8)
+    model = models.create_abstract("regnet_x_200mf_cifar", width=0.25)
+    assert model.stem.conv.out_features == 8
+    assert config.stages() == [(8, 1), (16, 1), (40, 4), (96, 7)]
+    assert [block.conv3.conv.out_features for block in model.blocks] == [8, 16, *4 * [40], *7 * [96]]
+    assert model.blocks[-1].conv2.conv.feature_group_count == 12
+
+
 # Compiling is what these tests spend their time on; the code need not be fast.
 compile_quickly = partial(jax.jit, compiler_options=QUICK_COMPILATION)
 

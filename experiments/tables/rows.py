@@ -201,7 +201,7 @@ ROWS = {
             "SVHN",
             f"{_CIFAR_OURS}; digits are not mirrored",
             native_size=32,
-            sizes=_STACKED_UNETS_SIZES | {"reduced": Size(epochs=4, num_train=5_000, batch_size=64)},
+            sizes=_STACKED_UNETS_SIZES | {"reduced": Size(epochs=6, num_train=8_000, batch_size=64)},
             full=Figures(0.80, 184, 95.3),
             subnet=Figures(0.37, 115, 96.1),
         ),
@@ -263,7 +263,7 @@ ROWS = {
             native_size=32,
             sizes={
                 "full": Size(),
-                "reduced": Size(epochs=4, num_train=2_000, image_size=16, batch_size=64),
+                "reduced": Size(epochs=10, num_train=5_000, image_size=16, batch_size=64, options={"width": 0.25}),
                 "smoke": replace(_SMOKE, image_size=8),
             },
         ),
