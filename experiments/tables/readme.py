@@ -61,8 +61,8 @@ def title(row: Row, record: Record) -> str:
 def of_row(found: Iterable[Summary], row: Row) -> list[Summary]:
     """Returns the summaries of a row, those of one scale and data set together, in the order of the variants."""
     own = [summary for summary in found if summary.key.row == row.preset]
-    order = list(VARIANTS)
-    return sorted(own, key=lambda summary: (*_place(summary), order.index(summary.key.variant)))
+    order = {name: place for place, name in enumerate(VARIANTS)}
+    return sorted(own, key=lambda summary: (*_place(summary), order.get(summary.key.variant, len(order))))
 
 
 def figures_text(figures: Figures) -> tuple[str, str, str]:
