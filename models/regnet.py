@@ -114,11 +114,11 @@ class RegNet(nnx.Module):
         features = max(1, round(32 * width))
         self.stem = ConvNorm(layers, in_channels, features, 3, strides=first_strides)
         self.blocks: nnx.List[RegNetBlock] = nnx.List()
-        for stage, (width, depth) in enumerate(config.stages()):
+        for stage, (channels, depth) in enumerate(config.stages()):
             for index in range(depth):
                 strides = 1 if index > 0 else first_strides if stage == 0 else 2
-                self.blocks.append(RegNetBlock(layers, config, features, width, strides))
-                features = width
+                self.blocks.append(RegNetBlock(layers, config, features, channels, strides))
+                features = channels
         self.head = layers.linear(features, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
