@@ -1,6 +1,6 @@
 """Minimal removal structures: for every segment, whether it may be removed, and which parameters its group holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from jasgnas.bridge import Leaf
 from jasgnas.graph import Graph, Operator, Part, Segment
 from jasgnas.invariance import Effect, Prover, Range
 from jasgnas.labels import operator_label, segment_label
-from jasgnas.masks import Zeros
+from jasgnas.masks import Zeros, join, unknown, zero, zeros
 
 
 class LeafSlice(NamedTuple):
@@ -282,3 +282,22 @@ def _unique(name: str, taken: set[str]) -> str:
         unique, number = f"{name} ({number})", number + 1
     taken.add(unique)
     return unique
+
+
+def leaf_zeros(groups: Sequence[Group], leaves: Sequence[Leaf], removed: Iterable[int]) -> list[Zeros]:
+    """Returns what is known to be zero in each leaf when some groups, given by their indices, are."""
+    found = {leaf.path: unknown(len(leaf.shape)) for leaf in leaves}
+    shapes = {leaf.path: leaf.shape for leaf in leaves}
+    for index in removed:
+        for part in groups[index].slices:
+            found[part.path] = join([found[part.path], slice_zeros(part, shapes[part.path])])
+    return list(found.values())
+
+
+def slice_zeros(part: LeafSlice, shape: Sequence[int]) -> Zeros:
+    """Returns what is known to be zero in a leaf of some shape when a slice of it is."""
+    if not part.axes:
+        return zero(len(shape))
+    mask = np.zeros([shape[axis] for axis in part.axes], bool)
+    mask[part.taken] = True
+    return zeros(mask if axis == part.axes[0] else None for axis in range(len(shape)))

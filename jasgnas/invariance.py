@@ -65,7 +65,7 @@ class Prover:
         variables = [var for part in parts for var in self._graph.part_vars[part]]
         known = {var: zero(len(self._program.avals[var].shape)) for var in variables}
         for operator in operators:
-            self._run(self._graph.operators[operator], known)
+            self.extend(self._graph.operators[operator], known)
         return known
 
     def output(self, operator: int) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ class Prover:
                 elif current.kind == "stem":
                     yield Effect(current.index, self._idle(current, known), joins=False)
                     continue
-            self._run(current, known)
+            self.extend(current, known)
             if any(self._gained(var, known) for var in self.output(current.index)):
                 for consumer in self._graph.consumers[current.index]:
                     if consumer not in seen:
@@ -111,7 +111,7 @@ class Prover:
         given = self.output(source)
         known = {var: zero(len(self._program.avals[var].shape)) for var in read if var in given}
         for operator in chain:
-            self._run(operator, known)
+            self.extend(operator, known)
         return all(known[var].everywhere for var in self.output(chain[-1].index))
 
     def _gained(self, var: int, known: Mapping[int, Zeros]) -> bool:
@@ -146,7 +146,7 @@ class Prover:
                     (held,) = self._graph.part_vars[part]
                     ndim = len(self._program.avals[held].shape)
                     tried[held] = zeros(part_mask if i == part_axis else None for i in range(ndim))
-                self._run(operator, tried)
+                self.extend(operator, tried)
                 if not (mask & ~tried[result].axis(axis, shape[axis])).any():
                     known.update(tried)
                     return ranges
@@ -160,7 +160,7 @@ class Prover:
         ndim = len(self._program.avals[result].shape)
         inside = self.needs(operator, {result: tuple(mask if i == axis else None for i in range(ndim))}, {})
         outside = self.needs(operator, {result: tuple(~mask if i == axis else None for i in range(ndim))}, {})
-        if operator.kind == "stem" and not _disjoint(inside.get(var, NOTHING), outside.get(var, NOTHING)):
+        if operator.kind == "stem" and not disjoint(inside.get(var, NOTHING), outside.get(var, NOTHING)):
             return []  # It mixes channels: the range ends here.
         ranges = []
         for part in operator.parts:
@@ -168,7 +168,7 @@ class Prover:
                 continue
             (held,) = self._graph.part_vars[part]
             need, other = inside.get(held, NOTHING), outside.get(held, NOTHING)
-            if need != NOTHING and _disjoint(need, other):
+            if need != NOTHING and disjoint(need, other):
                 axes = [i for i, taken in enumerate(need) if taken is not None]
                 if len(axes) == 1 and (taken := need[axes[0]]) is not None:
                     ranges.append(Range(part, axes[0], taken))
@@ -200,7 +200,7 @@ class Prover:
             wanted = [needs.get(var, NOTHING) for var in eqn.outputs]
             if all(need == NOTHING for need in wanted):
                 continue
-            operands = [self._read(atom, known) for atom in eqn.inputs]
+            operands = [self.read(atom, known) for atom in eqn.inputs]
             for atom, asked in zip(eqn.inputs, needs_of(eqn, operands, wanted), strict=True):
                 if isinstance(atom, int):
                     needs[atom] = union(needs.get(atom, NOTHING), asked)
@@ -225,20 +225,21 @@ class Prover:
                 pending.extend(self._program.equations[position].inputs)
         return found
 
-    def _run(self, operator: Operator, known: dict[int, Zeros]) -> None:
+    def extend(self, operator: Operator, known: dict[int, Zeros]) -> None:
         """Extends what is known over the equations of an operator, those on its leaves included."""
         for position in sorted([*operator.equations, *self._static_equations(operator)]):
             eqn = self._program.equations[position]
-            results = zeros_of(eqn, [self._read(atom, known) for atom in eqn.inputs])
+            results = zeros_of(eqn, [self.read(atom, known) for atom in eqn.inputs])
             known.update(zip(eqn.outputs, results, strict=True))
 
-    def _read(self, atom: Atom, known: Mapping[int, Zeros]) -> Zeros:
+    def read(self, atom: Atom, known: Mapping[int, Zeros]) -> Zeros:
+        """Returns what is known of an operand, be it only what holds in the full network."""
         if isinstance(atom, Literal):
             return of_literal(atom)
         return known.get(atom, self._graph.zeros[atom])
 
 
-def _disjoint(first: Need, second: Need) -> bool:
+def disjoint(first: Need, second: Need) -> bool:
     """Tells whether two needs have no entry in common."""
     if first == NOTHING or second == NOTHING:
         return True

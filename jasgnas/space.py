@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from jasgnas.bridge import Leaf, Model, open_model
+from jasgnas.analysis import propagate_needs, propagate_zeros
+from jasgnas.bridge import Leaf, Model, argument_names, open_model
 from jasgnas.collector import collector_paused
 from jasgnas.dependence import build_dependence
 from jasgnas.errors import (
@@ -27,9 +28,10 @@ from jasgnas.errors import (
 )
 from jasgnas.graph import Graph, build_graph
 from jasgnas.graphs_tuple import segment_graph, trace_graph
-from jasgnas.groups import Group, LeafSlice, Saving, find_groups, num_params
+from jasgnas.groups import Group, LeafSlice, Saving, find_groups, leaf_zeros, num_params
 from jasgnas.jaxpr import inline
 from jasgnas.labels import operator_label, segment_label
+from jasgnas.masks import NOTHING, everything, unknown
 from jasgnas.pytree import leaves_by_path, path_str
 from jasgnas.topology import SegmentCosts, build_costs, build_topology, subnet_size
 from jasgnas.trace import Call, TracedModel, trace_model
@@ -38,7 +40,7 @@ from jasgnas.validity import SegmentTopology, is_valid, largest_removal
 KeepPattern = str | re.Pattern[str]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SearchSpace:
     """What may be removed from a network, and what depends on what.
 
@@ -51,6 +53,7 @@ class SearchSpace:
         reasons: for each segment, why it is or is not removable.
         savings: what the groups save in other segments than their own.
         kept: indices of the leaves that `keep=` names.
+        connected: for each array among the inputs, whether it is one of those that outputs must stay connected to.
     """
 
     model: Model
@@ -61,6 +64,11 @@ class SearchSpace:
     reasons: tuple[str, ...]
     savings: tuple[Saving, ...]
     kept: frozenset[int]
+    connected: tuple[bool, ...]
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles search anew: a trace can be neither copied nor pickled, and the model says it all."""
+        return _search, (self.model, self.call, self.kept, self.connected)
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -100,7 +108,7 @@ class SearchSpace:
     @cached_property
     def dependence(self) -> SegmentTopology:
         """The graph that validity is judged on: the segment graph, segments divided where they are read in parts."""
-        return build_dependence(self.graph, self.groups)
+        return build_dependence(self.graph, self.groups, self.leaves, self.connected)
 
     @cached_property
     def costs(self) -> SegmentCosts:
@@ -154,15 +162,21 @@ class SearchSpace:
         """Returns group indices as a bool vector `[num_groups]`.
 
         Raises:
-            ArgumentError: an index is out of range or not an integer.
+            ArgumentError: an index is out of range or not an integer, such as an entry of a boolean vector.
         """
+        try:
+            listed = list(indices)
+        except TypeError:
+            raise ArgumentError(f"expected group indices, such as [0, 2], got {indices!r}") from None
         marked = np.zeros(len(self.groups), bool)
-        for index in indices:
-            if isinstance(index, bool) or not isinstance(index, int | np.integer | jax.Array | np.ndarray):
-                raise ArgumentError(f"expected group indices, got {index!r}")
-            if not 0 <= int(index) < len(self.groups):
-                raise ArgumentError(f"no group {int(index)}: the search space has groups 0 to {len(self.groups) - 1}")
-            marked[int(index)] = True
+        for index in listed:
+            number = np.asarray(index)
+            if number.ndim or not np.issubdtype(number.dtype, np.integer):
+                hint = "; those of a boolean vector over the groups are np.flatnonzero(vector)"
+                raise ArgumentError(f"expected group indices, got {index!r}{hint if number.dtype == bool else ''}")
+            if not 0 <= number < len(self.groups):
+                raise ArgumentError(f"no group {number}: the search space has groups 0 to {len(self.groups) - 1}")
+            marked[number] = True
         return marked
 
     def is_valid(self, indices: Iterable[int]) -> bool:
@@ -170,14 +184,34 @@ class SearchSpace:
         return is_valid(self.dependence, self.removed(indices))
 
     def require_valid(self, indices: Iterable[int]) -> None:
-        """Raises `InvalidRemovalError` if removing these groups would cut off a network output."""
-        indices = sorted(int(index) for index in indices)
-        if not self.is_valid(indices):
+        """Raises `InvalidRemovalError` if removing these groups would cut off a network output.
+
+        Stricter than `is_valid` alone: the zeros are followed through the whole network, too.
+        """
+        indices = np.flatnonzero(self.removed(indices)).tolist()
+        cut = [] if self.is_valid(indices) else ["an output"]
+        if cut or (cut := self._cut_off(indices)):
             names = ", ".join(f"{index} ({self.groups[index].name})" for index in indices)
             raise InvalidRemovalError(
-                f"without the groups {names} no path is left from the network input to an output. "
+                f"without the groups {names} no path is left from the network input to {', '.join(cut)}. "
                 "Check a set with space.is_valid(indices), or let jasgnas.h2spg choose it."
             )
+
+    def _cut_off(self, indices: Sequence[int]) -> list[str]:
+        """Returns the outputs that need no entry of an input that they must stay connected to, given all zeros."""
+        program = self.traced.program
+        inputs = program.inputs[len(self.leaves) :]
+        known = [unknown(len(program.avals[var].shape)) for var in inputs]
+        flow = propagate_zeros(program, [*leaf_zeros(self.groups, self.leaves, indices), *known])
+        required = [var for var, is_required in zip(inputs, self.connected, strict=True) if is_required]
+        outputs = [everything(len(aval.shape)) for aval in self.traced.output_avals]
+        cut = []
+        for index, name in enumerate(self.traced.output_names):
+            wanted = [need if index == i else NOTHING for i, need in enumerate(outputs)]
+            needs = propagate_needs(program, flow, [*wanted, *[NOTHING] * len(self.leaves)])
+            if all(needs.read(var) == NOTHING for var in required):
+                cut.append(name)
+        return cut
 
     def zero(self, holder: Any, indices: Iterable[int]) -> Any:
         """Returns the same kind of object with the parameters of some groups set to zero.
@@ -187,6 +221,7 @@ class SearchSpace:
             indices: indices of the groups.
 
         Raises:
+            ArgumentError: an index is no group's, or the parameters are abstract.
             TreeMismatchError: a parameter of the groups is missing or has another shape.
         """
         marked = self.removed(indices)
@@ -201,6 +236,11 @@ class SearchSpace:
             raise TreeMismatchError(
                 f"the parameters {', '.join(faults)} are missing or have another shape than in the search space; "
                 "pass the model that the space was made for, or its parameters"
+            )
+
+        if any(isinstance(found[path], jax.ShapeDtypeStruct) for path in slices):
+            raise ArgumentError(
+                "these parameters are abstract: only arrays can be set to zero. Pass the initialised ones"
             )
 
         def cleared(keys: Any, leaf: Any) -> Any:
@@ -260,6 +300,12 @@ class SearchSpace:
             )
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        """Returns what the space is about, in one line."""
+        total = sum(int(np.prod(leaf.shape)) for leaf in self.leaves if leaf.trainable)
+        inside = sum(group.num_params for group in self.groups)
+        return f"<SearchSpace: {len(self.groups)} groups with {inside:,} of {total:,} parameters; print() shows them>"
+
     def __str__(self) -> str:
         """Returns a table of the groups, and what else a person wants to know first."""
         return _table(self)
@@ -273,11 +319,12 @@ class SearchSpace:
 
 def search_space(
     model: Any,
-    *inputs: Any,
+    *args: Any,
     variables: Any = None,
     params: Any = None,
     method: Any = None,
     keep: Sequence[KeepPattern] | KeepPattern = (),
+    inputs: Sequence[str | int] | str | int | None = None,
     **kwargs: Any,
 ) -> SearchSpace:
     """Finds what may be removed from a network (arXiv 2305.18030, section 3.1; arXiv 2312.09411, section 3).
@@ -286,11 +333,14 @@ def search_space(
 
     Args:
         model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
-        *inputs: example inputs, arrays or `jax.ShapeDtypeStruct`s (or pytrees of them).
+        *args: example inputs, arrays or `jax.ShapeDtypeStruct`s (or pytrees of them).
         variables: the variables of a Linen module, as `module.init` returns them.
         params: the parameter pytree of a function.
         method: the method of a Linen module that is called, instead of `__call__`.
         keep: patterns (as in a shell, or compiled regular expressions) of parameter paths that are never candidates.
+        inputs: the arguments that outputs must stay connected to, by name or position, or `x/image` for a leaf of a
+            pytree: every output must depend on one of them. By default all but random keys, typed ones and those under
+            the keyword `rngs`; keys that are plain uint32 arrays are left out by naming the others.
         **kwargs: further arguments of the call (`train=False`, for a Linen module also `rngs`).
 
     Returns:
@@ -303,33 +353,64 @@ def search_space(
     """
     with collector_paused():
         opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
-        return _search(opened, Call.of(inputs, kwargs), keep)
+        call = Call.of(args, kwargs)
+        chosen = [inputs] if isinstance(inputs, str | int) else inputs
+        connected = _connected(call, argument_names(model, method), chosen)
+        kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
+        return _search(opened, call, kept, connected)
 
 
-def _search(opened: Model, call: Call, keep: Sequence[KeepPattern] | KeepPattern) -> SearchSpace:
+def _search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[bool, ...]) -> SearchSpace:
     traced = trace_model(opened, call)
     program = inline(replace(traced.program, outputs=traced.outputs))
     trainable = [leaf.trainable for leaf in opened.leaves]
     graph = build_graph(program, len(opened.leaves), trainable)
     _require_connected(graph, traced)
-    kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
     found = find_groups(graph, opened.leaves, kept)
     if not found.groups:
         raise NoRemovableStructureError(_why_nothing(graph, found.reasons))
-    space = SearchSpace(opened, Call(call.avals, call.static, call.treedef), traced, graph, *found, kept)
+    space = SearchSpace(opened, Call(call.avals, call.static, call.treedef), traced, graph, *found, kept, connected)
     if not space.is_valid(()):
         raise DisconnectedOutputError(
             "a network output reads only such entries as no network input has an influence on, a class token before "
-            "the first attention for example. Return only what is computed from the input."
+            "the first attention for example, or only random keys. Return only what is computed from the input, or "
+            "name the arguments that outputs are to stay connected to: inputs=('x',)."
         )
     return space
 
 
+def _connected(call: Call, names: Sequence[str], selectors: Sequence[str | int] | None) -> tuple[bool, ...]:
+    """Returns for each array of a call whether outputs must stay connected to it, see `search_space`."""
+    paths = call.paths
+    if selectors is None:
+        return tuple(
+            path.partition("/")[0] != "rngs" and not jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+            for path, array in zip(paths, call.arrays, strict=True)
+        )
+    # A positional argument can be called by its position and by its name.
+    called = [
+        (path, "/".join((names[int(first)], *rest)) if first.isdecimal() and int(first) < len(names) else path)
+        for path in paths
+        for first, *rest in [path.split("/")]
+    ]
+    chosen = [False] * len(paths)
+    for selector in map(str, selectors):
+        found = [any(f"{path}/".startswith(f"{selector}/") for path in both) for both in called]
+        if not any(found):
+            raise ArgumentError(
+                f"inputs={selector!r} names no array among the arguments; there are "
+                + ", ".join(" or ".join(dict.fromkeys(both)) for both in called)
+            )
+        chosen = [a or b for a, b in zip(chosen, found, strict=True)]
+    if not any(chosen):
+        raise ArgumentError("inputs=() leaves nothing for the outputs to stay connected to: name at least one argument")
+    return tuple(chosen)
+
+
 def _require_connected(graph: Graph, traced: TracedModel) -> None:
-    names = [path_str(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(_skeleton(traced.out_tree))]
     cut = [
-        name or "output"
-        for name, atom in zip(names, graph.program.outputs, strict=True)
+        name
+        for name, atom in zip(traced.output_names, graph.program.outputs, strict=True)
         if not isinstance(atom, int) or atom in graph.static_parts
     ]
     if cut:
@@ -337,10 +418,6 @@ def _require_connected(graph: Graph, traced: TracedModel) -> None:
             f"the network output {', '.join(cut)} does not depend on any network input. Return only what is computed "
             "from the input, or pass as inputs whatever it is computed from."
         )
-
-
-def _skeleton(tree: Any) -> Any:
-    return jax.tree.unflatten(tree, range(tree.num_leaves))
 
 
 def _kept_leaves(leaves: Sequence[Leaf], patterns: Sequence[KeepPattern]) -> frozenset[int]:

@@ -17,7 +17,7 @@ from jasgnas.bridge import Leaf, Model, matched
 from jasgnas.collector import collector_paused
 from jasgnas.errors import ArgumentError, NonFiniteError, VerificationError
 from jasgnas.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
-from jasgnas.groups import LeafSlice
+from jasgnas.groups import leaf_zeros
 from jasgnas.masks import (
     NOTHING,
     Layout,
@@ -26,13 +26,10 @@ from jasgnas.masks import (
     Zeros,
     coarsened,
     everything,
-    join,
     same,
     simplified,
     union,
     unknown,
-    zero,
-    zeros,
 )
 from jasgnas.space import SearchSpace
 from jasgnas.trace import Call, TracedModel, trace_model
@@ -114,6 +111,10 @@ class Recipe:
     zeros: tuple[Zeros, ...]
     layouts: tuple[Layout, ...]
     _calls: dict[Any, _Prepared] = field(default_factory=dict, repr=False)
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles trace their calls anew: what a trace consists of can be neither copied nor pickled."""
+        return Recipe, (self.leaves, self.zeros, self.layouts)
 
     def slice(self, values: Sequence[Any]) -> dict[str, Any]:
         """Returns the arrays of the sub-network by path, given those of the full network in the order of leaves."""
@@ -212,8 +213,8 @@ def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -
 @collector_paused()
 def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
     """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
-    leaf_zeros = _leaf_zeros(space, removed)
-    modes = [_Flows.of(traced, leaf_zeros) for traced in space.traces]
+    known = leaf_zeros(space.groups, space.leaves, removed)
+    modes = [_Flows.of(traced, known) for traced in space.traces]
     needs: list[Need] = [NOTHING] * len(space.leaves)
     settled = False
     while not settled:
@@ -236,9 +237,9 @@ def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
         if index in space.kept:
             layouts.append(everything(ndim))
         else:
-            layout = choose_layout(leaf_zeros[index], needs[index], unknown(ndim), full_needs[index])
+            layout = choose_layout(known[index], needs[index], unknown(ndim), full_needs[index])
             layouts.append(simplified(coarsened(layout, stacked[index])))
-    return Recipe(space.leaves, tuple(leaf_zeros), tuple(layouts))
+    return Recipe(space.leaves, tuple(known), tuple(layouts))
 
 
 def whole(value: Any) -> Sliced:
@@ -269,23 +270,6 @@ def zero_groups(space: SearchSpace, values: Sequence[Any]) -> list[int]:
         for group in space.groups
         if all(not np.any(np.asarray(by_path[part.path][part.indices])) for part in group.slices)
     ]
-
-
-def _leaf_zeros(space: SearchSpace, removed: Sequence[int]) -> list[Zeros]:
-    found = {leaf.path: unknown(len(leaf.shape)) for leaf in space.leaves}
-    shapes = {leaf.path: leaf.shape for leaf in space.leaves}
-    for index in removed:
-        for part in space.groups[index].slices:
-            found[part.path] = join([found[part.path], _slice_zeros(part, shapes[part.path])])
-    return list(found.values())
-
-
-def _slice_zeros(part: LeafSlice, shape: Sequence[int]) -> Zeros:
-    if not part.axes:
-        return zero(len(shape))
-    mask = np.zeros([shape[axis] for axis in part.axes], bool)
-    mask[part.taken] = True
-    return zeros(mask if axis == part.axes[0] else None for axis in range(len(shape)))
 
 
 def _verify(space: SearchSpace, recipe: Recipe, values: Sequence[Any], arrays: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import jax
 from jasgnas.bridge import Leaf, Model
 from jasgnas.errors import ArgumentError
 from jasgnas.jaxpr import Atom, Program, abstract, is_array, trace, unroll
+from jasgnas.pytree import path_str
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,22 @@ class Call:
         arrays = tuple(value for value in flat if is_array(value))
         return cls(arrays, tuple((i, value) for i, value in enumerate(flat) if not is_array(value)), treedef)
 
+    def __reduce__(self) -> Any:
+        """Pickles the arguments themselves, since not every tree structure can be pickled."""
+        return Call.of, self.arguments(self.arrays)
+
     @property
     def avals(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes and dtypes of the arrays."""
         return tuple(map(abstract, self.arrays))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where each array stands among the arguments: `0` or `0/image` for positional ones, `mask` for named ones."""
+        static = dict(self.static)
+        indices = jax.tree.unflatten(self.treedef, range(self.treedef.num_leaves))
+        flat = jax.tree_util.tree_leaves_with_path(indices)
+        return tuple(path_str(keys[1:]) for keys, index in flat if index not in static)
 
     @property
     def variants(self) -> "tuple[Call, ...]":
@@ -74,6 +87,17 @@ class TracedModel:
     def outputs(self) -> tuple[Atom, ...]:
         """The network outputs."""
         return self.program.outputs[: self.num_outputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Paths of the network outputs, `output` for one that is no part of anything."""
+        indices = jax.tree.unflatten(self.out_tree, range(self.num_outputs))
+        return [path_str(keys) or "output" for keys, _ in jax.tree_util.tree_leaves_with_path(indices)]
+
+    @property
+    def output_avals(self) -> list[Any]:
+        """Shapes and dtypes of the network outputs."""
+        return [self.program.avals[atom] if isinstance(atom, int) else atom.aval for atom in self.outputs]
 
     @property
     def input_avals(self) -> list[Any]:

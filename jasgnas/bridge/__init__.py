@@ -1,5 +1,6 @@
 """All knowledge of how a model is written: a model of any flavour becomes a pure function of its leaves."""
 
+import inspect
 from typing import Any
 
 from flax import linen as nn
@@ -11,7 +12,7 @@ from jasgnas.bridge.nnx_model import NNXModel
 from jasgnas.bridge.plain_model import PlainModel
 from jasgnas.errors import ArgumentError
 
-__all__ = ["GONE", "Leaf", "LinenModel", "Model", "NNXModel", "PlainModel", "matched", "open_model"]
+__all__ = ["GONE", "Leaf", "LinenModel", "Model", "NNXModel", "PlainModel", "argument_names", "matched", "open_model"]
 
 
 def open_model(model: Any, *, variables: Any = None, params: Any = None, method: Any = None) -> Model:
@@ -40,6 +41,19 @@ def open_model(model: Any, *, variables: Any = None, params: Any = None, method:
         "expected an nnx.Module, a Linen module with `variables=`, or a function fn(params, x) with `params=`; got "
         + (f"the class {model.__name__}: pass an instance of it" if isinstance(model, type) else repr(type(model)))
     )
+
+
+def argument_names(model: Any, method: Any = None) -> tuple[str, ...]:
+    """Returns the names of the positional arguments that a model is called with, as far as they are known."""
+    is_module = isinstance(model, nnx.Module | nn.Module)
+    called = method if callable(method) else getattr(model, method or "__call__") if is_module else model
+    try:
+        parameters = inspect.signature(called).parameters.values()
+    except ValueError:  # a built-in
+        return ()
+    names = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    # What is no method of an instance takes the module or the parameters first.
+    return tuple(names if is_module and not inspect.isfunction(called) else names[1:])
 
 
 def _require(given: dict[str, Any], needed: tuple[str, ...], why: str) -> None:
