@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from rich.table import Table
 
 import jasgnas
 import models
-from experiments.measure import in_fresh_process, publish
+from experiments.cli import check_names, parse, run_command
+from experiments.measure import in_fresh_process, publish, time_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,7 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def run(config: Config) -> Iterator[Table]:
     """Yields the table of the chains and the table of the networks; each is measured in a process of its own."""
+    check_names("network", (name for name, _ in config.networks), models.list_models())
     measured = [in_fresh_process(measure_chain, blocks, config.repeats) for blocks in config.blocks]
     table = _table("residual chains", [f"{blocks} blocks" for blocks in config.blocks], measured)
     table.add_section()
@@ -102,7 +103,7 @@ def run(config: Config) -> Iterator[Table]:
 def _table(title: str, names: Sequence[str], measured: Sequence[tuple[Timing, float]]) -> Table:
     table = Table("network", "make_jaxpr s", "search space s", "construction s", "peak MiB", title=title)
     for name, (timing, peak) in zip(names, measured, strict=True):
-        table.add_row(name, *(f"{seconds:.2f}" for seconds in timing), f"{peak:.0f}")
+        table.add_row(name, *(time_text(seconds, 2) for seconds in timing), f"{peak:.0f}")
     return table
 
 
@@ -155,8 +156,8 @@ def _least_seconds(run: Callable[[], Any], repeats: int) -> float:
 
 def main() -> None:
     """Runs the benchmark with the command line's settings."""
-    config = tyro.cli(Config, description=__doc__)
-    publish(run(config), config.output)
+    config = parse(Config, "bench_analysis", __doc__)
+    run_command(lambda: publish(run(config), config.output))
 
 
 if __name__ == "__main__":

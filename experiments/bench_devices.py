@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import jax
 import optax
-import tyro
 from rich.table import Table
 
+from experiments.cli import parse, run_command
 from experiments.config import ParallelConfig
 from experiments.data import open_dataset
 from experiments.measure import interleaved_seconds, publish
@@ -75,9 +75,9 @@ def _make_step(
 
 def main() -> None:
     """Runs the benchmark with the command line's settings."""
-    config = tyro.cli(Config, description=__doc__)
+    config = parse(Config, "bench_devices", __doc__)
     jax.config.update("jax_num_cpu_devices", max(config.devices))  # of no effect where there are others
-    publish(run(config), config.output)
+    run_command(lambda: publish(run(config), config.output))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from rich.table import Table
 
 import jasgnas
 import models
+from experiments.cli import check_names, parse, run_command
 from experiments.measure import interleaved_seconds, publish
 from jasgnas.selection import SizeCosts, TakeFn, falling_order, select_redundant, take_number, take_to_size, to_digits
 from jasgnas.topology import SegmentCosts, subnet_size
@@ -48,6 +48,7 @@ class Config:
 
 def run(config: Config) -> Iterator[Table]:
     """Yields one table for each question."""
+    check_names("network", (name for name, _ in config.networks), models.list_models())
     for name, batch_size in config.networks:
         yield measure_network(name, batch_size, config.steps)
     yield measure_selection(config.num_blocks)
@@ -251,8 +252,8 @@ def ablate_hierarchy(names: tuple[str, ...], draws: int) -> Table:
 
 def main() -> None:
     """Runs the benchmark with the command line's settings."""
-    config = tyro.cli(Config, description=__doc__)
-    publish(run(config), config.output)
+    config = parse(Config, "bench_h2spg", __doc__)
+    run_command(lambda: publish(run(config), config.output))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cli import run_command
+from experiments.cli import check_names, parse, run_command
 from experiments.config import Config
 from experiments.data import Batch, Dataset, TrainBatches, open_dataset
 from experiments.engine import Training
@@ -116,6 +115,7 @@ def make_training(run: Run) -> _Measured:
 
 def measure(settings: Settings) -> Iterator[Table]:
     """Yields a table of the recipes, then one of the loop."""
+    check_names("recipe", settings.recipes, PRESETS)
     columns = ("recipe", "data set", "pipeline, images/s", "step, images/s", "pipeline / step")
     table = Table(
         *columns, title="input pipelines and training steps", caption=f"steps of {settings.step_batch} images"
@@ -165,7 +165,7 @@ def _overhead(settings: Settings) -> Table:
 
 def main() -> None:
     """Measures what the command line asks for."""
-    settings = tyro.cli(Settings)
+    settings = parse(Settings, "bench_input", __doc__)
     run_command(lambda: publish(measure(settings), settings.output))
 
 

@@ -17,6 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 
 import jasgnas
 import models
+from experiments.cli import check_names, parse, run_command
 
 # One core draws, as on a machine without a graphics card: the worst case.
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
@@ -92,8 +93,10 @@ def run(config: Config) -> Results:
     """Writes the report of a network, half of its groups redundant, and opens it.
 
     Raises:
+        ConfigError: there is no such network.
         FileNotFoundError: there is no browser.
     """
+    check_names("network", (config.name,), models.list_models())
     chromium = shutil.which("chromium")
     if chromium is None:
         raise FileNotFoundError("no browser: install Debian's package chromium (apt-get install chromium)")
@@ -185,7 +188,8 @@ def _resident_of(process: int) -> int:
 
 def main() -> None:
     """Prints the figures of the network that the command line names."""
-    print(json.dumps(dataclasses.asdict(run(tyro.cli(Config, description=Config.__doc__))), indent=2))
+    config = parse(Config, "bench_report", Config.__doc__)
+    run_command(lambda: print(json.dumps(dataclasses.asdict(run(config)), indent=2)))
 
 
 if __name__ == "__main__":

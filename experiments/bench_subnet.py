@@ -15,12 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tyro
 from flax import nnx
 from rich.table import Table
 
 import jasgnas
 import models
+from experiments.cli import check_names, parse, run_command
 from experiments.measure import interleaved_seconds, publish
 from experiments.paper_subnets import PAPER_SIZES, find_removal
 
@@ -147,6 +147,8 @@ def _count_moves(hlo: str) -> int:
 
 def run(config: Config) -> Iterator[Table]:
     """Yields a table for each network."""
+    known = (*PAPER_SIZES, *models.list_models())
+    check_names("network", (name for name, _ in config.networks), known)
     for name, batch_size in config.networks:
         yield _table(measure(name, batch_size, config.repeats))
 
@@ -172,8 +174,8 @@ def _table(result: Result) -> Table:
 
 def main() -> None:
     """Runs the benchmark with the command line's settings."""
-    config = tyro.cli(Config, description=__doc__)
-    publish(run(config), config.output)
+    config = parse(Config, "bench_subnet", __doc__)
+    run_command(lambda: publish(run(config), config.output))
 
 
 if __name__ == "__main__":

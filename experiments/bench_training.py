@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.table import Table
 
-from experiments.cli import run_command
+from experiments.cli import check_names, parse, run_command
 from experiments.config import Config as RunConfig
-from experiments.measure import in_fresh_process, publish
+from experiments.measure import in_fresh_process, publish, time_text
 from experiments.presets import PRESETS
 from experiments.train import NetworkResults
 from experiments.train import run as run_training
@@ -48,6 +47,7 @@ class Config:
 
 def run(config: Config) -> Iterator[Table]:
     """Yields a table for each row and seed."""
+    check_names("preset", (preset for preset, _ in config.rows), PRESETS)
     for preset, data in config.rows:
         for seed in config.seeds:
             with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def _measure(preset: str, config: RunConfig) -> Table:
         seconds = result.training_seconds
         table.add_row(
             label,
-            f"{seconds:.1f}",
+            time_text(seconds),
             f"{seconds / full.training_seconds:.2f}",
             f"{seconds / kept.training_seconds:.2f}",
             f"{result.num_params:,}",
@@ -116,7 +116,7 @@ def _train(config: RunConfig) -> NetworkResults:
 
 def main() -> None:
     """Runs the benchmark with the command line's settings."""
-    config = tyro.cli(Config, description=__doc__)
+    config = parse(Config, "bench_training", __doc__)
     run_command(lambda: publish(run(config), config.output))
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tyro
+from experiments.cli import check_names, parse, run_command
 
 PARTS = {
     "training": "total time to a trained sub-network: shrinking, not shrinking, the full network alone",
@@ -35,7 +35,13 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Runs each benchmark in a process of its own, so that none inherits another's memory or devices."""
+    """Runs each benchmark in a process of its own, so that none inherits another's memory or devices.
+
+    Raises:
+        ConfigError: there is no benchmark of a name.
+        CalledProcessError: one of them failed.
+    """
+    check_names("benchmark", config.only, PARTS)
     for name in config.only:
         print(f"\n{name}: {PARTS[name]}", flush=True)
         command = [
@@ -52,11 +58,9 @@ def run(config: Config) -> None:
 
 def main() -> None:
     """Runs the benchmarks that the command line asks for."""
-    config = tyro.cli(Config, description=__doc__)
-    if unknown := set(config.only) - PARTS.keys():
-        raise SystemExit(f"error: no benchmark {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    config = parse(Config, "benchmarks", __doc__)
     try:
-        run(config)
+        run_command(lambda: run(config))
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from None
 

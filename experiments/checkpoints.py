@@ -29,6 +29,7 @@ class Position:
         removed: indices of the groups that the network has been shrunk by.
         seconds: time that the training has taken.
         comparison: of the sparse network and the sub-network when it was last shrunk.
+        construction_seconds: part of `seconds` that constructing sub-networks and comparing them has taken.
     """
 
     step: int
@@ -36,6 +37,7 @@ class Position:
     removed: tuple[int, ...] = ()
     seconds: float = 0.0
     comparison: Comparison | None = None
+    construction_seconds: float = 0.0
 
 
 class CheckpointWarning(UserWarning):
@@ -183,6 +185,7 @@ def _position(record: dict[str, Any]) -> Position:
         tuple(record["removed"]),
         record["seconds"],
         None if comparison is None else Comparison(**comparison),
+        record.get("construction_seconds", 0.0),  # not there in checkpoints of earlier versions
     )
 
 

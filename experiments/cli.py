@@ -1,10 +1,32 @@
-"""What the commands of this package share: mistakes end with one clear line and a non-zero exit code."""
+"""What the commands of this package share: how they are called, names, tables, and mistakes told in one clear line."""
 
+import difflib
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+import rich
+import tyro
+from rich.measure import Measurement
+from rich.table import Table
 
 import jasgnas
-from experiments.errors import ExperimentError
+from experiments.errors import ConfigError, ExperimentError
+
+T = TypeVar("T")
+
+_WIDER_THAN_ANY_TEXT = 100_000
+
+
+def usage_name(module: str) -> str:
+    """Returns how a command is called, which usage lines and errors name it by."""
+    return f"python -m experiments.{module}"
+
+
+def parse(kind: type[T], module: str, description: str | None = None) -> T:
+    """Returns the settings that the command line of `python -m experiments.<module>` asks for."""
+    return tyro.cli(kind, prog=usage_name(module), description=description)
 
 
 def run_command(command: Callable[[], object]) -> None:
@@ -15,8 +37,61 @@ def run_command(command: Callable[[], object]) -> None:
         _stop(error, error.exit_code)
     except (jasgnas.JasgnasError, OSError) as error:
         _stop(error, 1)
+    except KeyboardInterrupt:
+        _stop("interrupted", 128 + signal.SIGINT)
 
 
-def _stop(error: Exception, exit_code: int) -> None:
+def find(kind: str, name: str, named: Mapping[str, T]) -> T:
+    """Returns what has a name.
+
+    Raises:
+        ConfigError: nothing has; the message gives the nearest names.
+    """
+    check_names(kind, (name,), named)
+    return named[name]
+
+
+def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses names that nothing has.
+
+    Raises:
+        ConfigError: the message gives the nearest names.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"there is no {kind} {name!r}: {hint}")
+
+
+def show(table: Table) -> None:
+    """Prints a table as wide as the terminal, or as wide as its words need it: none of them is ever cut off."""
+    console = rich.get_console()
+    unlimited = console.options.update(width=_WIDER_THAN_ANY_TEXT)
+    least, most = [], []
+    for column in table.columns:
+        texts = [Measurement.get(console, unlimited, text) for text in (column.header, *column.cells)]
+        least.append(max(text.minimum for text in texts))
+        most.append(max(text.maximum for text in texts))
+    frame = Measurement.get(console, unlimited, table).maximum - sum(most)
+    widths = _shared_out(console.width - frame, least, most)
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
+    table.width = frame + sum(widths)
+    console.print(table, crop=False)
+
+
+def _shared_out(available: int, least: list[int], most: list[int]) -> list[int]:
+    """Returns widths between the least and the most that columns need, as even as what is available allows."""
+    widths = list(least)
+    for _ in range(available - sum(least)):
+        growing = [place for place, width in enumerate(widths) if width < most[place]]
+        if growing:
+            widths[min(growing, key=widths.__getitem__)] += 1
+    return widths
+
+
+def _stop(error: Exception | str, exit_code: int) -> None:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(exit_code)

@@ -3,8 +3,10 @@
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +80,10 @@ class OptimizerConfig:
     """Clip the gradient to this norm."""
 
 
+TARGETS = ("target_groups", "target_sparsity", "target_params", "target_macs")
+"""Names of the settings of `H2SPGConfig` of which exactly one is to be given."""
+
+
 @dataclasses.dataclass(frozen=True)
 class H2SPGConfig:
     """What H2SPG removes; exactly one target is needed."""
@@ -86,10 +92,10 @@ class H2SPGConfig:
     """Number of removal structures that must go."""
     target_sparsity: float | None = None
     """The same as a fraction of all."""
-    target_params: int | None = None
-    """Most parameters that the sub-network may have."""
-    target_macs: int | None = None
-    """Most multiply-adds of one image that the sub-network may have."""
+    target_params: int | float | None = None
+    """Most parameters that the sub-network may have: a number, or a fraction of the full network's such as 0.5."""
+    target_macs: int | float | None = None
+    """Most multiply-adds of one image that the sub-network may have: a number, or a fraction such as 0.5."""
     warmup_fraction: float = 0.1
     """Part of the steps in which H2SPG only averages its redundancy scores."""
     projection_fraction: float = 0.1
@@ -102,6 +108,15 @@ class H2SPGConfig:
     """Remove only what leaves a valid network; otherwise the best scores, for comparisons."""
     epsilon: float = 0.0
     """ε of the half-space projection, in [0, 1)."""
+
+    @property
+    def targets(self) -> dict[str, Any]:
+        """The targets that are given, by name."""
+        return {name: getattr(self, name) for name in TARGETS if getattr(self, name) is not None}
+
+    def with_target(self, **target: int | float | None) -> "H2SPGConfig":
+        """Returns the same with another target in the place of all that are given, or without any."""
+        return dataclasses.replace(self, **dict.fromkeys(TARGETS) | target)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +137,33 @@ class ParallelConfig:
     """Number of processes, with `coordinator`."""
     process_id: int | None = None
     """Number of this process, with `coordinator`."""
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "at least 1": (
+        lambda value: value >= 1,
+        (
+            *("epochs", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"),
+            *("data.num_train", "data.num_test", "data.image_size"),
+        ),
+    ),
+    "at least 0": (
+        lambda value: 0 <= value < math.inf,
+        (
+            *("eval_every", "seed", "data.workers", "model.auxiliary_weight"),
+            *("optimizer.weight_decay", "optimizer.warmup_epochs"),
+        ),
+    ),
+    "at least 0 and below 1": (
+        lambda value: 0 <= value < 1,
+        ("ema", "label_smoothing", "model.drop_path", "optimizer.momentum"),
+    ),
+    "positive and finite": (
+        lambda value: 0 < value < math.inf,
+        ("optimizer.learning_rate", "optimizer.step_factor", "optimizer.clip_norm"),
+    ),
+}
+"""What numbers must be: in words, as a condition, and which settings, by their names on the command line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,23 +213,15 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses settings that no run could meet, before any work is done."""
+        settings = {name: value for name, value in _flat(dataclasses.asdict(self)).items() if value is not None}
         faults = [
-            f"{name} must be at least {least}, got {getattr(self, name)}"
-            for name, least in {
-                "epochs": 1,
-                "batch_size": 1,
-                "accumulate": 1,
-                "checkpoint_every": 1,
-                "keep_checkpoints": 1,
-                "log_every": 1,
-                "eval_every": 0,
-            }.items()
-            if getattr(self, name) < least
+            f"{name} must be {expected}, got {settings[name]}"
+            for expected, (is_met, names) in _RANGES.items()
+            for name in names
+            if name in settings and not is_met(settings[name])
         ]
         if self.batch_size % max(1, self.accumulate):
             faults.append(f"a batch of {self.batch_size} images cannot be divided into {self.accumulate} equal parts")
-        if not 0 <= self.ema < 1 or not 0 <= self.label_smoothing < 1:
-            faults.append(f"ema and label_smoothing must lie in [0, 1), got {self.ema} and {self.label_smoothing}")
         if not self.train_full and not self.train_h2spg:
             faults.append("train_full and train_h2spg are both off: there is nothing to train")
         warmup, projection = self.h2spg.warmup_fraction, self.h2spg.projection_fraction

@@ -5,15 +5,20 @@ It is `experiments.train digits`, under a name of its own so that a newcomer has
 
 import tyro
 
-from experiments.cli import run_command
+from experiments.cli import run_command, usage_name
 from experiments.config import Config
-from experiments.presets import DIGITS
+from experiments.presets import DIGITS, Presets, read_config
 from experiments.train import run_and_report
 
 
 def main() -> None:
     """Runs the job with the command line's settings."""
-    run_command(lambda: run_and_report(tyro.cli(Config, default=DIGITS)))
+    run_command(lambda: run_and_report(read_config({"digits": ("the main job", DIGITS)}, _parse)))
+
+
+def _parse(presets: Presets) -> Config:
+    ((_, config),) = presets.values()
+    return tyro.cli(Config, prog=usage_name("demo"), default=config)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from experiments.logs import Display, Record, RunLog
 from experiments.networks import Network
 from experiments.optimizers import round_ends
 from experiments.parallel import Parallel
-from experiments.runs import Run
+from experiments.runs import Run, checkpoint_folder
 from experiments.steps import Hits, Metrics, StepOptions, TrainState, init_state, make_eval_step, make_train_step
 
 _STEPS_IN_FLIGHT = 2
@@ -49,8 +49,9 @@ class Trained(NamedTuple):
         opt_state: state of the optimizer.
         history: all log entries.
         evaluation: result of the test at the end.
-        seconds: time it took, compilation and earlier starts included.
+        seconds: time it took, compilation, construction on the way and earlier starts included.
         comparison: of the sparse network and the sub-network when it was last shrunk, None if it never was.
+        construction_seconds: part of `seconds` that constructing sub-networks and comparing them took.
     """
 
     module: nnx.Module
@@ -59,6 +60,7 @@ class Trained(NamedTuple):
     evaluation: Evaluation
     seconds: float
     comparison: Comparison | None
+    construction_seconds: float
 
 
 class StopRequest:
@@ -124,6 +126,7 @@ class Training:
         self._folder = run.log_folder(name)
         self._options = StepOptions.of(run.config, run.dataset)
         self._comparison: Comparison | None = None
+        self._construction_seconds = 0.0
         self._state: TrainState
         self._set_network(module, init_state(Network.variables(module), tx, run.config.ema))
 
@@ -140,17 +143,20 @@ class Training:
         self._folder.mkdir(parents=True, exist_ok=True)
         batches = self._run.train_batches()
         iterator = iter(batches)
-        with Checkpoints(self._run.folder / self._name / "checkpoints", config.keep_checkpoints) as checkpoints:
+        with Checkpoints(checkpoint_folder(self._run.folder, self._name), config.keep_checkpoints) as checkpoints:
             position = self._restore(checkpoints)
             if position.step:
                 iterator.set_state(position.iterator)
             display.start(self._name, batches.num_steps, position.step)
             with RunLog(self._folder, position.step) as log, stop_requests() as request:
                 seconds = self._train(batches, iterator, position, checkpoints, log, display, request)
-        self._shrink_if_due()
+        seconds += self._shrink_if_due()
         state = self._fetched_state()
         module = self._network.module(state.result)
-        return Trained(module, state.opt_state, log.history, self.evaluate(), seconds, self._comparison)
+        evaluation = self.evaluate()
+        return Trained(
+            module, state.opt_state, log.history, evaluation, seconds, self._comparison, self._construction_seconds
+        )
 
     def evaluate(self) -> Evaluation:
         """Tests the network as it is now."""
@@ -197,7 +203,14 @@ class Training:
                 display.update(record)
                 if is_saved:
                     seconds = time.perf_counter() - started
-                    where = Position(step, iterator.get_state(), self._removed, seconds, self._comparison)
+                    where = Position(
+                        step,
+                        iterator.get_state(),
+                        self._removed,
+                        seconds,
+                        self._comparison,
+                        self._construction_seconds,
+                    )
                     checkpoints.save(self._fetched_state(), where)
                 window = _Window(step)
             if stops:
@@ -228,7 +241,7 @@ class Training:
         position = checkpoints.latest()
         if position is None:
             return Position(0, {})
-        self._comparison = position.comparison
+        self._comparison, self._construction_seconds = position.comparison, position.construction_seconds
         if position.removed:
             self._set_network(*self._shrunk(position.removed))
         self._state = self._run.parallel.place_state(checkpoints.restore(self._fetched_state(), position))
@@ -249,16 +262,25 @@ class Training:
             "group_norms": h2spg.norms.tolist() if h2spg.norms.any() else None,  # not measured early in the warm-up
         }
 
-    def _shrink_if_due(self) -> None:
-        """Replaces the network by a smaller one once all groups selected so far are zero."""
+    def _shrink_if_due(self) -> float:
+        """Replaces the network by a smaller one once all groups selected so far are zero.
+
+        Returns:
+            The seconds of construction and comparison, 0 if nothing is due.
+        """
         if self._space is None or not self._run.config.shrink:
-            return
+            return 0.0
         h2spg = self._fetched_h2spg()
-        if len(h2spg.remainder.removed) < np.sum(h2spg.zero) == np.sum(h2spg.redundant):
-            sparse = self._network.module(self._fetched_state().variables)
-            subnet, state = self._shrunk()
-            self._comparison = compare(self._run, sparse, subnet)
-            self._set_network(subnet, state)
+        if not len(h2spg.remainder.removed) < np.sum(h2spg.zero) == np.sum(h2spg.redundant):
+            return 0.0
+        started = time.perf_counter()
+        sparse = self._network.module(self._fetched_state().variables)
+        subnet, state = self._shrunk()
+        self._comparison = compare(self._run, sparse, subnet)
+        seconds = time.perf_counter() - started
+        self._construction_seconds += seconds
+        self._set_network(subnet, state)
+        return seconds
 
     def _shrunk(self, removed: tuple[int, ...] | None = None) -> tuple[nnx.Module, TrainState]:
         """Returns the network without the groups that are zero, and its state.

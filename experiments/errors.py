@@ -34,6 +34,13 @@ class DivergedError(ExperimentError):
 
     exit_code = 3
 
+    def __init__(self, what: str):
+        """Says what became so, and what may help."""
+        super().__init__(
+            f"{what}: the training diverged. A lower optimizer.learning_rate, more optimizer.warmup_epochs or an "
+            "optimizer.clip_norm may help"
+        )
+
 
 class Interrupted(ExperimentError):
     """A signal asked the run to stop; its state is saved."""

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-import rich
 from rich.table import Table
+
+from experiments.cli import show
 
 T = TypeVar("T")
 
@@ -74,6 +75,16 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def time_text(time: float, decimals: int = 1) -> str:
+    """Returns a time with so many decimals, or with two digits where these would show next to nothing.
+
+    Example:
+        >>> time_text(28.72), time_text(0.0432), time_text(0.0432, 2), time_text(0.00071, 2)
+        ('28.7', '0.043', '0.04', '0.00071')
+    """
+    return f"{time:.{decimals}f}" if time >= 10**-decimals or not time else f"{time:.2g}"
+
+
 def publish(tables: Iterable[Table], path: Path | None) -> None:
     """Prints tables as they come, and writes them and the facts about the machine to a JSON file after each.
 
@@ -83,7 +94,7 @@ def publish(tables: Iterable[Table], path: Path | None) -> None:
     """
     results: dict[str, Any] = {"machine": machine_facts(), "tables": []}
     for table in tables:
-        rich.print(table)
+        show(table)
         columns = {str(column.header): list(column.cells) for column in table.columns}
         results["tables"].append({"title": str(table.title), "caption": table.caption, "columns": columns})
         if path is not None:

@@ -22,7 +22,9 @@ from flax import nnx
 
 import jasgnas
 import models
+from experiments.cli import check_names, parse, run_command
 from experiments.markdown import machine, markdown_table
+from experiments.measure import time_text
 from experiments.xla_cost import XlaCost, xla_cost
 
 TOLERANCE = 0.05
@@ -76,11 +78,18 @@ class Row:
 
 
 def run(config: Config) -> list[Row]:
-    """Measures the networks one after another, prints the tables and saves the figures."""
+    """Measures the networks one after another, prints the tables and saves the figures.
+
+    Raises:
+        ConfigError: there is no network of a name.
+        OSError: the folder cannot be written.
+    """
+    check_names("network", config.names, models.list_models())
+    config.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in config.names or models.list_models():
         rows.append(measure(name, verify=config.verify))
-        print(f"{name}: {rows[-1].num_groups} groups in {rows[-1].space_seconds:.2f} s", flush=True)
+        print(f"{name}: {rows[-1].num_groups} groups in {time_text(rows[-1].space_seconds, 2)} s", flush=True)
     parts = [
         "# Networks and their search spaces",
         f"Measured with {', '.join(f'{key} {value}' for key, value in machine().items())}.",
@@ -91,7 +100,6 @@ def run(config: Config) -> list[Row]:
         parts += ["XLA's count of floating-point operations, relative to twice the multiply-adds.", xla_table(rows)]
     report = "\n\n".join(parts)
     print(report)
-    config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "tables.md").write_text(report + "\n")
     figures = {"machine": machine(), "networks": [dataclasses.asdict(row) for row in rows]}
     (config.output / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -157,8 +165,8 @@ def sizes_table(rows: list[Row]) -> str:
             f"{row.num_params / 1e6:.3f}",
             f"{row.macs / 1e6:.1f}",
             *map(str, (row.num_operators, row.num_segments, row.num_groups)),
-            f"{row.jaxpr_seconds:.2f}",
-            f"{row.space_seconds:.2f}",
+            time_text(row.jaxpr_seconds, 2),
+            time_text(row.space_seconds, 2),
             str(row.largest_removal),
             f"{row.least_params / 1e6:.3f}",
             f"{row.least_macs / 1e6:.1f}",
@@ -192,7 +200,8 @@ def xla_table(rows: list[Row]) -> str:
 
 def main() -> None:
     """Runs what the command line asks for."""
-    run(tyro.cli(Config, description=Config.__doc__))
+    config = parse(Config, "model_table", Config.__doc__)
+    run_command(lambda: run(config))
 
 
 if __name__ == "__main__":

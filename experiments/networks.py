@@ -1,5 +1,6 @@
 """A Flax NNX module as pure functions of plain dictionaries of arrays, which is what the training step works on."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -116,6 +117,22 @@ def create_module(config: Config, num_classes: int, in_channels: int) -> nnx.Mod
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the network {config.model.name} cannot be made with the options {options}: {error}"
+        ) from None
+
+
+def check_images(config: Config, module: nnx.Module, image_shape: Sequence[int]) -> None:
+    """Refuses images that a network cannot take, such as some too small for all of its strides.
+
+    Raises:
+        ConfigError: the network cannot be called with images of this shape.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    try:
+        jax.eval_shape(Network(module).train, Network.variables(module), images, (jnp.int32(0),))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"the network {config.model.name} cannot take images of {'×'.join(map(str, image_shape))}: "
+            f"{str(error).splitlines()[0]}. Take other images (data.name), or bring them to another data.image_size"
         ) from None
 
 

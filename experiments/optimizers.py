@@ -7,7 +7,8 @@ import jax
 import optax
 
 import jasgnas
-from experiments.config import H2SPGConfig, OptimizerConfig
+from experiments.config import TARGETS, H2SPGConfig, OptimizerConfig
+from experiments.errors import ConfigError
 from jasgnas.scores import GroupStats, ScoreFn
 
 
@@ -51,16 +52,24 @@ def add_h2spg(
     num_steps: int,
     seed: int = 0,
 ) -> optax.GradientTransformation:
-    """Returns the chain of an optimizer and H2SPG; the seed decides what the score `random` selects."""
+    """Returns the chain of an optimizer and H2SPG; the seed decides what the score `random` selects.
+
+    Raises:
+        ConfigError: not exactly one target is given.
+        jasgnas.JasgnasError: the target cannot be met, or another setting is out of range.
+    """
+    if len(config.targets) != 1:
+        given = ", ".join(f"{name}={value}" for name, value in config.targets.items()) or "none"
+        raise ConfigError(
+            f"exactly one of {', '.join(TARGETS)} is needed, got {given}. Give one and leave out the others; "
+            f"`--h2spg.{next(iter(config.targets), TARGETS[0]).replace('_', '-')} None` takes one back"
+        )
     published: dict[str, Any] = dict(jasgnas.ADAM_DEFAULTS) if optimizer == "adamw" else {}
     warmup_steps, projection_steps = _phase_steps(config, num_steps)
     h2spg = jasgnas.h2spg(
         space,
         learning_rate=schedule,
-        target_groups=config.target_groups,
-        target_sparsity=config.target_sparsity,
-        target_params=config.target_params,
-        target_macs=config.target_macs,
+        **config.targets,
         warmup_steps=warmup_steps,
         projection_steps=projection_steps,
         periods=config.periods,

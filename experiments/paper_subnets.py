@@ -22,6 +22,7 @@ from flax import nnx
 
 import jasgnas
 import models
+from experiments.cli import check_names, parse, run_command
 from experiments.markdown import markdown_table
 
 
@@ -150,7 +151,15 @@ def randomized(network: str, rng: np.random.Generator) -> nnx.Module:
 
 
 def run(config: Config) -> dict[str, Found]:
-    """Finds the sub-networks one after another, prints them and saves their groups."""
+    """Finds the sub-networks one after another, prints them and saves their groups.
+
+    Raises:
+        ConfigError: there is no sub-network of a name.
+        TargetError: none of a size was found.
+        OSError: the folder cannot be written.
+    """
+    check_names("sub-network", config.names, PAPER_SIZES)
+    config.output.mkdir(parents=True, exist_ok=True)
     found = {}
     for label in config.names:
         network, target = PAPER_SIZES[label]
@@ -158,7 +167,6 @@ def run(config: Config) -> dict[str, Found]:
         print(f"{label}: of the groups of {found[label].network} these are left: {', '.join(found[label].kept)}\n")
     table = subnets_table(found)
     print(table)
-    config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "table.md").write_text(f"# Sub-networks of the papers' sizes\n\n{table}\n")
     records = {label: subnet._asdict() | {"size": subnet.size._asdict()} for label, subnet in found.items()}
     (config.output / "results.json").write_text(json.dumps(records, indent=2) + "\n")
@@ -199,7 +207,8 @@ def _compared(figure: float | None, wanted: float | None) -> tuple[str, str]:
 
 def main() -> None:
     """Runs what the command line asks for."""
-    run(tyro.cli(Config, description=Config.__doc__))
+    config = parse(Config, "paper_subnets", Config.__doc__)
+    run_command(lambda: run(config))
 
 
 if __name__ == "__main__":

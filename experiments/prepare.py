@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tyro
 
-from experiments.cli import run_command
+from experiments.cli import parse, run_command
 from experiments.data.images import image_channels, open_image, pixels
 from experiments.data.raw import RawImage, RawImages, open_raw
 from experiments.errors import DataError
@@ -52,6 +52,8 @@ def prepare(config: Prepare) -> Path:
         DataError: the source is missing or damaged, or TensorFlow is needed and not installed.
         OSError: the copy cannot be written.
     """
+    if config.name == "digits":
+        raise DataError("the digits are embedded, and there is nothing to prepare: give other images another name")
     if config.source is not None:
         builder = _make_builder(config.name, open_raw(config.source), config.data_dir)
     else:
@@ -62,17 +64,18 @@ def prepare(config: Prepare) -> Path:
 
 def _standard_builder(name: str, data_dir: Path | None) -> Any:
     """Returns TFDS's own builder of a data set."""
+    try:
+        tfds.builder_cls(name)
+    except (tfds.core.DatasetNotFoundError, ValueError):  # a ValueError if the name has odd characters
+        raise DataError(
+            f"TFDS knows no data set {name!r}. To make one of your own files, give them with --source"
+        ) from None
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
             f"TFDS's own preparation of {name} needs TensorFlow: `pip install tensorflow` (training does not need it). "
             "To do without, give the data set's files with --source"
         )
-    try:
-        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError:
-        raise DataError(
-            f"TFDS knows no data set {name!r}. To make one of your own files, give them with --source"
-        ) from None
+    return tfds.builder(name, data_dir=data_dir, file_format="array_record")
 
 
 class _Facts(NamedTuple):
@@ -187,7 +190,7 @@ def _only(values: set[Any]) -> Any:
 
 def main() -> None:
     """Makes the copy that the command line asks for."""
-    config = tyro.cli(Prepare)
+    config = parse(Prepare, "prepare")
     run_command(lambda: print(f"{config.name} is ready in {prepare(config)}"))
 
 

@@ -3,6 +3,7 @@
 Where the papers do not publish a recipe, each setting follows the full network's own published one, named beside it.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,7 +108,10 @@ DARTS_14_IMAGENET = Config(
 """The ImageNet recipe of PC-DARTS (arXiv 1907.05737, section 4.3): batches of 1024, a learning rate of 0.5 after five
 epochs of warm-up, weight decay 3e-5, label smoothing 0.1, auxiliary loss 0.4, 250 epochs; it falls along a cosine."""
 
-PRESETS = {
+Presets = Mapping[str, tuple[str, Config]]
+"""Description and settings by name."""
+
+PRESETS: Presets = {
     "digits": ("DemoNet on the embedded digits: the main job", DIGITS),
     "demonet-fashion-mnist": ("DemoNet on Fashion-MNIST", DEMONET_FASHION_MNIST),
     "stacked-unets-svhn": ("StackedUnets on SVHN", STACKED_UNETS_SVHN),
@@ -118,4 +122,19 @@ PRESETS = {
     "regnet-cifar10": ("RegNet X-200MF on CIFAR-10", REGNET_CIFAR10),
     "darts-14-imagenet": ("DARTS super-network of 14 cells on ImageNet", DARTS_14_IMAGENET),
 }
-"""Description and settings by name."""
+"""The settings that `experiments.train` knows."""
+
+
+def read_config(presets: Presets, parse: Callable[[Presets], Config]) -> Config:
+    """Returns the settings that a command line asks for; a target that is given there takes the place of a preset's.
+
+    Args:
+        presets: the presets that it can start from.
+        parse: reads the command line, given the presets.
+    """
+    config = parse(presets)
+    if len(config.h2spg.targets) > 1:  # read once more from presets without a target: now each is one that was given
+        config = parse(
+            {name: (text, replace(each, h2spg=each.h2spg.with_target())) for name, (text, each) in presets.items()}
+        )
+    return config

@@ -1,9 +1,10 @@
 """The folder of a run: what is in it, who may write to it, and how the sub-network comes out of it again."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 import jasgnas
 from experiments.config import Config, differences, from_json, to_json
 from experiments.data import Dataset, EvalBatches, Shard, TrainBatches
-from experiments.errors import ConfigError, OutputError
+from experiments.errors import ConfigError, DivergedError, OutputError
 from experiments.files import save_arrays, write_atomically
 from experiments.networks import create_module
 from experiments.parallel import Parallel
@@ -23,8 +25,12 @@ from experiments.parallel import Parallel
 RESULTS = "results.json"
 _CONFIG = "config.json"
 _SUBNET = "subnet"
-_OWN = (_CONFIG, RESULTS, _SUBNET, "full", "h2spg", "search_space.txt", "report.html")
-"""What a run makes in its folder."""
+_FAULT = "fault.txt"
+TRAININGS = ("full", "h2spg")
+"""Names of the trainings of a run, and of their folders in its own."""
+
+_OWN = (RESULTS, _SUBNET, *TRAININGS, "search_space.txt", "report.html", _CONFIG, _FAULT)
+"""What a run makes in its folder, in the order in which it is deleted: what is left halfway is still known as a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,34 +89,84 @@ class Run:
         return EvalBatches(self.dataset.take(None, at_most).test, self.config.batch_size, self.shard)
 
 
-def claim_folder(config: Config) -> None:
-    """Makes a run's folder, or takes over the one of a run with the same settings.
+def check_folder(config: Config) -> None:
+    """Refuses the folder of a run with other settings, unless that run came to nothing or is to be overwritten.
 
     Raises:
-        ConfigError: the folder holds a run with other settings.
+        ConfigError: the folder holds such a run; the message names the settings.
+    """
+    folder = config.output_dir
+    if not config.restart and _is_worth_keeping(folder) and (changed := _changes(config)):
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}). Give another --output-dir, or --restart "
+            "(`experiments.tables`: --again) to overwrite it"
+        )
+
+
+def claim_folder(config: Config) -> None:
+    """Makes a run's folder, or takes over the one of a run with the same settings or of one that came to nothing.
+
+    Call it once nothing about the settings can be refused any more: from here on the folder belongs to this run.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings that came to something.
         OutputError: the folder cannot be written.
     """
     try:
-        _claim_folder(config)
+        if jax.process_index() == 0:
+            _claim_folder(config)
     except OSError as error:
         raise OutputError(
             f"the output folder {config.output_dir} cannot be written: {error.strerror}. Give another --output-dir"
         ) from None
+    multihost_utils.sync_global_devices("the output folder is claimed")
 
 
 def _claim_folder(config: Config) -> None:
+    check_folder(config)
     folder = config.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _CONFIG
-    if config.restart:
+    if config.restart or _changes(config):
         for name in _OWN:
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
-    elif path.exists() and (changed := differences(from_json(path.read_text()), config)):
-        raise ConfigError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}). Give another --output-dir, or --restart "
-            "to overwrite it"
-        )
-    write_atomically(path, to_json(config))
+    write_atomically(folder / _CONFIG, to_json(config))
+    (folder / _FAULT).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def noted_fault(folder: Path) -> Iterator[None]:
+    """Notes in a run's folder why its body could not end well, so that corrected settings may have the folder.
+
+    Only what the same settings would come to again is noted, not that a run was interrupted or a disk was full.
+    """
+    try:
+        yield
+    except (DivergedError, jasgnas.JasgnasError) as error:
+        write_atomically(folder / _FAULT, f"{type(error).__name__}: {error}\n")
+        raise
+
+
+def _changes(config: Config) -> list[str]:
+    """Returns how the settings of the run in a config's folder differ from it; nothing if there is no run."""
+    path = config.output_dir / _CONFIG
+    if not path.exists():
+        return [f"{path.name} is missing"] if _is_worth_keeping(config.output_dir) else []
+    try:
+        return differences(from_json(path.read_text()), config)
+    except ConfigError as error:  # another version of this package has written it
+        return [f"{path.name} cannot be read: {error}"]
+
+
+def _is_worth_keeping(folder: Path) -> bool:
+    """Tells whether a run's folder holds results, or a checkpoint that the same settings would come to an end from."""
+    checkpoints = (path for name in TRAININGS for path in checkpoint_folder(folder, name).glob("*"))
+    is_begun = (folder / RESULTS).exists() or any(path.name.isdigit() for path in checkpoints)
+    return is_begun and not (folder / _FAULT).exists()
+
+
+def checkpoint_folder(folder: Path, training: str) -> Path:
+    """Returns the folder of a training's checkpoints in the folder of its run."""
+    return folder / training / "checkpoints"
 
 
 class SubnetRecord(NamedTuple):

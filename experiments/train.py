@@ -17,25 +17,25 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich
 import tyro
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 import jasgnas
-from experiments.cli import run_command
+from experiments.cli import run_command, show, usage_name
 from experiments.compare import Comparison, compare
 from experiments.config import Config
 from experiments.data import open_dataset
 from experiments.engine import Trained, Training
 from experiments.files import write_atomically
 from experiments.logs import Display, LiveDisplay, PlainDisplay
-from experiments.networks import create_module, inference_params
+from experiments.measure import time_text
+from experiments.networks import check_images, create_module, inference_params
 from experiments.optimizers import add_h2spg, make_optimizer, make_schedule
 from experiments.parallel import start
-from experiments.presets import PRESETS
-from experiments.runs import RESULTS, Run, claim_folder, make_space, save_subnet
+from experiments.presets import PRESETS, Presets, read_config
+from experiments.runs import RESULTS, Run, check_folder, claim_folder, make_space, noted_fault, save_subnet
 
 _NOT_DRAWN = ("epoch", "num_zero", "num_groups")
 """Columns of the log that say what others say."""
@@ -54,7 +54,7 @@ class NetworkResults:
         test_accuracy: fraction of the test images classified rightly.
         test_top5: fraction of the test images whose class is among the five likeliest.
         test_loss: mean cross-entropy of the test images.
-        training_seconds: wall time of the training, compilation included.
+        training_seconds: wall time of the training, compilation and shrinking on the way included.
     """
 
     num_params: int
@@ -78,7 +78,8 @@ class Results:
         full_macs: its multiply-adds.
         comparison: of the sparse network and the sub-network, when it was last shrunk or at the end; None if nothing
             was removed.
-        seconds: wall time of search space and construction, in the latest start.
+        seconds: wall time of the search space, in the latest start; and of construction and comparison, in all rounds
+            and starts. Where the network shrank during its training, they are a part of that.
         dataset: the images and where they come from.
         image_shape: height, width and channels of the images.
         num_train: number of training images.
@@ -117,36 +118,37 @@ def run(config: Config) -> Results:
     dataset = open_dataset(config.data.name, config.data.data_dir, config.data.image_size)
     dataset = dataset.take(config.data.num_train, config.data.num_test)
     run = Run(config, dataset, parallel)
-    claim_folder(config)
+    check_folder(config)
     results_path = run.folder / RESULTS
-    if results_path.exists():
+    if results_path.exists() and not config.restart:
         return _read_results(results_path.read_text())
 
     seconds: dict[str, float] = {}
     module = create_module(config, dataset.num_classes, dataset.image_shape[-1])
+    check_images(config, module, dataset.image_shape)
     with _timed(seconds, "search space"):
         space = make_space(module, dataset.image_shape)
-    write_atomically(run.folder / "search_space.txt", f"{space}\n")
-
     batches = run.train_batches()
     schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
     tx = make_optimizer(config.optimizer, schedule)
     h2spg = tx
     if config.train_h2spg:  # before any training, so that a target out of reach costs nothing
         h2spg = add_h2spg(tx, space, config.h2spg, config.optimizer.name, schedule, batches.num_steps, config.seed)
+    claim_folder(config)
+    write_atomically(run.folder / "search_space.txt", f"{space}\n")
     full = sparse = subnet_results = comparison = None
     removed: tuple[int, ...] = ()
     example = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
-    with _display(config) as display:
-        if config.train_full:
-            full = Training(run, "full", module, tx, schedule).train(display)
-        if config.train_h2spg:
-            sparse = Training(run, "h2spg", module, h2spg, schedule, space).train(display)
-    if sparse is not None:
-        with _timed(seconds, "construction and comparison"):
-            removed, subnet, comparison = _construct(run, space, sparse)
-        save_subnet(run, space, removed, subnet)
-        subnet_results = _network_results(subnet, example, sparse)
+    with noted_fault(run.folder):
+        with _display(config) as display:
+            if config.train_full:
+                full = Training(run, "full", module, tx, schedule).train(display)
+            if config.train_h2spg:
+                sparse = Training(run, "h2spg", module, h2spg, schedule, space).train(display)
+        if sparse is not None:
+            removed, subnet, comparison, seconds["construction and comparison"] = _construct(run, space, sparse)
+            save_subnet(run, space, removed, subnet)
+            subnet_results = _network_results(subnet, example, sparse)
     results = Results(
         full=None if full is None else _network_results(full.module, example, full),
         subnet=subnet_results,
@@ -191,9 +193,9 @@ def results_table(config: Config, results: Results) -> Table:
     add_both("test accuracy", "test_accuracy", "{:.2%}")
     if config.data.name == "imagenet2012":
         add_both("test accuracy, top 5", "test_top5", "{:.2%}")
-    add_both("seconds of training", "training_seconds", "{:.1f}")
+    table.add_row("seconds of training", *("" if r is None else time_text(r.training_seconds) for r in (full, subnet)))
     for part, seconds in results.seconds.items():
-        table.add_row(f"seconds of {part}", "", f"{seconds:.1f}")
+        table.add_row(f"seconds of {part}", "", time_text(seconds))
     table.add_section()
     table.add_row("removed", "", _removed_text(results))
     if (both := results.comparison) is not None:
@@ -208,14 +210,18 @@ def run_and_report(config: Config) -> None:
     """Runs a job and prints its results."""
     is_first = not (config.output_dir / RESULTS).exists() or config.restart
     results = run(config)
-    rich.print(results_table(config, results))
+    show(results_table(config, results))
     print(f"Saved in {config.output_dir}" if is_first else f"Finished before: read from {config.output_dir}")
 
 
 def main() -> None:
     """Runs the job that the command line asks for."""
     # Errors in the settings themselves are found while the command line is read.
-    run_command(lambda: run_and_report(tyro.extras.overridable_config_cli(PRESETS, description=__doc__)))
+    run_command(lambda: run_and_report(read_config(PRESETS, _parse)))
+
+
+def _parse(presets: Presets) -> Config:
+    return tyro.extras.overridable_config_cli(presets, prog=usage_name("train"), description=__doc__)
 
 
 def _display(config: Config) -> Display:
@@ -226,15 +232,17 @@ def _display(config: Config) -> Display:
 
 def _construct(
     run: Run, space: jasgnas.SearchSpace, sparse: Trained
-) -> tuple[tuple[int, ...], nnx.Module, Comparison | None]:
-    """Returns the groups that are gone, the sub-network, and how it compares with the sparse network."""
+) -> tuple[tuple[int, ...], nnx.Module, Comparison | None, float]:
+    """Returns the groups that are gone, the sub-network, how it compares with the sparse network, and the seconds."""
     removed = tuple(np.flatnonzero(jasgnas.h2spg_state(sparse.opt_state, space).zero).tolist())
     if run.config.shrink:
-        return removed, sparse.module, sparse.comparison
+        return removed, sparse.module, sparse.comparison, sparse.construction_seconds
+    started = time.perf_counter()
     # Averaged weights of a group go to zero more slowly than the weights themselves.
     module = space.zero(sparse.module, removed)
     subnet = jasgnas.construct_subnet(space, module)
-    return removed, subnet, compare(run, module, subnet)
+    comparison = compare(run, module, subnet)
+    return removed, subnet, comparison, time.perf_counter() - started
 
 
 def _network_results(module: nnx.Module, example: jax.ShapeDtypeStruct, trained: Trained) -> NetworkResults:
@@ -261,7 +269,7 @@ def _write_report(
             "parameters": network.num_params,
             "multiply-adds": network.macs,
             "test accuracy": f"{network.test_accuracy:.2%}",
-            "seconds of training": round(network.training_seconds, 1),
+            "seconds of training": time_text(network.training_seconds),
         }
 
     shown = sparse or full

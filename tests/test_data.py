@@ -47,6 +47,15 @@ def test_digits_are_all_there() -> None:
     assert not any(image.tobytes() in seen for image in test_images)
 
 
+def test_digits_come_in_the_size_that_is_asked_for() -> None:
+    dataset = open_dataset("digits", image_size=12)
+    images, labels = dataset.train.load(np.arange(20))
+    small, same_labels = open_dataset("digits").train.load(np.arange(20))
+    assert images.shape == (20, *dataset.image_shape) == (20, 12, 12, 1) and images.dtype == np.uint8
+    np.testing.assert_array_equal(labels, same_labels)
+    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), small.mean(axis=(1, 2, 3)), rtol=0.2)
+
+
 def test_idx_files_become_a_tfds_copy_without_tensorflow(tmp_path: Path) -> None:
     arrays = write_idx(tmp_path)
     folder = prepare(Prepare("fashion_mnist", tmp_path, tmp_path / "tfds"))

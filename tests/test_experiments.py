@@ -1,6 +1,7 @@
 """The main job from the command line to its results."""
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -12,17 +13,21 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 import experiments
 import jasgnas
 from experiments import demo, train
+from experiments.cli import run_command, show
 from experiments.compare import Comparison, compare
-from experiments.config import Config, H2SPGConfig, ModelConfig, ParallelConfig
+from experiments.config import Config, H2SPGConfig, ModelConfig, OptimizerConfig, ParallelConfig, to_json
+from experiments.errors import ConfigError, DivergedError, Interrupted
 from experiments.logs import read_log
 from experiments.networks import create_module
 from experiments.parallel import start
-from experiments.presets import DIGITS
-from experiments.runs import Run
+from experiments.presets import DIGITS, PRESETS, read_config
+from experiments.runs import Run, check_folder, claim_folder, noted_fault
 from models.demo_net import DemoNet
 
 SMALL = dataclasses.replace(
@@ -117,7 +122,7 @@ def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
         full_params=1000,
         full_macs=2000,
         comparison=Comparison(10.0, 1e-6, 0.125, 0.375),
-        seconds={"search space": 1.0, "construction and comparison": 2.0},
+        seconds={"search space": 0.0432, "construction and comparison": 0.00071},
         dataset="digits",
         image_shape=[8, 8, 1],
         num_train=10,
@@ -126,14 +131,27 @@ def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
         device="cpu",
         versions={},
     )
-    train.rich.print(train.results_table(Config(), results))
-    train.rich.print(train.results_table(Config(), dataclasses.replace(results, full=None)))
+    show(train.results_table(Config(), results))
+    show(train.results_table(Config(), dataclasses.replace(results, full=None)))
     alone = dataclasses.replace(results, subnet=None, removed=[], comparison=None)
-    train.rich.print(train.results_table(Config(), alone))
+    show(train.results_table(Config(), alone))
     printed, without_full, without_subnet = capsys.readouterr().out.split("demo_net on digits")[1:]
     assert "25.00%" in without_full and "50.00%" not in without_full
     assert "50.00%" in without_subnet and "25.00%" not in without_subnet
-    for text in ("1,000", "500 (50%)", "1,500 (75%)", "50.00%", "25.00%", "conv2", "conv3", "1.0e-06", "20.0", "30.0"):
+    for text in (
+        "1,000",
+        "500 (50%)",
+        "1,500 (75%)",
+        "50.00%",
+        "25.00%",
+        "conv2",
+        "conv3",
+        "1.0e-06",
+        "20.0",
+        "30.0",
+        "0.043",
+        "0.00071",
+    ):
         assert text in printed
     assert "12.50%" in printed and "37.50%" in printed
 
@@ -148,6 +166,15 @@ def test_table_shows_the_results(capsys: pytest.CaptureFixture[str]) -> None:
         (["--batch-size", "63", "--accumulate", "2"], "error: .*63 images cannot be divided", 2),
         (["--no-train-full", "--no-train-h2spg"], "error: .*nothing to train", 2),
         (["--epochs", "0"], "error: .*epochs must be at least 1", 2),
+        (["--optimizer.learning-rate", "-1"], "error: optimizer.learning_rate must be positive and finite, got -1", 2),
+        (["--data.num-test", "0"], "error: data.num_test must be at least 1, got 0", 2),
+        (["--h2spg.score", "beauty"], "error: .*beauty", 1),
+        (
+            ["--h2spg.target-groups", "3", "--h2spg.target-macs", "0.5"],
+            "error: exactly one .*target_groups=3, target_macs=0.5.*`--h2spg.target-groups None`",
+            2,
+        ),
+        (["--h2spg.target-groups", "None"], "error: exactly one of target_groups, .* got none. Give one", 2),
         (["--h2spg.warmup-fraction", "0.95"], "error: .*add up to 1", 2),
         (["--model.name", "demonet"], "error: .*demo_net", 2),
         (["--model.drop-path", "0.5"], "error: .*drop_path_rate", 2),
@@ -171,7 +198,182 @@ def test_mistakes_end_with_one_clear_line(
     assert stop.value.code == exit_code
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1
-    assert not (tmp_path / "results.json").exists()
+    assert not list(tmp_path.iterdir())  # so that nothing refuses the corrected command
+
+
+def test_run_that_diverged_leaves_its_folder_to_the_corrected_one(tmp_path: Path) -> None:
+    # Only the second epoch diverges, when a checkpoint is there.
+    diverging = OptimizerConfig(schedule="step", step_epochs=(1,), step_factor=1e30)
+    wrong = dataclasses.replace(SMALL, output_dir=tmp_path, optimizer=diverging, train_full=False)
+    with pytest.raises(DivergedError, match=r"A lower optimizer.learning_rate"):
+        train.run(wrong)
+    checkpoints = tmp_path / "h2spg" / "checkpoints"
+    assert [path for path in checkpoints.iterdir() if path.name.isdigit()]
+    assert (tmp_path / "fault.txt").read_text().startswith("DivergedError: ")
+    claim_folder(dataclasses.replace(SMALL, output_dir=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (DivergedError("the loss"), True),
+        (jasgnas.InvalidRemovalError("no path is left"), True),
+        (Interrupted("stopped", 15), False),
+        (OSError("disk full"), False),
+    ],
+)
+def test_folder_is_left_only_by_what_the_same_settings_would_come_to_again(
+    tmp_path: Path, error: Exception, is_final: bool
+) -> None:
+    config = dataclasses.replace(SMALL, output_dir=tmp_path)
+    other = dataclasses.replace(config, seed=1)
+    claim_folder(config)
+    checkpoint = tmp_path / "full" / "checkpoints" / "10"
+    checkpoint.mkdir(parents=True)
+    with pytest.raises(type(error)), noted_fault(tmp_path):
+        raise error
+    if is_final:
+        check_folder(other)
+    else:
+        with pytest.raises(ConfigError, match="seed: 0 → 1"):
+            check_folder(other)
+    claim_folder(config)  # the same settings go on from there
+    assert checkpoint.exists() and not (tmp_path / "fault.txt").exists()
+
+
+def test_refused_restart_leaves_what_is_there(finished: tuple[Config, train.Results]) -> None:
+    config, results = finished
+    wrong = dataclasses.replace(config, restart=True, h2spg=H2SPGConfig(target_groups=4))
+    with pytest.raises(jasgnas.TargetError):
+        train.run(wrong)
+    assert train.run(config) == results
+
+
+def test_construction_is_timed_where_it_happens_and_outlives_a_start(
+    finished: tuple[Config, train.Results], tmp_path: Path
+) -> None:
+    config, results = finished
+    seconds = results.seconds["construction and comparison"]
+    assert results.subnet is not None and 0.02 < seconds < results.subnet.training_seconds
+    again = dataclasses.replace(config, output_dir=tmp_path / "again")
+    shutil.copytree(config.output_dir, again.output_dir)
+    (again.output_dir / "results.json").unlink()  # as if it had been killed just before
+    (again.output_dir / "config.json").write_text(to_json(again))
+    assert train.run(again).seconds["construction and comparison"] == seconds
+
+
+def test_construction_at_the_end_is_timed_too(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, output_dir=tmp_path, train_full=False, shrink=False, epochs=1)
+    assert train.run(config).seconds["construction and comparison"] > 0.02
+
+
+def test_images_that_a_network_cannot_take_are_refused(tmp_path: Path) -> None:
+    model = ModelConfig("darts_8_stl10", {"features": 4, "num_cells": 3}, auxiliary_weight=0.4)
+    config = dataclasses.replace(SMALL, model=model, output_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match="network darts_8_stl10 cannot take images of 8×8×1: .*data.image_size"):
+        train.run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def read(monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, int | float]:
+    """Returns the targets that a command line asks for."""
+    name, *arguments = command.split()
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    presets = PRESETS if name == "train" else {"digits": ("the main job", DIGITS)}
+    return read_config(presets, (train if name == "train" else demo)._parse).h2spg.targets
+
+
+def test_target_on_the_command_line_takes_the_place_of_the_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command, targets in {
+        "demo": {"target_groups": 3},
+        "demo --h2spg.target-params 300000": {"target_params": 300_000},
+        "demo --h2spg.target-macs 0.5": {"target_macs": 0.5},
+        "demo --h2spg.target-groups 3 --h2spg.target-macs 0.5": {"target_groups": 3, "target_macs": 0.5},
+        "train digits --h2spg.target-sparsity 0.4": {"target_sparsity": 0.4},
+        "train stacked-unets-svhn --h2spg.target-params 0.25": {"target_params": 0.25},
+        "train stacked-unets-svhn --h2spg.target-groups 2 --epochs 3": {"target_groups": 2},
+        "train stacked-unets-svhn --epochs 3": {"target_params": 375_000},
+    }.items():
+        found = read(monkeypatch, command)
+        assert found == targets and list(map(type, found.values())) == list(map(type, targets.values())), command
+
+
+def commands() -> list[str]:
+    """Returns the modules that can be run."""
+    paths = [path for path in Path(experiments.__file__).parent.rglob("*.py") if '"__main__"' in path.read_text()]
+    return sorted(path.parent.name if path.stem == "__main__" else path.stem for path in paths)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_commands_are_called_by_the_names_that_they_are_run_by(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    module = importlib.import_module(f"experiments.{name}" + (".__main__" if name == "tables" else ""))
+    for argument, expected in (("--help", 0), ("--nope", 2)):
+        monkeypatch.setattr("sys.argv", [str(module.__file__), argument])
+        with pytest.raises(SystemExit) as stop:
+            module.main()
+        assert stop.value.code == expected
+    printed = capsys.readouterr()
+    assert re.match(rf"usage: python -m experiments\.{name} ", printed.out)
+    told = re.sub(r"[│\s]+", " ", printed.err)
+    assert f"python -m experiments.{name} " in told and ".py" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("model_table", "demo_nett", "no network 'demo_nett': did you mean demo_net"),
+        ("paper_subnets", "demonet", "no sub-network 'demonet': did you mean DemoNet"),
+        ("benchmarks", "--only trainin", "no benchmark 'trainin': did you mean training"),
+        ("bench_analysis", "--networks demo_nett 2", "no network 'demo_nett': did you mean demo_net"),
+        ("bench_h2spg", "--networks demo_nett 2", "no network 'demo_nett': did you mean demo_net"),
+        ("bench_input", "--recipes digit", "no recipe 'digit': did you mean digits"),
+        ("bench_report", "demo_nett", "no network 'demo_nett': did you mean demo_net"),
+        ("bench_subnet", "--networks DemoNett 2", "no network 'DemoNett': did you mean DemoNet"),
+        ("bench_training", "--rows digit digits", "no preset 'digit': did you mean digits"),
+        ("model_table", "demo_net --output /dev/null/run", "Not a directory"),
+        ("tables.__main__", "list --results nowhere", "no results file nowhere"),
+        ("prepare", "nosuch", "TFDS knows no data set 'nosuch'"),
+        ("prepare", "digits", "the digits are embedded"),
+        ("prepare", "own --source README.md", "README.md is no readable tar: file could not be opened"),
+    ],
+)
+def test_mistakes_of_every_command_end_with_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, arguments: str, message: str
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr("sys.argv", [name, *arguments.split()])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"experiments.{name}").main()
+    error = capsys.readouterr().err
+    assert stop.value.code in (1, 2) and re.match(f"error: .*{message}", error) and error.count("\n") == 1
+
+
+def test_interrupted_command_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(interrupted)
+    assert stop.value.code == 130 and capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_tables_never_cut_a_word_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    monkeypatch.setattr("rich._console", Console(width=width))
+    words = ["super-resnet-1m-cifar10", "cells_0-edges_3-sep_conv_5x5", "multiply-adds", "several words to wrap " * 9]
+    table = Table("name", "long heading", "b", "c", title="a title")
+    table.add_row(*words)
+    show(table)
+    printed = capsys.readouterr().out
+    assert "…" not in printed and all(word in printed for text in words for word in text.split())
+    needed = len("".join(words[:3])) + len("several") + 13  # the frame of four columns
+    widest = max(len(line.rstrip()) for line in printed.splitlines())
+    assert widest == needed if width < needed else needed < widest <= width
 
 
 def test_read_only_folder_is_told(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ STATE = {"a": np.arange(12.0).reshape(3, 4), "b": (np.int32(3), np.array([True, 
 
 
 def position_at(step: int) -> Position:
-    return Position(step, {"next_index": step}, (1, 3), 2.5, Comparison(10.0, 1e-6, 0.75, 0.5))
+    return Position(step, {"next_index": step}, (1, 3), 2.5, Comparison(10.0, 1e-6, 0.75, 0.5), 0.25)
 
 
 def saved(folder: Path, steps: tuple[int, ...] = (5, 10)) -> Path:
@@ -145,7 +145,8 @@ def test_first_signal_asks_and_second_stops() -> None:
 
 
 def test_configs_survive_json() -> None:
-    for _, config in PRESETS.values():
+    fraction = Config(h2spg=H2SPGConfig(target_macs=0.5))
+    for config in (fraction, *(preset for _, preset in PRESETS.values())):
         assert from_json(to_json(config)) == config and differences(config, from_json(to_json(config))) == []
 
 
@@ -171,12 +172,39 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     claim_folder(config)
     claim_folder(dataclasses.replace(config, quiet=True, keep_checkpoints=5))
     other = dataclasses.replace(config, h2spg=H2SPGConfig(target_groups=3), epochs=3)
+    (tmp_path / "run" / "results.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"epochs: 15 → 3; h2spg.target_groups: 2 → 3|target_groups: 2 → 3; epochs"):
         claim_folder(other)
     (tmp_path / "run" / "h2spg").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     claim_folder(dataclasses.replace(other, restart=True))
-    assert not (tmp_path / "run" / "h2spg").exists() and (tmp_path / "run" / "notes.txt").exists()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "notes.txt"]
+
+
+@pytest.mark.parametrize("training", ["full", "h2spg"])
+def test_only_a_run_that_came_to_something_keeps_its_folder(tmp_path: Path, training: str) -> None:
+    config = Config(output_dir=tmp_path)
+    other = dataclasses.replace(config, seed=1)
+    checkpoints = tmp_path / training / "checkpoints"
+    for _ in range(2):
+        claim_folder(config)
+        (tmp_path / "notes.txt").write_text("mine")
+        (checkpoints / "10.orbax-checkpoint-tmp").mkdir(parents=True)  # killed while it was written
+        claim_folder(other)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+    (checkpoints / "10").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"other settings \(seed: 1 → 0\). Give another --output-dir, or --restart"):
+        claim_folder(config)
+    claim_folder(other)
+    assert (checkpoints / "10").exists()
+    (tmp_path / "config.json").write_text('{"older": 1}')
+    with pytest.raises(ConfigError, match=r"config.json cannot be read: there is no setting older.*--restart"):
+        claim_folder(other)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"config.json is missing.*--restart"):
+        claim_folder(other)
+    claim_folder(dataclasses.replace(other, restart=True))
+    assert not checkpoints.exists()
 
 
 def test_loading_what_is_no_run_is_refused(tmp_path: Path) -> None:

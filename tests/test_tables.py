@@ -166,6 +166,20 @@ def test_size_takes_the_rest_of_the_recipe_with_it() -> None:
     assert Size().apply(row.config, 96) == row.config
 
 
+@pytest.mark.parametrize(
+    ("given", "targets"),
+    [
+        (Size(epochs=3), {"target_params": 1_000_000 // 16}),
+        (Size(target_sparsity=0.5), {"target_sparsity": 0.5}),
+        (Size(target_params=0.25), {"target_params": 0.25}),
+    ],
+)
+def test_target_on_the_command_line_takes_the_place_of_the_scales(given: Size, targets: dict[str, float]) -> None:
+    job = Job(ROWS["super-resnet-1m-cifar10"], "reduced", "h2spg", {}, 0, "", given)
+    assert job.config.h2spg.targets == targets
+    assert job.config.epochs == (given.epochs or 4) and job.config.data.num_train == 5_000
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_are_trained_as_they_say(name: str) -> None:
     row = ROWS[name]
@@ -384,6 +398,18 @@ def test_rows_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         "nothing",
     ):
         assert text in printed
+
+
+def test_rows_are_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich._console", Console(width=80))
+    monkeypatch.chdir(README.parent)
+    monkeypatch.setattr("sys.argv", ["tables"])
+    tables.main()
+    printed = capsys.readouterr().out
+    assert "…" not in printed and max(map(len, printed.splitlines())) == 80
+    assert all(name in printed for name in (*ROWS, "svhn_test10k", "imagenette_96", "multiply-adds", "augmentation"))
 
 
 def test_readme_is_written_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def open_dataset(name: str, data_dir: Path | None = None, image_size: int | None
         DataError: there is no such data set, or it is not prepared, or damaged; the message says what to do.
     """
     if name == "digits":
-        return _digits()
+        return _digits(image_size)
     builder = _find_builder(name, data_dir)
     info = builder.info
     height, width, channels = info.features["image"].shape
@@ -276,12 +276,14 @@ def _normalisation(name: str, metadata: Any) -> Constants:
     return tuple(metadata["mean"]), tuple(metadata["std"])
 
 
-def _digits() -> Dataset:
+def _digits(image_size: int | None) -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = (digits.images[..., None] * _DIGITS_LEVEL).astype(np.uint8)
+    if image_size is not None:
+        images = np.stack([center_crop(Image.fromarray(each[..., 0]), image_size, "a digit") for each in images])
     # One fixed, stratified division: the images are sorted by writer, so the tail would be another distribution.
     train_images, test_images, train_labels, test_labels = train_test_split(
         images, digits.target.astype(np.int32), test_size=360, stratify=digits.target, random_state=0
@@ -289,7 +291,7 @@ def _digits() -> Dataset:
     intensities = train_images / 255
     return Dataset(
         "digits",
-        (8, 8, 1),
+        images.shape[1:],
         10,
         ((float(intensities.mean()),), (float(intensities.std()),)),
         "scikit-learn's optical recognition of handwritten digits, 1,797 images",

@@ -119,7 +119,7 @@ def _tar_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
                 if file is not None:
                     yield member.name, file.read
     except (tarfile.ReadError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} is no readable tar: {error}") from None
+        raise DataError(f"{path} is no readable tar: {str(error).splitlines()[0]}") from None
 
 
 @dataclasses.dataclass(frozen=True)

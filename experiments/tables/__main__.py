@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich
 import tyro
 from rich.table import Table
 
-from experiments.cli import run_command
+from experiments.cli import find, run_command, show, usage_name
 from experiments.config import ParallelConfig
+from experiments.errors import ConfigError
 from experiments.files import write_atomically
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot
 from experiments.tables.jobs import VARIANTS, Job, perform
 from experiments.tables.readme import ABLATED, PLOTS, TABLES, figures_text, of_row, replaced, section, title
 from experiments.tables.records import read_lines
-from experiments.tables.rows import ROWS, Size, find
+from experiments.tables.rows import ROWS, Figures, Size
 from experiments.tables.summary import Summary, summaries
 
 
@@ -133,17 +133,23 @@ class Readme:
 
 def list_rows(command: List) -> None:
     """Prints the rows."""
+    if not command.results.exists():
+        raise ConfigError(f"there is no results file {command.results}; `run` makes it with its first training")
     found = summaries(read_lines(command.results).values())
     table = Table(title="The papers' tables", show_lines=True)
-    for heading in ("row", "trained as", "reported: full network", "sub-network", "measured"):
+    for heading in ("row", "trained as", "reported", "measured"):
         table.add_column(heading)
     for row in ROWS.values():
         config = row.config
         recipe = f"{config.epochs} epochs, batch {config.batch_size}, {config.optimizer.name}; {row.recipe}"
-        reported = (_reported(*figures_text(figures)) for figures in (row.full, row.subnet))
+        reported = "\n".join(
+            f"{label}: {_reported(*figures_text(figures))}"
+            for label, figures in (("full network", row.full), ("sub-network", row.subnet))
+            if figures != Figures()
+        )
         measured = "\n".join(map(_measured, of_row(found, row))) or "nothing"
-        table.add_row(f"[bold]{row.preset}[/]\n{row.network} on {row.dataset}", recipe, *reported, measured)
-    rich.print(table)
+        table.add_row(f"[bold]{row.preset}[/]\n{row.network} on {row.dataset}", recipe, reported, measured)
+    show(table)
 
 
 def run_row(command: Run) -> None:
@@ -179,9 +185,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    command = tyro.cli(
-        List | Run | Ablate | Readme, default=List(), prog="python -m experiments.tables", description=__doc__
-    )
+    command = tyro.cli(List | Run | Ablate | Readme, default=List(), prog=usage_name("tables"), description=__doc__)
     match command:
         case List():
             list_rows(command)
@@ -208,13 +212,13 @@ def _show(found: Iterable[Summary]) -> None:
     for summary in found:
         name = title(ROWS[summary.key.row], summary.records[0])
         table.add_row(name, summary.label, summary.params, summary.macs, summary.accuracy, summary.seeds)
-    rich.print(table)
+    show(table)
 
 
 def _reported(params: str, macs: str, top1: str) -> str:
     """Returns what a paper reports of a network."""
     parts = ((params, "{} M parameters"), (macs, "{} M multiply-adds"), (top1, "{} %"))
-    return "\n".join(text.format(figure) for figure, text in parts if figure)
+    return ", ".join(text.format(figure) for figure, text in parts if figure)
 
 
 def _measured(summary: Summary) -> str:

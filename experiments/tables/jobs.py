@@ -14,11 +14,12 @@ import jax
 
 import jasgnas
 from experiments import train
+from experiments.cli import find
 from experiments.config import Config, ParallelConfig, differences, essential_settings
 from experiments.errors import DivergedError
 from experiments.measure import machine_facts
 from experiments.tables.records import Key, Record, append_record, read_lines
-from experiments.tables.rows import Row, Size, find
+from experiments.tables.rows import Row, Size
 
 
 class Variant(NamedTuple):
@@ -115,7 +116,7 @@ class Job:
     @property
     def _smaller(self) -> Config:
         size = find("scale", self.scale, self.row.sizes)
-        return replace(size, **self.overrides.given()).apply(self.row.config, self.row.native_size)
+        return size.overridden(self.overrides).apply(self.row.config, self.row.native_size)
 
 
 def perform(jobs: Iterable[Job], results: Path, *, again: bool = False) -> Iterator[Record]:

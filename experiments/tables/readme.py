@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.errors import ConfigError
 from experiments.markdown import markdown_table
+from experiments.measure import time_text
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, variant_name
 from experiments.tables.jobs import VARIANTS
 from experiments.tables.records import Line, Record, read_lines
@@ -107,7 +108,7 @@ def _source(together: Sequence[Summary]) -> str:
     return (
         f"{whole.num_train or 0:,} training and {whole.num_test or 0:,} test images of {size} ({whole.origin}), "
         f"{whole.epochs} epochs, batches of {whole.batch_size}, {whole.num_steps or 0:,} steps; {whole.device} "
-        f"({whole.machine['processor']}), jax {whole.machine['jax']}, {hours:.1f} hours in all. {commands}"
+        f"({whole.machine['processor']}), jax {whole.machine['jax']}, {time_text(hours)} hours in all. {commands}"
     )
 
 

@@ -1,16 +1,11 @@
 """The rows of the papers' tables: what was reported, how each is trained, and how it is made smaller."""
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from experiments.config import Config, Option
-from experiments.errors import ConfigError
 from experiments.presets import PRESETS
-
-T = TypeVar("T")
 
 
 class Figures(NamedTuple):
@@ -51,8 +46,8 @@ class Size:
     """Processes that decode and augment."""
     target_sparsity: float | None = None
     """Part of the removal structures that must go, in place of the row's own target."""
-    target_params: int | None = None
-    """Most parameters that the sub-network may have, in place of the row's own target."""
+    target_params: int | float | None = None
+    """Most parameters that the sub-network may have, a number or a fraction, in place of the row's own target."""
     auxiliary_weight: float | None = None
     """Weight of the auxiliary classifier's loss. Where images become small, there is no place for this classifier."""
     options: dict[str, Option] = dataclasses.field(default_factory=dict)
@@ -61,6 +56,13 @@ class Size:
     def given(self) -> dict[str, Any]:
         """Returns the settings that are not left as they are."""
         return {name: value for name, value in vars(self).items() if value not in (None, {})}
+
+    def overridden(self, other: "Size") -> "Size":
+        """Returns a size with what another gives in place of its own; a target there replaces the target here."""
+        given = other.given()
+        if given.keys() & {"target_sparsity", "target_params"}:
+            given = {"target_sparsity": None, "target_params": None} | given
+        return replace(self, **given)
 
     def apply(self, config: Config, native_size: int) -> Config:
         """Returns a smaller run.
@@ -81,13 +83,7 @@ class Size:
             cutout=round(zoom * data.augmentation.cutout),
         )
         if self.target_sparsity is not None or self.target_params is not None:
-            h2spg = replace(
-                h2spg,
-                target_groups=None,
-                target_sparsity=self.target_sparsity,
-                target_params=self.target_params,
-                target_macs=None,
-            )
+            h2spg = h2spg.with_target(target_sparsity=self.target_sparsity, target_params=self.target_params)
         return replace(
             config,
             model=model,
@@ -283,25 +279,3 @@ ROWS = {
     )
 }
 """By name."""
-
-
-def find_row(name: str) -> Row:
-    """Returns a row.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    return find("row", name, ROWS)
-
-
-def find(kind: str, name: str, named: Mapping[str, T]) -> T:
-    """Returns what has a name.
-
-    Raises:
-        ConfigError: nothing has; the message gives the nearest names.
-    """
-    if name in named:
-        return named[name]
-    near = difflib.get_close_matches(name, named, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(named)}"
-    raise ConfigError(f"there is no {kind} {name!r}: {hint}")
