@@ -1,5 +1,6 @@
 """How large a network is: its parameters, and the multiply-adds of a forward pass."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jasgnas.bridge import open_model
-from jasgnas.macs import program_macs
+from jasgnas.macs import has_uncounted_loop, program_macs
 from jasgnas.trace import Call, trace_model
 
 
@@ -38,7 +39,10 @@ def count_macs(
 
     Arguments are those of `jasgnas.search_space`. Nothing is computed: the model is traced with abstract values.
     Multiplications with padding count like all others; elementwise work and reductions do not. XLA's cost analysis of a
-    compiled pass does the opposite of both, so that half its count can lie on either side of this one.
+    compiled pass does the opposite of both, so that half its count can lie on either side of this one. A complex
+    multiply-add counts as its four real ones. Of the branches of a `cond` or `switch` the largest counts, the body of a
+    `scan` as often as it runs, and that of a `while` loop not at all, since nobody knows how often it runs: a
+    `UserWarning` says so.
 
     Args:
         model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
@@ -52,4 +56,11 @@ def count_macs(
         ArgumentError: the model is of an unknown kind, or an argument is missing.
     """
     opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
-    return program_macs(trace_model(opened, Call.of(inputs, kwargs)).program)
+    program = trace_model(opened, Call.of(inputs, kwargs)).program
+    if has_uncounted_loop(program):
+        warnings.warn(
+            "the multiply-adds in a while loop are not counted, since nobody knows how often it runs. Count one pass "
+            "of its body by itself, or write the loop as a scan.",
+            stacklevel=2,
+        )
+    return program_macs(program)

@@ -3,21 +3,39 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from jasgnas.jaxpr import Equation, Program, from_jaxpr
 
 
 def equation_macs(eqn: Equation) -> int:
-    """Returns the multiply-adds of one equation: those of contractions; everything else counts as none."""
-    if eqn.primitive == "dot_general":
-        (summed, _), _ = eqn.params["dimension_numbers"]
-        return math.prod(eqn.out_avals[0].shape) * math.prod(eqn.in_avals[0].shape[axis] for axis in summed)
-    if eqn.primitive == "conv_general_dilated":
-        numbers = eqn.params["dimension_numbers"]
-        kernel = eqn.in_avals[1].shape
-        window = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-        # A transposed convolution meets only the entries between the zeros it is dilated with.
-        return math.prod(eqn.out_avals[0].shape) * window // math.prod(eqn.params["lhs_dilation"])
+    """Returns the multiply-adds of one equation: those of contractions; everything else counts as none.
+
+    Of the branches of a `cond` or `switch` the largest counts; a `scan` as often as it runs; a `while` loop, of which
+    nobody knows how often it runs, as none: see `has_uncounted_loop`.
+    """
+    match eqn.primitive:
+        case "dot_general":
+            (summed, _), _ = eqn.params["dimension_numbers"]
+            depth = math.prod(eqn.in_avals[0].shape[axis] for axis in summed)
+            return _parts(eqn) * math.prod(eqn.out_avals[0].shape) * depth
+        case "conv_general_dilated":
+            numbers = eqn.params["dimension_numbers"]
+            kernel = eqn.in_avals[1].shape
+            window = math.prod(kernel) // max(kernel[numbers.rhs_spec[0]], 1)
+            # A transposed convolution meets only the entries between the zeros it is dilated with.
+            total = math.prod(eqn.out_avals[0].shape) * window // math.prod(eqn.params["lhs_dilation"])
+            return _parts(eqn) * total
+        case "cond":
+            return max(map(program_macs, _inner(eqn)))
+        case "scan":
+            return eqn.params["length"] * sum(map(program_macs, _inner(eqn)))
     return 0
+
+
+def _parts(eqn: Equation) -> int:
+    """Returns the real products in the product of two entries: a complex one has four."""
+    return math.prod(2 if np.issubdtype(aval.dtype, np.complexfloating) else 1 for aval in eqn.in_avals)
 
 
 def program_macs(program: Program, constant: Sequence[bool] = ()) -> int:
@@ -37,8 +55,29 @@ def program_macs(program: Program, constant: Sequence[bool] = ()) -> int:
             known.update(eqn.outputs)
         elif eqn.body is not None:
             total += program_macs(eqn.body, fixed)
-        elif eqn.primitive == "scan":
-            total += eqn.params["length"] * program_macs(from_jaxpr(eqn.params["jaxpr"]))
         else:
             total += equation_macs(eqn)
     return total
+
+
+def has_uncounted_loop(program: Program) -> bool:
+    """Tells whether a `while` loop in a program has multiply-adds, none of which are counted."""
+    for eqn in program.equations:
+        inner = _inner(eqn)
+        if (eqn.primitive == "while" and any(map(program_macs, inner))) or any(map(has_uncounted_loop, inner)):
+            return True
+    return False
+
+
+def _inner(eqn: Equation) -> list[Program]:
+    """Returns the programs that an equation runs."""
+    match eqn.primitive:
+        case "cond":
+            jaxprs = eqn.params["branches"]
+        case "scan":
+            jaxprs = [eqn.params["jaxpr"]]
+        case "while":
+            jaxprs = [eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]]
+        case _:
+            return [] if eqn.body is None else [eqn.body]
+    return list(map(from_jaxpr, jaxprs))
