@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -103,29 +105,51 @@ def check_folder(config: Config) -> None:
         )
 
 
-def claim_folder(config: Config) -> None:
+@contextlib.contextmanager
+def claimed_folder(config: Config) -> Iterator[None]:
     """Makes a run's folder, or takes over the one of a run with the same settings or of one that came to nothing.
 
-    Call it once nothing about the settings can be refused any more: from here on the folder belongs to this run.
+    Enter it once nothing about the settings can be refused any more. While its body runs, no other run gets the folder.
 
     Raises:
         ConfigError: the folder holds a run with other settings that came to something.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or another run is at work in it.
     """
+    with contextlib.ExitStack() as stack:
+        try:
+            if jax.process_index() == 0:
+                config.output_dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_locked(config.output_dir))
+                check_folder(config)
+                _take_over(config)
+        except OSError as error:
+            raise OutputError(
+                f"the output folder {config.output_dir} cannot be written: {error.strerror}. Give another --output-dir"
+            ) from None
+        multihost_utils.sync_global_devices("the output folder is claimed")
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks a folder while its body runs; the lock ends with the process in any case."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if jax.process_index() == 0:
-            _claim_folder(config)
-    except OSError as error:
-        raise OutputError(
-            f"the output folder {config.output_dir} cannot be written: {error.strerror}. Give another --output-dir"
-        ) from None
-    multihost_utils.sync_global_devices("the output folder is claimed")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"another run is at work in {folder}. Wait for its end, or give another --output-dir"
+            ) from None
+        except OSError:
+            pass  # some network file systems know no locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _claim_folder(config: Config) -> None:
-    check_folder(config)
+def _take_over(config: Config) -> None:
     folder = config.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
     if config.restart or _changes(config):
         for name in _OWN:
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)

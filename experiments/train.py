@@ -35,7 +35,7 @@ from experiments.networks import check_images, create_module, inference_params
 from experiments.optimizers import add_h2spg, make_optimizer, make_schedule
 from experiments.parallel import start
 from experiments.presets import PRESETS, Presets, read_config
-from experiments.runs import RESULTS, Run, check_folder, claim_folder, make_space, noted_fault, save_subnet
+from experiments.runs import RESULTS, Run, check_folder, claimed_folder, make_space, noted_fault, save_subnet
 
 _NOT_DRAWN = ("epoch", "num_zero", "num_groups")
 """Columns of the log that say what others say."""
@@ -134,12 +134,11 @@ def run(config: Config) -> Results:
     h2spg = tx
     if config.train_h2spg:  # before any training, so that a target out of reach costs nothing
         h2spg = add_h2spg(tx, space, config.h2spg, config.optimizer.name, schedule, batches.num_steps, config.seed)
-    claim_folder(config)
-    write_atomically(run.folder / "search_space.txt", f"{space}\n")
-    full = sparse = subnet_results = comparison = None
-    removed: tuple[int, ...] = ()
-    example = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
-    with noted_fault(run.folder):
+    with claimed_folder(config), noted_fault(run.folder):
+        write_atomically(run.folder / "search_space.txt", f"{space}\n")
+        full = sparse = subnet_results = comparison = None
+        removed: tuple[int, ...] = ()
+        example = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
         with _display(config) as display:
             if config.train_full:
                 full = Training(run, "full", module, tx, schedule).train(display)
@@ -149,26 +148,26 @@ def run(config: Config) -> Results:
             removed, subnet, comparison, seconds["construction and comparison"] = _construct(run, space, sparse)
             save_subnet(run, space, removed, subnet)
             subnet_results = _network_results(subnet, example, sparse)
-    results = Results(
-        full=None if full is None else _network_results(full.module, example, full),
-        subnet=subnet_results,
-        removed=[space.groups[index].name for index in removed],
-        num_groups=len(space.groups),
-        full_params=inference_params(module),
-        full_macs=space.subnet_size(())[1],
-        comparison=comparison,
-        seconds=seconds,
-        dataset=f"{dataset.name}: {dataset.origin}",
-        image_shape=list(dataset.image_shape),
-        num_train=len(dataset.train),
-        num_test=len(dataset.test),
-        num_steps=batches.num_steps,
-        device=f"{parallel.num_devices} × {jax.devices()[0].device_kind}",
-        versions={name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
-    )
-    _write_report(run, space, results, full, sparse)
-    write_atomically(results_path, json.dumps(dataclasses.asdict(results), indent=2) + "\n")
-    return results
+        results = Results(
+            full=None if full is None else _network_results(full.module, example, full),
+            subnet=subnet_results,
+            removed=[space.groups[index].name for index in removed],
+            num_groups=len(space.groups),
+            full_params=inference_params(module),
+            full_macs=space.subnet_size(())[1],
+            comparison=comparison,
+            seconds=seconds,
+            dataset=f"{dataset.name}: {dataset.origin}",
+            image_shape=list(dataset.image_shape),
+            num_train=len(dataset.train),
+            num_test=len(dataset.test),
+            num_steps=batches.num_steps,
+            device=f"{parallel.num_devices} × {jax.devices()[0].device_kind}",
+            versions={name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+        )
+        _write_report(run, space, results, full, sparse)
+        write_atomically(results_path, json.dumps(dataclasses.asdict(results), indent=2) + "\n")
+        return results
 
 
 def results_table(config: Config, results: Results) -> Table:

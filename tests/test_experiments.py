@@ -27,7 +27,7 @@ from experiments.logs import read_log
 from experiments.networks import create_module
 from experiments.parallel import start
 from experiments.presets import DIGITS, PRESETS, read_config
-from experiments.runs import Run, check_folder, claim_folder, noted_fault
+from experiments.runs import Run, check_folder, claimed_folder, noted_fault
 from models.demo_net import DemoNet
 
 SMALL = dataclasses.replace(
@@ -210,8 +210,8 @@ def test_run_that_diverged_leaves_its_folder_to_the_corrected_one(tmp_path: Path
     checkpoints = tmp_path / "h2spg" / "checkpoints"
     assert [path for path in checkpoints.iterdir() if path.name.isdigit()]
     assert (tmp_path / "fault.txt").read_text().startswith("DivergedError: ")
-    claim_folder(dataclasses.replace(SMALL, output_dir=tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    with claimed_folder(dataclasses.replace(SMALL, output_dir=tmp_path)):
+        assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(
@@ -228,18 +228,17 @@ def test_folder_is_left_only_by_what_the_same_settings_would_come_to_again(
 ) -> None:
     config = dataclasses.replace(SMALL, output_dir=tmp_path)
     other = dataclasses.replace(config, seed=1)
-    claim_folder(config)
     checkpoint = tmp_path / "full" / "checkpoints" / "10"
-    checkpoint.mkdir(parents=True)
-    with pytest.raises(type(error)), noted_fault(tmp_path):
+    with pytest.raises(type(error)), claimed_folder(config), noted_fault(tmp_path):
+        checkpoint.mkdir(parents=True)
         raise error
     if is_final:
         check_folder(other)
     else:
         with pytest.raises(ConfigError, match="seed: 0 → 1"):
             check_folder(other)
-    claim_folder(config)  # the same settings go on from there
-    assert checkpoint.exists() and not (tmp_path / "fault.txt").exists()
+    with claimed_folder(config):  # the same settings go on from there
+        assert checkpoint.exists() and not (tmp_path / "fault.txt").exists()
 
 
 def test_refused_restart_leaves_what_is_there(finished: tuple[Config, train.Results]) -> None:

@@ -23,11 +23,11 @@ from experiments.checkpoints import Checkpoints, CheckpointWarning, Position
 from experiments.compare import Comparison
 from experiments.config import Config, H2SPGConfig, differences, from_json, to_json
 from experiments.engine import stop_requests
-from experiments.errors import CheckpointError, ConfigError, DivergedError, Interrupted
+from experiments.errors import CheckpointError, ConfigError, DivergedError, Interrupted, OutputError
 from experiments.files import save_arrays, write_atomically
 from experiments.logs import RunLog, describe, read_log
 from experiments.presets import PRESETS
-from experiments.runs import claim_folder
+from experiments.runs import claimed_folder
 
 ROOT = Path(__file__).parent.parent
 STATE = {"a": np.arange(12.0).reshape(3, 4), "b": (np.int32(3), np.array([True, False]), np.zeros((0, 2)))}
@@ -167,17 +167,31 @@ def test_unknown_keys_of_a_config_are_refused(text: str, message: str) -> None:
         from_json(text)
 
 
+def claim(config: Config) -> None:
+    with claimed_folder(config):
+        pass
+
+
+def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path) -> None:
+    config = Config(output_dir=tmp_path / "run")
+    with claimed_folder(config):
+        for other in (config, dataclasses.replace(config, seed=1), dataclasses.replace(config, restart=True)):
+            with pytest.raises(OutputError, match="another run is at work in .*run. Wait .*--output-dir"):
+                claim(other)
+    claim(dataclasses.replace(config, seed=1))
+
+
 def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     config = Config(output_dir=tmp_path / "run", h2spg=H2SPGConfig(target_groups=2))
-    claim_folder(config)
-    claim_folder(dataclasses.replace(config, quiet=True, keep_checkpoints=5))
+    claim(config)
+    claim(dataclasses.replace(config, quiet=True, keep_checkpoints=5))
     other = dataclasses.replace(config, h2spg=H2SPGConfig(target_groups=3), epochs=3)
     (tmp_path / "run" / "results.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"epochs: 15 → 3; h2spg.target_groups: 2 → 3|target_groups: 2 → 3; epochs"):
-        claim_folder(other)
+        claim(other)
     (tmp_path / "run" / "h2spg").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    claim_folder(dataclasses.replace(other, restart=True))
+    claim(dataclasses.replace(other, restart=True))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "notes.txt"]
 
 
@@ -187,23 +201,23 @@ def test_only_a_run_that_came_to_something_keeps_its_folder(tmp_path: Path, trai
     other = dataclasses.replace(config, seed=1)
     checkpoints = tmp_path / training / "checkpoints"
     for _ in range(2):
-        claim_folder(config)
+        claim(config)
         (tmp_path / "notes.txt").write_text("mine")
         (checkpoints / "10.orbax-checkpoint-tmp").mkdir(parents=True)  # killed while it was written
-        claim_folder(other)
+        claim(other)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
     (checkpoints / "10").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"other settings \(seed: 1 → 0\). Give another --output-dir, or --restart"):
-        claim_folder(config)
-    claim_folder(other)
+        claim(config)
+    claim(other)
     assert (checkpoints / "10").exists()
     (tmp_path / "config.json").write_text('{"older": 1}')
     with pytest.raises(ConfigError, match=r"config.json cannot be read: there is no setting older.*--restart"):
-        claim_folder(other)
+        claim(other)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"config.json is missing.*--restart"):
-        claim_folder(other)
-    claim_folder(dataclasses.replace(other, restart=True))
+        claim(other)
+    claim(dataclasses.replace(other, restart=True))
     assert not checkpoints.exists()
 
 
