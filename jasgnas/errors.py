@@ -38,3 +38,7 @@ class NonFiniteError(JasgnasError, ValueError):
 
 class VerificationError(JasgnasError, RuntimeError):
     """The sub-network does not return what the full network returns."""
+
+
+class MissingPartError(JasgnasError, AttributeError, IndexError):
+    """A part of the full network that its sub-network does not have."""

@@ -101,7 +101,7 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
         return node if path is None else slicers[path](node)
 
     subnet = space.model.wrap_subnet(recipe, holder, recipe.slice(values))
-    return subnet, space.model.carry(opt_state, move, lambda node: isinstance(node, H2SPGState))
+    return subnet, space.model.carry(opt_state, subnet, move, lambda node: isinstance(node, H2SPGState))
 
 
 def _full_values(space: SearchSpace, layouts: Sequence[Layout], holder: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jasgnas.bridge.base import Leaf, Recipe, carried, leaf_of, pruned
+from jasgnas.bridge.base import Leaf, Recipe, abstracted, carried, leaf_of, pruned
 from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path
 
@@ -41,7 +41,7 @@ class LinenModel:
         """
         if not isinstance(variables, Mapping) or "params" not in variables:
             raise ArgumentError("expected variables={'params': …, …}, as module.init(…) returns them")
-        tree = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), _as_tree(variables))
+        tree = abstracted(_as_tree(variables))
         return cls(module, method, tree, tuple(name for name in variables if name != "params"))
 
     @cached_property
@@ -88,8 +88,11 @@ class LinenModel:
         variables = _as_variables(pruned(self.tree(holder), arrays), self.collections)
         return SubNetworkModule(recipe, self), {"params": {}} | variables
 
-    def carry(self, state: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]) -> Any:
+    def carry(
+        self, state: Any, subnet: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
+    ) -> Any:
         """Returns an optimizer state for the parameters of a sub-network."""
+        del subnet
         return carried(state, {leaf.path for leaf in self.leaves}, move, is_leaf=is_leaf)
 
 

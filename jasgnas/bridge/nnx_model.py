@@ -1,16 +1,17 @@
 """Flax NNX modules."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
-from jasgnas.bridge.base import GONE, Leaf, Recipe, carried, leaf_of
-from jasgnas.errors import ArgumentError
-from jasgnas.pytree import leaves_by_path, path_str
+from jasgnas.bridge.base import GONE, Leaf, Recipe, abstracted, carried, leaf_of
+from jasgnas.errors import ArgumentError, MissingPartError
+from jasgnas.pytree import leaves_by_path
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class NNXModel:
     def of(cls, module: nnx.Module) -> "NNXModel":
         """Splits a module; its arrays are only looked at for their shapes."""
         graphdef, state = nnx.split(module)
-        return cls(graphdef, jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), state))
+        return cls(graphdef, abstracted(state))
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -44,9 +45,28 @@ class NNXModel:
 
     def in_mode(self, training: bool) -> "NNXModel":
         """Returns the module after `.train()` or `.eval()`."""
-        module = nnx.merge(self.graphdef, self.abstract)
-        module.train() if training else module.eval()
-        return replace(self, graphdef=nnx.graphdef(module))
+        return self.changed(lambda module: module.train() if training else module.eval())
+
+    def changed(self, change: Callable[[nnx.Module], nnx.Module | None]) -> "NNXModel":
+        """Returns the module after a change of its static attributes, made in place or to a copy.
+
+        Raises:
+            ArgumentError: the change adds or removes arrays, or gives them another shape.
+        """
+        models = []
+
+        def run(state: nnx.State) -> None:
+            # While it is traced, so that the module holds arrays, and not descriptions of them, as far as it can see.
+            module = nnx.merge(self.graphdef, state, copy=True)
+            models.append(NNXModel.of(change(module) or module))
+
+        jax.eval_shape(run, self.abstract)
+        if models[-1].leaves != self.leaves:
+            raise ArgumentError(
+                "this changes the arrays of the network, and only settings that are no arrays can be changed here: "
+                "change the full model, and make a new search space of it"
+            )
+        return replace(self, graphdef=models[-1].graphdef)
 
     def tree(self, holder: Any) -> Any:
         """Returns the state of a module; a state or pure pytree as it is."""
@@ -73,90 +93,211 @@ class NNXModel:
         full = replace(self, graphdef=graphdef)
         if isinstance(holder, SubNetwork) and holder._full.leaves == self.leaves:
             full = holder._full
-        variables = {}
-        for keys, variable in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable):
-            path = path_str(keys)
-            if path in arrays:
-                array = arrays[path]
-                variables[path] = variable.copy(array) if _is_variable(variable) else nnx.Variable(array)
-        return SubNetwork(recipe, full, variables)
+        return SubNetwork(_left_of(holder, state, arrays), recipe, full)
 
-    def carry(self, state: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]) -> Any:
-        """Returns an optimizer state for the parameters of a sub-network, or an `nnx.Optimizer` that holds it."""
-        if isinstance(state, nnx.Optimizer):
-            optimizer = nnx.merge(*nnx.split(state), copy=True)
-            optimizer.opt_state = nnx.data(self.carry(optimizer.opt_state, move, is_leaf))
-            return optimizer
+    def carry(
+        self, state: Any, subnet: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
+    ) -> Any:
+        """Returns an optimizer state for the parameters of a sub-network, or an `nnx.Optimizer` that holds it.
 
-        def move_variable(path: str | None, node: Any) -> Any:
-            if not _is_variable(node):
+        Modules with the parameters of the model, averaged ones, become sub-networks like the given one.
+        """
+        paths = {leaf.path for leaf in self.leaves}
+
+        def is_whole(node: Any) -> bool:
+            if isinstance(node, nnx.Module):
+                arrays = leaves_by_path(nnx.state(node)).keys()
+                return bool(arrays) and arrays <= paths
+            return isinstance(node, nnx.Optimizer | nnx.Variable) or is_leaf(node)
+
+        def move_node(path: str | None, node: Any) -> Any:
+            if isinstance(node, nnx.Optimizer):
+                optimizer = nnx.merge(*nnx.split(node), copy=True)
+                optimizer.opt_state = nnx.data(self.carry(optimizer.opt_state, subnet, move, is_leaf))
+                if isinstance(optimizer, nnx.ModelAndOptimizer):
+                    optimizer.model = subnet
+                return optimizer
+            if isinstance(node, nnx.Module):
+                moved = {path: move(path, array) for path, array in leaves_by_path(nnx.state(node)).items()}
+                left = {path: array for path, array in moved.items() if array is not GONE}
+                return self.wrap_subnet(subnet._recipe, node, left)
+            if not isinstance(node, nnx.Variable):
                 return move(path, node)
             array = move(path, node.get_value())
             return array if array is GONE else node.copy(array)
 
-        paths = {leaf.path for leaf in self.leaves}
-        # What is in a list of the full module is an attribute of a sub-network, and attributes are called by strings.
-        return carried(
-            state, paths, move_variable, is_leaf=lambda node: _is_variable(node) or is_leaf(node), rename=str
+        return carried(state, paths, move_node, is_leaf=is_whole)
+
+
+def _child(node: Any, key: Any) -> Any:
+    return node[key] if isinstance(node, Mapping) or isinstance(key, int) else getattr(node, key)
+
+
+def _left_of(node: Any, state: Mapping[Any, Any], arrays: Mapping[str, Any], path: str = "") -> dict[Any, Any]:
+    """Returns what is left below a node of a module, by key: variables, arrays, and nodes of the sub-network."""
+    left: dict[Any, Any] = {}
+    for key, value in state.items():
+        place = f"{path}/{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            child = _child(node, key)
+            if children := _left_of(child, value, arrays, place):
+                left[key] = _like(child, children)
+        elif place in arrays:
+            left[key] = value.copy(arrays[place]) if isinstance(value, nnx.Variable) else arrays[place]
+    return left
+
+
+def _like(node: Any, children: dict[Any, Any]) -> Any:
+    """Returns a node of the sub-network in the place of a node of the full module."""
+    if isinstance(node, nnx.Dict):
+        return _Entries(children)
+    if isinstance(node, Mapping):
+        return children
+    if any(isinstance(key, int) for key in children):
+        return _Items(children, node.full_length if isinstance(node, _Items) else len(node))
+    return _Part(children)
+
+
+class _Part(nnx.Module):
+    """A part of a sub-network: the arrays and parts that are left of a part of the full module, as attributes.
+
+    It holds values. How they are computed with is the business of the full module alone, so that a part cannot be
+    called, and settings are not its own.
+    """
+
+    def __init__(self, children: Mapping[Any, Any]):
+        """Takes the children by key."""
+        for key, child in children.items():
+            super().__setattr__(str(key), nnx.data(child))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Says that only a sub-network as a whole computes.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise ArgumentError(
+            "a part of a sub-network holds what is left of the arrays of the full model's part, and cannot be called "
+            "by itself: call the sub-network, or make a search space of the part alone"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an array that is there to another one.
+
+        Raises:
+            ArgumentError: nothing is set that the network would compute with.
+        """
+        is_array = isinstance(value, nnx.Variable | jax.Array | np.ndarray)
+        if not name.startswith("_") and not (is_array and name in vars(self)):
+            raise ArgumentError(
+                f"setting {name} here would have no effect: a sub-network has the arrays it was constructed with, and "
+                f"computes as the full model is set to. For settings of its layers, call "
+                f"subnet.set_attributes({name}=…) on the whole sub-network, with filters for some layers only "
+                f'(nnx.Dropout, nnx.PathContains("layer")), or nnx.view(subnet, {name}=…)'
+            )
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Says that something is not there.
+
+        Raises:
+            MissingPartError: always.
+        """
+        raise MissingPartError(
+            f"there is no {name} here: a sub-network has the arrays that are left of the full model, under their "
+            "names, and neither its settings nor its methods"
         )
 
 
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, nnx.Variable)
+class _Entries(_Part, nnx.Dict):
+    """What is left of an `nnx.Dict`."""
 
 
-class _Branch(nnx.Module):
-    """A node of the parameter tree; children are attributes, also by key where the original was a list."""
+class _Items(_Part):
+    """What is left of a list: as many items as are left. Each has the index that it has in the full module.
 
-    def __getitem__(self, key: str | int) -> Any:
-        return getattr(self, str(key))
-
-
-class SubNetwork(_Branch):
-    """A smaller module that computes what the full one does.
-
-    Its parameters and state have the names they had in the full module (`subnet.conv1.kernel`); what the full module
-    no longer needs is not there. It is called like the full module.
+    Attributes:
+        full_length: length of the list in the full module.
     """
 
-    def __init__(self, recipe: Recipe, full: NNXModel, variables: Mapping[str, nnx.Variable]):
-        """Puts the variables into a tree of modules.
+    _pytree__has_int_keys = True
+
+    def __init__(self, children: Mapping[int, Any], full_length: int):
+        """Takes the items by index."""
+        super().__init__(children)
+        self._full_length = full_length
+
+    @property
+    def full_length(self) -> int:
+        """Length of the list in the full module."""
+        return self._full_length
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self[:])
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """Returns the item with an index of the full module, or those left of a slice.
+
+        Raises:
+            MissingPartError: there is no such item any more.
+        """
+        places = range(self._full_length)
+        if isinstance(index, slice):
+            return [getattr(self, str(place)) for place in places[index] if str(place) in vars(self)]
+        if not -len(places) <= index < len(places) or str(places[index]) not in vars(self):
+            left = ", ".join(str(place) for place in places if str(place) in vars(self))
+            raise MissingPartError(
+                f"there is no item {index}: of the {len(places)} items in the full model, those with index {left} are "
+                "left, which keep their indices"
+            )
+        return getattr(self, str(places[index]))
+
+
+class SubNetwork(_Part):
+    """A smaller module that computes what the full one does.
+
+    Its parameters and state have the names they had in the full module (`subnet.conv1.kernel`, `subnet.blocks[2]`);
+    what the full module no longer needs is not there. It is called like the full module.
+    """
+
+    def __init__(self, children: Mapping[Any, Any], recipe: Recipe, full: NNXModel):
+        """Takes what is left of the full module.
 
         Args:
+            children: variables, arrays and parts by name.
             recipe: how the sub-network computes.
             full: the full module's description, in the mode to start in.
-            variables: the variables of the sub-network, by path.
         """
+        super().__init__(children)
         self._recipe = recipe
         self._full = full
-        for path, variable in variables.items():
-            *parents, name = path.split("/")
-            node: nnx.Module = self
-            for parent in parents:
-                if not hasattr(node, parent):
-                    setattr(node, parent, _Branch())
-                node = getattr(node, parent)
-            setattr(node, name, variable)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the full module would; running statistics and random states are updated."""
-        leaves = jax.tree_util.tree_leaves_with_path(nnx.state(self), is_leaf=_is_variable)
-        arrays = {path_str(keys): variable.get_value() for keys, variable in leaves}
+        state = {"/".join(map(str, keys)): (keys, value) for keys, value in nnx.to_flat_state(nnx.state(self))}
+        arrays = {
+            path: value.get_value() if isinstance(value, nnx.Variable) else value for path, (_, value) in state.items()
+        }
         outputs, changed = self._recipe.apply(self._full, arrays, args, kwargs)
-        for path, array in changed.items():
-            self._variable(path).set_value(array)
+        if changed:
+            nnx.update(self, nnx.from_flat_state({state[path][0]: array for path, array in changed.items()}))
         return outputs
 
     def set_attributes(
         self, *filters: Any, raise_if_not_found: bool = True, graph: bool | None = None, **attributes: Any
     ) -> None:
-        """Sets attributes of the layers of the full module, as `.train()` and `.eval()` do."""
-        module = nnx.merge(self._full.graphdef, self._full.abstract)
-        module.set_attributes(*filters, raise_if_not_found=raise_if_not_found, graph=graph, **attributes)
-        self._full = replace(self._full, graphdef=nnx.graphdef(module))
+        """Sets attributes of the layers of the full module, as `.train()` and `.eval()` do; arrays are refused."""
+        if arrays := [name for name, value in attributes.items() if nnx.is_data(value)]:
+            raise ArgumentError(f"{', '.join(arrays)} would be arrays of the full model, which a sub-network has not")
+        self._full = self._full.changed(
+            lambda module: module.set_attributes(
+                *filters, raise_if_not_found=raise_if_not_found, graph=graph, **attributes
+            )
+        )
 
-    def _variable(self, path: str) -> nnx.Variable:
-        node: Any = self
-        for key in path.split("/"):
-            node = getattr(node, key)
-        return node
+    def set_view(self, **settings: Any) -> None:
+        """Changes the layers of the full module as `nnx.view` does, which calls this."""
+        self._full = self._full.changed(lambda module: nnx.view(module, **settings))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jasgnas.bridge.base import Leaf, Recipe, carried, leaf_of, pruned
+from jasgnas.bridge.base import Leaf, Recipe, abstracted, carried, leaf_of, pruned
 from jasgnas.pytree import leaves_by_path
 
 
@@ -26,7 +26,7 @@ class PlainModel:
     @classmethod
     def of(cls, fn: Callable[..., Any], params: Any) -> "PlainModel":
         """Describes a function; the parameters are only looked at for their shapes."""
-        return cls(fn, jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), params))
+        return cls(fn, abstracted(params))
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -56,14 +56,30 @@ class PlainModel:
         params = jax.tree.unflatten(jax.tree.structure(self.abstract), values)
         return self.fn(params, *args, **kwargs), list(values)
 
-    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> tuple[Callable[..., Any], Any]:
+    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> tuple["SubNetworkFunction", Any]:
         """Returns a function of the smaller parameters, and these; removed leaves are None, or missing keys."""
+        return SubNetworkFunction(recipe, self), pruned(holder, arrays)
 
-        def sub_fn(params: Any, *args: Any, **kwargs: Any) -> Any:
-            return recipe.apply(self, leaves_by_path(params), args, kwargs)[0]
-
-        return sub_fn, pruned(holder, arrays)
-
-    def carry(self, state: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]) -> Any:
+    def carry(
+        self, state: Any, subnet: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
+    ) -> Any:
         """Returns an optimizer state for the parameters of a sub-network."""
+        del subnet
         return carried(state, {leaf.path for leaf in self.leaves}, move, is_leaf=is_leaf)
+
+
+@dataclass(frozen=True, eq=False)
+class SubNetworkFunction:
+    """A function of smaller parameters that computes what the full one does; pickled if the full one can be.
+
+    Attributes:
+        recipe: how the sub-network computes.
+        full: the full function.
+    """
+
+    recipe: Recipe
+    full: PlainModel
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the full function would."""
+        return self.recipe.apply(self.full, leaves_by_path(params), args, kwargs)[0]
