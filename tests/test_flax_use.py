@@ -303,9 +303,9 @@ def loss_fn(model):
     return jnp.mean((model(X) - jnp.cos(X)) ** 2)
 
 
-def train(model, update, num_steps):
-    for _ in range(num_steps):
-        update(nnx.grad(loss_fn)(model))
+@nnx.jit
+def train_step(model, optimizer):
+    optimizer.update(model, nnx.grad(loss_fn)(model))
 
 
 class Residual(nnx.Module):
@@ -341,6 +341,7 @@ def test_optimizers_go_on_with_the_subnet(kind, wrt):
     optimizer = kind(model, tx, wrt=WRT[wrt])
     has_model = kind is nnx.ModelAndOptimizer
 
+    @nnx.jit
     def step(model, optimizer):
         grads = nnx.grad(loss_fn, argnums=nnx.DiffState(0, WRT[wrt]))(model)
         optimizer.update(grads) if has_model else optimizer.update(model, grads)
@@ -428,9 +429,11 @@ def test_normalized_weights_shrink():
         jasgnas.h2spg(space, learning_rate=0.02, target_groups=2, warmup_steps=2, projection_steps=3),
     )
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    train(model, partial(optimizer.update, model), 6)
+    for _ in range(6):
+        train_step(model, optimizer)
     subnet, sub_optimizer = jasgnas.shrink(space, model, optimizer)
     assert jasgnas.count_params(subnet) == jasgnas.count_params(model) - 40
-    train(model, partial(optimizer.update, model), 6)
-    train(subnet, partial(sub_optimizer.update, subnet), 6)
+    for _ in range(6):
+        train_step(model, optimizer)
+        train_step(subnet, sub_optimizer)
     np.testing.assert_allclose(subnet(X), model(X), rtol=1e-3, atol=1e-4)
