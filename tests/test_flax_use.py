@@ -29,12 +29,17 @@ def assert_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def rectify(x):
+    """A function of this module, which can be pickled as those of JAX cannot."""
+    return nnx.relu(x)
+
+
 class Net(nnx.Module):
     """Every container that Flax knows, statistics, randomness, and an array that is no variable."""
 
     def __init__(self, rngs):
         self.inputs = nnx.Linear(4, 4, rngs=rngs)
-        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs), nnx.relu, *(nnx.Linear(4, 4, rngs=rngs) for _ in "ab")])
+        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs), rectify, *(nnx.Linear(4, 4, rngs=rngs) for _ in "ab")])
         self.named = nnx.Dict(left=nnx.Linear(4, 4, rngs=rngs), right=nnx.Linear(4, 4, rngs=rngs))
         self.kernels = nnx.data({("k", 0): nnx.Param(jnp.eye(4)), ("k", 1): jnp.eye(4)})
         self.pair = nnx.data((nnx.Linear(4, 4, rngs=rngs), [nnx.Linear(4, 4, rngs=rngs)]))
