@@ -5,6 +5,8 @@ tx = optax.chain(optax.sgd(lr), jasgnas.h2spg(space, learning_rate=lr, target_gr
 subnet = jasgnas.construct_subnet(space, model)
 """
 
+from importlib.metadata import PackageNotFoundError, version
+
 from jasgnas.counting import count_macs, count_params
 from jasgnas.errors import (
     ArgumentError,
@@ -14,6 +16,8 @@ from jasgnas.errors import (
     MissingPartError,
     NonFiniteError,
     NoRemovableStructureError,
+    NothingRemovedWarning,
+    RevivedGroupsWarning,
     TargetError,
     TreeMismatchError,
     VerificationError,
@@ -25,6 +29,11 @@ from jasgnas.scores import GroupStats
 from jasgnas.shrink import shrink
 from jasgnas.space import SearchSpace, search_space
 from jasgnas.subnet import construct_subnet
+
+try:
+    __version__ = version("jasgnas")
+except PackageNotFoundError:  # imported from a checkout that is not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "ADAM_DEFAULTS",
@@ -39,10 +48,13 @@ __all__ = [
     "MissingPartError",
     "NoRemovableStructureError",
     "NonFiniteError",
+    "NothingRemovedWarning",
+    "RevivedGroupsWarning",
     "SearchSpace",
     "TargetError",
     "TreeMismatchError",
     "VerificationError",
+    "__version__",
     "construct_subnet",
     "count_macs",
     "count_params",

@@ -11,10 +11,11 @@ NUMBERS = (int, float, np.integer, np.floating)
 """The types that a number may have."""
 
 
-def check_integer(name: str, value: Any, least: int, most: float = np.inf) -> None:
-    """Raises an `ArgumentError` unless the value is an int in `[least, most]`."""
-    if not isinstance(value, int | np.integer) or not least <= value <= most:
+def check_integer(name: str, value: Any, least: int, most: float = np.inf, otherwise: str = "") -> None:
+    """Raises an `ArgumentError` unless the value is an int in `[least, most]`; `otherwise` says what else it may be."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
         bounds = f"at least {least}" if most == np.inf else f"between {least} and {most}"
+        bounds += f", {otherwise}" if otherwise else ""
         hint = "; under optax.inject_hyperparams name it in static_args" if isinstance(value, jax.Array) else ""
         raise ArgumentError(f"{name} must be an int, {bounds}, got {value!r}{hint}")
 

@@ -21,7 +21,7 @@ from jasgnas.bridge import Leaf
 from jasgnas.graph import INPUT, Graph, Segment
 from jasgnas.groups import Group
 from jasgnas.invariance import Prover
-from jasgnas.masks import NOTHING, Need, everything
+from jasgnas.masks import NOTHING, Need, everything, without
 from jasgnas.nonzero import Cell, Survival, Unit
 from jasgnas.rules import rule_for
 from jasgnas.rules.indexing import DynamicSlice, Gather
@@ -232,6 +232,8 @@ class _Reader:
         return segment, part
 
     def _read(self, segment: Segment, results: Needs) -> _Read:
+        if all(without(need, self._graph.zeros[var]) == NOTHING for var, need in results.items()):
+            return _Read((), 0, 0, additive=True, present=[], varying=[])  # It is zero whatever is removed, as padding.
         if (sum_of := self._read_sum(segment)) is not None:
             return sum_of
         first = self._graph.operators[segment.operators[0]]

@@ -42,3 +42,11 @@ class VerificationError(JasgnasError, RuntimeError):
 
 class MissingPartError(JasgnasError, AttributeError, IndexError):
     """A part of the full network that its sub-network does not have."""
+
+
+class NothingRemovedWarning(UserWarning):
+    """A construction that removes nothing: no group is entirely zero."""
+
+
+class RevivedGroupsWarning(UserWarning):
+    """Groups that H2SPG has set to zero are not: something changes its updates."""

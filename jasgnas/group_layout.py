@@ -130,7 +130,8 @@ def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) ->
         raise TreeMismatchError(
             f"the parameters do not belong to the search space: {'; '.join(faults)}. Expected the parameters of the "
             "network that the space was made from; those of its sub-network need the optimizer state that "
-            "jasgnas.shrink returns beside it"
+            "jasgnas.shrink returns beside it. Parameters that the optimizer does not get to see (masked, or left "
+            "out by a filter) cannot go to zero: name them when the space is made, search_space(..., keep=('path/*',))"
         )
     full = np.array([group.num_params for group in space.groups])
     gone = np.isin(np.arange(len(full)), remainder.removed)
@@ -169,6 +170,21 @@ def _left(axes: tuple[int, ...], ids: np.ndarray, layout: Axes) -> tuple[tuple[i
         if (mask := layout[axis]) is not None:
             ids = np.compress(mask, ids, position)
     return axes, ids
+
+
+def check_updates(layout: GroupLayout, params: optax.Params, updates: optax.Updates) -> None:
+    """Raises a `TreeMismatchError` unless the updates are of the same tree as the parameters."""
+    expected, found = leaves_by_path(params), leaves_by_path(updates)
+    if list(expected) != list(found):
+        faults = [f"{path} has no update" for path in expected if path not in found]
+        faults += [f"{path} has an update, but is no parameter" for path in found if path not in expected]
+        raise TreeMismatchError(
+            f"the updates do not belong to the parameters: {'; '.join(faults) or 'they are in another order'}. "
+            "Expected a tree of the same structure, as jax.grad returns it"
+        )
+    for x, u in zip(grouped_leaves(layout, params), grouped_leaves(layout, updates), strict=True):
+        if np.shape(x) != np.shape(u):
+            raise TreeMismatchError(f"an update has the shape {np.shape(u)}, its parameter {np.shape(x)}")
 
 
 def grouped_leaves(layout: GroupLayout, tree: Any) -> list[jax.Array]:

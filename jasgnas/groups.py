@@ -238,12 +238,13 @@ class _GroupFinder:
         if claimed := trainable & self._claimed.keys():
             paths = ", ".join(sorted(self._leaf(part).path for part in claimed))
             return f"parts of {paths} belong to the structures before it"
-        name = ""
-        for index in reversed(segment.operators):
-            if all(known[var].everywhere for var in self._prover.output(index)):
-                break
-            name = self._graph.operators[index].name
-        return f"not zero-invariant: {name} does not keep zeros"
+        operators = [self._graph.operators[index] for index in segment.operators]
+        is_zero = [all(known[var].everywhere for var in self._prover.output(each.index)) for each in operators]
+        if True not in is_zero:
+            first = next(each for each in operators if not trainable.isdisjoint(each.parts))
+            return f"not zero-invariant: {first.name} is not zero where its parameters are"
+        last = len(is_zero) - 1 - is_zero[::-1].index(True)
+        return f"not zero-invariant: {operators[last + 1].name} does not keep zeros"
 
     def _readers(self, operator: int) -> list[Operator]:
         return [self._graph.operators[reader] for reader in self._graph.consumers[operator]]

@@ -4,6 +4,7 @@ Owns the phases (warm-up, selection, projection) and what they do to the updates
 business, which may go together `validity.py`'s, and which should go first `scores.py`'s.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,11 +14,12 @@ import numpy as np
 import optax
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
-from jasgnas.errors import ArgumentError, TreeMismatchError
+from jasgnas.errors import ArgumentError, RevivedGroupsWarning, TreeMismatchError
 from jasgnas.group_layout import (
     GroupMoves,
     GroupSums,
     Remainder,
+    check_updates,
     grouped_leaves,
     lay_out,
     move_groups,
@@ -27,7 +29,7 @@ from jasgnas.group_layout import (
 from jasgnas.scores import DEFAULT_SCORE, SCORES, GroupStats, ScoreFn
 from jasgnas.selection import falling_order, select_redundant
 from jasgnas.targets import resolve_target
-from jasgnas.validity import critical_segments
+from jasgnas.validity import SegmentTopology, critical_segments
 
 if TYPE_CHECKING:
     from jasgnas.space import SearchSpace
@@ -51,8 +53,10 @@ class H2SPGState(NamedTuple):
         zero: bool `[num_groups]`, groups that are exactly zero and stay so; a subset of `redundant`.
         planned: bool `[num_groups]`, a valid set that meets the target and contains `redundant`: proof that the target
             stays within reach when `redundant` is selected in several rounds.
-        norms: float `[num_groups]`, norm of each group's parameters as the latest update found them, 0 for zero groups;
-            not kept up to date where no norms are needed, that is before the scores are averaged and after the end.
+        revived: bool `[num_groups]`, groups that an update has set to zero and a later one did not find so: something
+            that comes after `h2spg` changes its updates, or the parameters. They are not among `zero`.
+        norms: float `[num_groups]`, norm of each group's parameters as the latest update found them; not kept up to
+            date where no norms are needed, that is before the scores are averaged and after the end.
         start_norms: float `[num_groups]`, the same at the latest selection.
         space_id: uint32, fingerprint of the search space, which a checkpoint keeps.
         remainder: static, what `jasgnas.shrink` has left of the parameters.
@@ -64,6 +68,7 @@ class H2SPGState(NamedTuple):
     redundant: jax.Array
     zero: jax.Array
     planned: jax.Array
+    revived: jax.Array
     norms: jax.Array
     start_norms: jax.Array
     space_id: jax.Array
@@ -76,8 +81,8 @@ def h2spg(
     learning_rate: optax.ScalarOrSchedule,
     target_groups: int | None = None,
     target_sparsity: float | None = None,
-    target_params: int | None = None,
-    target_macs: int | None = None,
+    target_params: int | float | None = None,
+    target_macs: int | float | None = None,
     warmup_steps: int,
     projection_steps: int,
     selection_steps: int | None = None,
@@ -114,8 +119,8 @@ def h2spg(
         target_groups: how many groups to remove. Exactly one of the four targets is needed.
         target_sparsity: the same as a fraction of the number of groups, rounded down.
         target_params: the most trainable parameters that the sub-network may have, as `jasgnas.count_params` counts
-            them, dead branches left out. Groups are accepted until it has no more; those that it can do with after all
-            are kept, so that every group that goes is needed.
+            them, dead branches left out; a float in (0, 1) is a fraction of the full network's. Groups are accepted
+            until it has no more; those that it can do with after all are kept, so that every group that goes is needed.
         target_macs: the same for multiply-adds at the inputs that the space was made with, as `jasgnas.count_macs`
             counts them.
         warmup_steps: updates before the first selection, at least 1.
@@ -139,9 +144,11 @@ def h2spg(
         A gradient transformation whose state is an `H2SPGState`. Its `update` needs `params`.
 
     Raises:
-        ArgumentError: an option is of the wrong kind or out of range, or not exactly one target is given.
+        ArgumentError: an option is of the wrong kind or out of range, or not exactly one target is given; by `update`,
+            there are no parameters, or the state is none of `h2spg`.
         TargetError: no valid removal reaches the target.
-        TreeMismatchError: by `init` and `update`, parameters or a state that do not belong to the search space.
+        TreeMismatchError: by `init` and `update`, parameters, updates or a state that do not belong to the search
+            space, or not to each other.
 
     Example:
         >>> import jasgnas
@@ -163,6 +170,8 @@ def h2spg(
         Chen et al., ASGNAS / OTOv3, arXiv 2305.18030 and 2312.09411: phases, score and hierarchical selection.
         Chen et al., OTOv2, arXiv 2303.06862, section 3.2: λ rule and half-space projection (DHSPG).
     """
+    if not isinstance(getattr(space, "dependence", None), SegmentTopology):
+        raise ArgumentError(f"expected a search space, as jasgnas.search_space returns it, got {type(space).__name__}")
     num_groups = len(space.groups)
     _check_learning_rate(learning_rate)
     check_integer("warmup_steps", warmup_steps, 1)
@@ -198,6 +207,7 @@ def h2spg(
             redundant=jnp.zeros(num_groups, bool),
             zero=jnp.zeros(num_groups, bool),
             planned=jnp.asarray(np.isin(np.arange(num_groups), target.reachable)),
+            revived=jnp.zeros(num_groups, bool),
             norms=jnp.zeros(num_groups, dtype),
             start_norms=jnp.zeros(num_groups, dtype),
             space_id=jnp.uint32(space.fingerprint),
@@ -226,14 +236,19 @@ def h2spg(
             return updates, state._replace(step=optax.safe_increment(state.step))
         step, dtype = state.step, layout.dtype
         alpha = jnp.asarray(learning_rate(step) if callable(learning_rate) else learning_rate, dtype)
+        check_updates(layout, params, updates)
         xs, us = grouped_leaves(layout, params), grouped_leaves(layout, updates)
         # In the narrower of two dtypes, x − x would not be exactly zero.
         us = [u.astype(jnp.result_type(x, u)) for x, u in zip(xs, us, strict=True)]
 
-        is_measured = (step >= first_scoring) & (state.phase != DONE)
+        # Once more after the end: whether what has been set to zero last is so.
+        is_unsure = jnp.any(state.zero & (state.norms > 0))
+        is_measured = (step >= first_scoring) & ((state.phase != DONE) | is_unsure)
         sums = jax.lax.cond(
             is_measured, lambda: sum_over_groups(layout, xs, us), lambda: GroupSums(*jnp.zeros((3, num_groups), dtype))
         )
+        revived = (state.zero | state.revived) & jnp.where(is_measured, sums.x_x > 0, state.revived)
+        state = state._replace(zero=state.zero & ~revived, revived=revived)
         # What an optimizer would do to a frozen zero is no property of the group: it may not even be there any more.
         sums = GroupSums(*(jnp.where(state.zero, 0, each) for each in sums))
         stats = _group_stats(sums, alpha, jnp.asarray(layout.num_params, dtype))
@@ -255,6 +270,8 @@ def h2spg(
 
         # Parameters and updates are read again only where something can move.
         us, zero = jax.lax.cond(step >= warmup_steps, move, lambda: (us, state.zero))
+        # Until they are found to be zero, these are not believed to be.
+        zero = zero & ~revived
 
         # A round that starts with this update was selected with the scores averaged before it.
         new_scores = score_fn(stats).astype(dtype)
@@ -266,7 +283,7 @@ def h2spg(
             phase=jnp.where(is_done, DONE, jnp.where(step < warmup_steps, WARMUP, PROJECTION)).astype(jnp.int32),
             scores=jnp.where(is_scoring, new_scores, state.scores).astype(dtype),
             zero=zero,
-            norms=jnp.where(zero, 0, norms),
+            norms=norms,
         )
 
     return optax.GradientTransformation(init, update)
@@ -295,7 +312,7 @@ def h2spg_state(opt_state: Any, space: "SearchSpace | None" = None) -> H2SPGStat
         raise ArgumentError(
             f"expected an optimizer state that holds one H2SPGState, found {len(states)} in a "
             f"{type(opt_state).__name__}; give the state of a transformation made with one jasgnas.h2spg, or the "
-            "opt_state of its nnx.Optimizer"
+            f"opt_state of its nnx.Optimizer. {_LOST_TYPE}"
         )
     # Leaf by leaf, since those of an `nnx.Optimizer` are inside variables.
     state = states[0]._replace(**dict(zip(H2SPGState._fields, jax.tree.leaves(states[0]), strict=False)))
@@ -319,18 +336,48 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
     Returns:
         `phase`, `num_redundant`, `num_zero` and `num_removed` (int32; `jasgnas.shrink` has taken these out),
         `group_sparsity` (float, fraction of groups that are zero), and the vectors `scores` and `shrinking_norms`
-        (float `[num_groups]`, 0 for groups not on their way to zero).
+        (float `[num_groups]`, 0 for groups not on their way to zero). `num_revived` (int32) counts the groups that were
+        set to zero and are not: it is 0 where `h2spg` is the last link.
+
+    Raises:
+        ArgumentError: there is no such state, more than one, or it is replicated over devices.
+
+    Warns:
+        RevivedGroupsWarning: `num_revived` is not 0, outside jit.
     """
-    state = h2spg_state(opt_state)
+    state = single_state(h2spg_state(opt_state))
+    if not isinstance(state.revived, jax.core.Tracer) and (revived := np.flatnonzero(state.revived).tolist()):
+        warnings.warn(f"the groups {revived} were set to zero and are not. {CHANGED_UPDATES}", RevivedGroupsWarning, 2)
     return {
         "phase": state.phase,
         "num_redundant": jnp.sum(state.redundant, dtype=jnp.int32),
         "num_zero": jnp.sum(state.zero, dtype=jnp.int32),
+        "num_revived": jnp.sum(state.revived, dtype=jnp.int32),
         "num_removed": jnp.int32(len(state.remainder.removed)),
         "group_sparsity": jnp.mean(state.zero, dtype=state.scores.dtype),
         "scores": state.scores,
         "shrinking_norms": jnp.where(state.redundant & ~state.zero, state.norms, 0),
     }
+
+
+def single_state(state: H2SPGState) -> H2SPGState:
+    """Returns the state if it is that of one device; raises an `ArgumentError` for copies of several in one array."""
+    if np.ndim(state.zero) != 1:
+        raise ArgumentError(
+            f"the optimizer state is replicated: expected vectors over the groups, got {np.shape(state.zero)}. Pass "
+            "the copy of one device, jax.tree.map(lambda x: x[0], opt_state)"
+        )
+    return state
+
+
+CHANGED_UPDATES = (
+    "Something after h2spg changes its updates (another link of the chain, or what wraps it) or the parameters "
+    "themselves: h2spg must be the last link of the chain, and its updates be applied as they are"
+)
+_LOST_TYPE = (
+    "A checkpoint that was restored without its types holds plain tuples or dicts: restore it into the tree that "
+    "tx.init(params) returns"
+)
 
 
 class _Rounds(NamedTuple):
@@ -435,12 +482,15 @@ def _check_learning_rate(learning_rate: Any) -> None:
 
 
 def _check_state(state: H2SPGState, space: "SearchSpace") -> None:
-    """Raises a `TreeMismatchError` if the state was made for another space, as far as that is known while tracing."""
-    num_groups = len(space.groups)
+    """Raises an error if the state is none, or was made for another space, as far as that is known while tracing."""
+    if not isinstance(state, H2SPGState):
+        raise ArgumentError(f"expected an H2SPGState, got {type(state).__name__}. {_LOST_TYPE}")
+    expected, found = len(space.groups), np.shape(state.scores)[-1:]
     is_concrete = not isinstance(state.space_id, jax.core.Tracer)
-    if state.scores.shape[-1:] != (num_groups,) or (is_concrete and np.any(state.space_id != space.fingerprint)):
+    is_other = is_concrete and bool(np.any(np.asarray(state.space_id) != np.uint32(space.fingerprint)))
+    if found != (expected,) or is_other:
         raise TreeMismatchError(
-            f"the optimizer state is for the {state.scores.shape[-1]} groups of another search space than the given "
-            f"one, which has {num_groups}. Restore the state saved with this network, or start anew with "
+            f"the optimizer state is for the {found[0]} groups of another search space than the given one, which has "
+            f"{expected}. Restore the state saved with this network, or start anew with "
             "tx.init(params)"
         )

@@ -170,6 +170,20 @@ def _binder(eqn: Any) -> Callable[..., list[Any]]:
     return bind
 
 
+def inner_programs(eqn: Equation) -> list[Program]:
+    """Returns the programs that an equation runs: the one it calls, the body of a loop, the branches of a condition."""
+    match eqn.primitive:
+        case "cond":
+            jaxprs = eqn.params["branches"]
+        case "scan":
+            jaxprs = [eqn.params["jaxpr"]]
+        case "while":
+            jaxprs = [eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]]
+        case _:
+            return [] if eqn.body is None else [eqn.body]
+    return list(map(from_jaxpr, jaxprs))
+
+
 def call_name(equation: Equation) -> str:
     """Returns the name of the function that is called, or nothing if it has none."""
     name = equation.params.get("name") or (equation.body.name if equation.body is not None else "")

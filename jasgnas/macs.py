@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jasgnas.jaxpr import Equation, Program, from_jaxpr
+from jasgnas.jaxpr import Equation, Program, inner_programs
 
 
 def equation_macs(eqn: Equation) -> int:
@@ -27,9 +27,9 @@ def equation_macs(eqn: Equation) -> int:
             total = math.prod(eqn.out_avals[0].shape) * window // math.prod(eqn.params["lhs_dilation"])
             return _parts(eqn) * total
         case "cond":
-            return max(map(program_macs, _inner(eqn)))
+            return max(map(program_macs, inner_programs(eqn)))
         case "scan":
-            return eqn.params["length"] * sum(map(program_macs, _inner(eqn)))
+            return eqn.params["length"] * sum(map(program_macs, inner_programs(eqn)))
     return 0
 
 
@@ -63,21 +63,7 @@ def program_macs(program: Program, constant: Sequence[bool] = ()) -> int:
 def has_uncounted_loop(program: Program) -> bool:
     """Tells whether a `while` loop in a program has multiply-adds, none of which are counted."""
     for eqn in program.equations:
-        inner = _inner(eqn)
+        inner = inner_programs(eqn)
         if (eqn.primitive == "while" and any(map(program_macs, inner))) or any(map(has_uncounted_loop, inner)):
             return True
     return False
-
-
-def _inner(eqn: Equation) -> list[Program]:
-    """Returns the programs that an equation runs."""
-    match eqn.primitive:
-        case "cond":
-            jaxprs = eqn.params["branches"]
-        case "scan":
-            jaxprs = [eqn.params["jaxpr"]]
-        case "while":
-            jaxprs = [eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]]
-        case _:
-            return [] if eqn.body is None else [eqn.body]
-    return list(map(from_jaxpr, jaxprs))

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
+from jasgnas.errors import ArgumentError
+
 
 def key_str(key: Any) -> str:
     """Returns one key of a key path as it appears in a path string."""
@@ -41,8 +43,19 @@ def path_str(keys: Sequence[Any]) -> str:
 def leaves_by_path(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a pytree keyed by path string, in tree order.
 
+    Raises:
+        ArgumentError: two leaves have the same path, as of `{"a/b": …, "a": {"b": …}}`.
+
     Example:
         >>> leaves_by_path({"dense": {"bias": 0, "kernel": 1}})
         {'dense/bias': 0, 'dense/kernel': 1}
     """
-    return {path_str(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    found: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = path_str(keys)
+        if path in found:
+            raise ArgumentError(
+                f"two leaves of the tree have the path {path!r}: paths are keys joined by '/'. Rename one of the keys"
+            )
+        found[path] = leaf
+    return found

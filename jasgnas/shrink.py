@@ -13,10 +13,10 @@ import numpy as np
 from jasgnas.bridge import GONE, Leaf, matched
 from jasgnas.errors import ArgumentError
 from jasgnas.group_layout import Remainder
-from jasgnas.h2spg import DONE, H2SPGState, h2spg_state, h2spg_states
+from jasgnas.h2spg import DONE, H2SPGState, h2spg_state, h2spg_states, single_state
 from jasgnas.masks import NOTHING, Layout, Sliced, everything, same, stored_shape
 from jasgnas.space import SearchSpace
-from jasgnas.subnet import make_recipe, require_finite, zero_groups
+from jasgnas.subnet import make_recipe, require_finite, require_space, require_zero, warn_of_nothing, zero_groups
 
 
 def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable[int] | None = None) -> tuple[Any, Any]:
@@ -53,6 +53,9 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
             of `h2spg`, or it is replicated over devices; or an array of the state belongs to a parameter that is
             sliced, but has another shape.
 
+    Warns:
+        NothingRemovedWarning: the state of `h2spg` says of no group (of no further one) that it is zero.
+
     Example:
         >>> import jax.numpy as jnp, optax, jasgnas
         >>> params = {"a": jnp.ones((3, 3)), "b": jnp.zeros((3, 3))}
@@ -63,27 +66,22 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
         >>> sorted(sub_params), sorted(opt_state[0].mu)
         (['a'], ['a'])
     """
+    require_space(space)
     gone = [index for state in h2spg_states(opt_state)[:1] for index in state.remainder.removed]
-    is_final = False
+    state = None
     if removed is None:
-        state = h2spg_state(opt_state, space)
-        if state.zero.ndim != 1:
-            raise ArgumentError(
-                f"the optimizer state is replicated: expected vectors of {len(space.groups)} groups, got "
-                f"{state.zero.shape}. Pass the copy of one device, jax.tree.map(lambda x: x[0], …), and replicate anew"
-            )
-        removed, is_final = np.flatnonzero(state.zero), int(state.phase) == DONE
+        state = single_state(h2spg_state(opt_state, space))
+        removed = np.flatnonzero(state.zero)
     indices = np.flatnonzero(space.removed(gone) | space.removed(removed)).tolist()
-    space.require_valid(indices)
     before = make_recipe(space, gone).layouts if gone else tuple(everything(len(leaf.shape)) for leaf in space.leaves)
     values = _full_values(space, before, holder)
-    require_finite(space.leaves, values)
-    if alive := set(indices).difference(zero_groups(space, values)):
-        names = ", ".join(f"{index} ({space.groups[index].name})" for index in sorted(alive))
-        raise ArgumentError(
-            f"the groups {names} are not entirely zero: nothing but exact zeros is removed. Pass the parameters that "
-            "belong to the optimizer state, or space.zero(model, removed)"
-        )
+    zero = zero_groups(space, values)
+    require_finite(space, values, zero)
+    require_zero(space, indices, zero, state)
+    if state is not None and len(indices) == len(gone):
+        warn_of_nothing(space, state)
+    space.require_valid(indices)
+    is_final = state is not None and int(state.phase) == DONE
 
     recipe = make_recipe(space, indices)
     remainder = Remainder(

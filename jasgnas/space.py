@@ -26,10 +26,10 @@ from jasgnas.errors import (
     TargetError,
     TreeMismatchError,
 )
-from jasgnas.graph import Graph, build_graph
+from jasgnas.graph import ADDITIVE, Graph, build_graph
 from jasgnas.graphs_tuple import segment_graph, trace_graph
 from jasgnas.groups import Group, LeafSlice, Saving, find_groups, leaf_zeros, num_params
-from jasgnas.jaxpr import inline
+from jasgnas.jaxpr import Program, inline, inner_programs
 from jasgnas.labels import operator_label, segment_label
 from jasgnas.masks import NOTHING, everything, unknown
 from jasgnas.pytree import leaves_by_path, path_str
@@ -438,6 +438,13 @@ def _matches(pattern: KeepPattern, path: str) -> bool:
 
 def _why_nothing(graph: Graph, reasons: Sequence[str]) -> str:
     if not any(segment.additive for segment in graph.segments):
+        loops = sorted({eqn.primitive for eqn in graph.program.equations if any(map(_has_joint, inner_programs(eqn)))})
+        if loops:
+            return (
+                "the network has no removable structure: its additions and concatenations are inside a "
+                f"{' or '.join(loops)} over data, which is taken as one operator. The layers of a scan over stacked "
+                "parameters are told apart; another loop may be written out."
+            )
         return (
             "the network has no removable structure: it is a plain chain without an addition or concatenation of "
             "branches, so that no part can be taken out without cutting it. Give it parallel branches or residual "
@@ -445,6 +452,11 @@ def _why_nothing(graph: Graph, reasons: Sequence[str]) -> str:
         )
     listed = "\n  ".join(dict.fromkeys(reasons))
     return f"the network has no removable structure. What was found of its segments:\n  {listed}"
+
+
+def _has_joint(program: Program) -> bool:
+    flat = inline(program)
+    return any(eqn.primitive in ADDITIVE or any(map(_has_joint, inner_programs(eqn))) for eqn in flat.equations)
 
 
 def _table(space: SearchSpace) -> str:

@@ -4,7 +4,8 @@ The sub-network holds the arrays that are still needed, sliced to the entries th
 model at the shapes and in the mode asked for, and evaluates that program on the smaller arrays; traces are cached.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 from jasgnas.analysis import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
 from jasgnas.bridge import Leaf, Model, matched
 from jasgnas.collector import collector_paused
-from jasgnas.errors import ArgumentError, NonFiniteError, VerificationError
+from jasgnas.errors import ArgumentError, NonFiniteError, NothingRemovedWarning
 from jasgnas.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
 from jasgnas.groups import leaf_zeros
+from jasgnas.h2spg import CHANGED_UPDATES, H2SPGState, h2spg_state, single_state
 from jasgnas.masks import (
     NOTHING,
     Layout,
@@ -33,6 +35,7 @@ from jasgnas.masks import (
 )
 from jasgnas.space import SearchSpace
 from jasgnas.trace import Call, TracedModel, trace_model
+from jasgnas.verify import verify_subnet
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +180,9 @@ class Recipe:
         return prepared
 
 
-def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -> Any:
+def construct_subnet(
+    space: SearchSpace, holder: Any, *, opt_state: Any = None, allow_nothing: bool = False, verify: bool = False
+) -> Any:
     """Constructs the sub-network: the groups that are entirely zero are gone, and all that only they needed.
 
     Nothing but exact zeros of whole groups is removed, so the sub-network returns what the full network returns, up to
@@ -186,6 +191,9 @@ def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -
     Args:
         space: the search space.
         holder: the `nnx.Module`, the variables of the Linen module, or the parameter pytree of the function.
+        opt_state: the optimizer state that belongs to it, which holds one `h2spg`. Its word that groups are zero is
+            checked, and messages say how far it has come.
+        allow_nothing: whether it is as it should be that no group is zero.
         verify: whether to compare full and sub-network on random inputs of the traced shapes.
 
     Returns:
@@ -194,20 +202,75 @@ def construct_subnet(space: SearchSpace, holder: Any, *, verify: bool = False) -
         its smaller parameters. Parameters keep their names.
 
     Raises:
-        TreeMismatchError: the arrays do not match the search space.
+        ArgumentError: `space` is no search space; or groups that `opt_state` says are zero are not.
+        TreeMismatchError: the arrays do not match the search space, or the state was made for another one.
         NonFiniteError: an array holds NaN or infinity.
         InvalidRemovalError: the zero groups cut off a network output.
         VerificationError: full and sub-network differ (with `verify=True`).
+
+    Warns:
+        NothingRemovedWarning: no group is entirely zero (unless `allow_nothing`).
     """
+    require_space(space)
     values = matched(space.leaves, space.model.tree(holder))
-    require_finite(space.leaves, values)
     removed = zero_groups(space, values)
+    require_finite(space, values, removed)
+    if opt_state is not None:
+        state = single_state(h2spg_state(opt_state, space))
+        require_zero(space, np.flatnonzero(state.zero), removed, state)
+    if not (removed or allow_nothing):
+        warn_of_nothing(space, None if opt_state is None else state)
     space.require_valid(removed)
     recipe = make_recipe(space, removed)
     arrays = recipe.slice(values)
     if verify:
-        _verify(space, recipe, values, arrays)
+        verify_subnet(space, recipe, values, arrays)
     return space.model.wrap_subnet(recipe, holder, arrays)
+
+
+def require_space(space: Any) -> None:
+    """Raises an `ArgumentError` unless the first argument is a search space."""
+    if not isinstance(space, SearchSpace):
+        raise ArgumentError(
+            f"expected the search space first, as jasgnas.search_space returns it, got {type(space).__name__}; the "
+            "model, its variables or its parameters come after it"
+        )
+
+
+def require_zero(space: SearchSpace, claimed: Iterable[int], zero: Iterable[int], state: H2SPGState | None) -> None:
+    """Raises an `ArgumentError` if groups that are to be removed are not entirely zero."""
+    if alive := sorted(set(map(int, claimed)).difference(zero)):
+        names = ", ".join(f"{index} ({space.groups[index].name})" for index in alive)
+        said = "" if state is None else f", though the optimizer state ({_progress(state)}) says so. {CHANGED_UPDATES}"
+        raise ArgumentError(
+            f"the groups {names} are not entirely zero{said}. Nothing but exact zeros is removed: pass the parameters "
+            "that belong to the optimizer state, or space.zero(model, removed)"
+        )
+
+
+def warn_of_nothing(space: SearchSpace, state: H2SPGState | None) -> None:
+    """Warns that no group is zero, and says why that may be."""
+    if state is None:
+        why = (
+            "If h2spg has trained the network, it is not through with its projection, or its updates were changed: "
+            "give `opt_state=` to be told which"
+        )
+    elif np.any(state.revived):
+        why = CHANGED_UPDATES
+    else:
+        why = f"h2spg is not as far yet: {_progress(state)}, {int(np.sum(state.redundant))} groups selected"
+    warnings.warn(
+        f"nothing was removed: none of the {len(space.groups)} groups is entirely zero. {why}. Where that is as it "
+        "should be, construct_subnet(..., allow_nothing=True)",
+        NothingRemovedWarning,
+        stacklevel=3,
+    )
+
+
+def _progress(state: H2SPGState) -> str:
+    """Says how far H2SPG has come."""
+    phase = ("warm-up", "projection", "done")[int(state.phase)]
+    return f"step {int(state.step)}, phase {int(state.phase)} ({phase})"
 
 
 @collector_paused()
@@ -248,17 +311,23 @@ def whole(value: Any) -> Sliced:
     return Sliced(value, everything(len(aval.shape)), aval)
 
 
-def require_finite(leaves: Sequence[Leaf], values: Sequence[Any]) -> None:
-    """Raises a `NonFiniteError` if an array holds NaN or infinity."""
+def require_finite(space: SearchSpace, values: Sequence[Any], zero: Sequence[int]) -> None:
+    """Raises a `NonFiniteError` if an array holds NaN or infinity; `zero` are the groups that are zero."""
     bad = [
         leaf.path
-        for leaf, value in zip(leaves, values, strict=True)
+        for leaf, value in zip(space.leaves, values, strict=True)
         if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not bool(jnp.all(jnp.isfinite(value)))
     ]
     if bad:
+        why = "training has diverged (a smaller learning rate or gradient clipping may help)"
+        if zero:
+            why += (
+                ", or the gradient of a group at zero is not finite, as that of a norm is, and a link before h2spg has "
+                "spread it (clipping by the global norm): make gradients finite first, with optax.zero_nans() as the "
+                "first link of the chain"
+            )
         raise NonFiniteError(
-            f"{', '.join(bad)} hold NaN or infinity. Construct from the last finite checkpoint; training has diverged "
-            "(a smaller learning rate or gradient clipping may help)."
+            f"{', '.join(bad)} hold NaN or infinity. Construct from the last finite checkpoint; {why}."
         )
 
 
@@ -270,40 +339,3 @@ def zero_groups(space: SearchSpace, values: Sequence[Any]) -> list[int]:
         for group in space.groups
         if all(not np.any(np.asarray(by_path[part.path][part.indices])) for part in group.slices)
     ]
-
-
-def _verify(space: SearchSpace, recipe: Recipe, values: Sequence[Any], arrays: Mapping[str, Any]) -> None:
-    rng = np.random.default_rng(0)
-    inputs = [_random_array(aval, rng) for aval in space.call.avals]
-
-    def full(values: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        args, kwargs = space.call.arguments(inputs)
-        return space.model.apply(values, args, kwargs)[0]
-
-    def sub(arrays: Mapping[str, Any], inputs: Sequence[Any]) -> Any:
-        args, kwargs = space.call.arguments(inputs)
-        return recipe.apply(space.model, arrays, args, kwargs)[0]
-
-    expected = jax.tree.leaves(jax.jit(full)(values, inputs))
-    found = jax.tree.leaves(jax.jit(sub)(arrays, inputs))
-    # The least precise dtype that the network computes in bounds how well two evaluations agree.
-    dtypes = {aval.dtype for aval in space.graph.program.avals.values() if jnp.issubdtype(aval.dtype, jnp.inexact)}
-    tolerance = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) ** 0.5
-    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
-        wide = np.result_type(a.dtype, np.float32)
-        a, b = np.asarray(a, wide), np.asarray(b, wide)
-        # Inputs at random may be out of bounds for the full network, too.
-        finite = np.isfinite(a)
-        error = np.max(np.abs(a[finite] - b[finite]), initial=0)
-        scale = np.max(np.abs(a[finite]), initial=0)
-        if not (error <= tolerance * max(scale, 1) and np.array_equal(a[~finite], b[~finite], equal_nan=True)):
-            raise VerificationError(
-                f"output {index} of the sub-network differs by up to {error:.3g} from the full network's, whose "
-                f"largest entry is {scale:.3g}. This is a defect of jasgnas: please report it with the model."
-            )
-
-
-def _random_array(aval: jax.ShapeDtypeStruct, rng: np.random.Generator) -> jax.Array:
-    if jax.dtypes.issubdtype(aval.dtype, np.inexact):
-        return jnp.asarray(rng.normal(size=aval.shape), aval.dtype)
-    return jnp.asarray(rng.integers(0, 2, size=aval.shape), aval.dtype)

@@ -111,7 +111,9 @@ class _Measure(NamedTuple):
 
 def _resolve_size(space: "SearchSpace", name: str, value: Any, periods: int, hierarchical: bool) -> Target:
     """Returns a target in parameters or multiply-adds; what the network must lose is divided equally."""
-    check_integer(name, value, 1)
+    is_fraction = isinstance(value, float | np.floating) and 0 < value < 1
+    if not is_fraction:
+        check_integer(name, value, 1, otherwise="or a fraction in (0, 1) of the full network's")
     costs = space.costs
     measure = _Measure.of_target(name, costs)
 
@@ -121,6 +123,8 @@ def _resolve_size(space: "SearchSpace", name: str, value: Any, periods: int, hie
     removals = _largest_removals(space, measure) if hierarchical else [range(len(space.groups))]
     reachable = min(removals, key=size_without)
     full, least = size_without(()), size_without(reachable)
+    if is_fraction:
+        value = max(1, int(value * full + 1e-9))
     if value < least:
         raise TargetError(
             f"cannot shrink the network to {name}={value}: the smallest sub-network found that still reaches every "

@@ -53,7 +53,7 @@ SPACE = SimpleNamespace(
     topology=TOPOLOGY,
     dependence=TOPOLOGY,
     shapes=SHAPES,
-    fingerprint=12345,
+    fingerprint=3_456_789_012,
 )
 INDICES = [
     [(part.path, (slice(None),) * (part.axis or 0) + (slice(part.start, part.stop),) if part.stop else ...)

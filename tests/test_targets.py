@@ -92,7 +92,7 @@ CHAIN = SimpleNamespace(
     ),
     groups=tuple(SimpleNamespace(index=i, num_params=4, slices=(LeafSlice(str(i)),)) for i in range(NUM_BLOCKS)),
     shapes={str(i): (4,) for i in range(NUM_BLOCKS)},
-    fingerprint=0,
+    fingerprint=2**32 - 1,
 )
 CHAIN.dependence = CHAIN.topology
 CHAIN.subnet_size = lambda groups: subnet_size(
@@ -149,7 +149,7 @@ def test_smallest_network_need_not_be_without_most_groups():
         ({"target_params": 106}, TargetError, "target_params=106: the smallest .* has 107 of its 11,218 parameters"),
         ({"target_macs": 6}, TargetError, "the smallest .* has 7 of its 11,111,000,000,007 multiply-adds"),
         ({"target_params": 11_218}, TargetError, "nothing has to go .* the full network has 11,218 parameters"),
-        ({"target_params": 0}, ArgumentError, "target_params must be an int, at least 1, got 0"),
+        ({"target_params": 0}, ArgumentError, "target_params must be an int, at least 1, or a fraction .* got 0"),
         ({"target_macs": 1e9}, ArgumentError, "target_macs must be an int"),
         ({"target_params": jnp.int32(200)}, ArgumentError, "static_args"),
         ({"target_params": 200, "target_macs": 200}, ArgumentError, "exactly one of .*, got target_params=200, target"),

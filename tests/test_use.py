@@ -1,0 +1,518 @@
+"""The library as it is used, rightly and wrongly: real spaces of small functions, in JAX's default 32-bit mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import jasgnas
+from jasgnas.h2spg import DONE, PROJECTION
+from jasgnas.verify import num_values
+
+
+def weights(**shapes):
+    return {name: jax.random.normal(jax.random.key(i), shape) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def branches(params, x):
+    return x @ params["a"] + jnp.tanh(x @ params["b"]) + jnp.sin(x @ params["c"])
+
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+PARAMS = weights(a=(4, 4), b=(4, 4), c=(4, 4))
+SPACE = jasgnas.search_space(branches, X, params=PARAMS)
+
+
+def make_h2spg(space=SPACE, **options):
+    settings = {"learning_rate": 0.1, "target_groups": 1, "warmup_steps": 1, "projection_steps": 2} | options
+    return jasgnas.h2spg(space, **settings)
+
+
+def loss(params):
+    return jnp.mean(branches(params, X) ** 2)
+
+
+def train(tx, params, num_steps, jit=True):
+    state = tx.init(params)
+    update = jax.jit(tx.update) if jit else tx.update
+    for _ in range(num_steps):
+        updates, state = update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+# Fingerprints are numbers below 2³², half of which no int32 holds.
+
+
+@pytest.mark.parametrize("width", range(3, 11))
+def test_spaces_of_any_fingerprint(width):
+    x, params = jnp.ones((2, width)), weights(a=(width, width), b=(width, width))
+    space = jasgnas.search_space(lambda p, x: x @ p["a"] + jnp.tanh(x @ p["b"]), x, params=params)
+    tx = optax.chain(optax.sgd(0.1), make_h2spg(space))
+    state = tx.init(params)
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)  # not jitted: values are looked at
+    assert int(jasgnas.h2spg_state(state, space).space_id) == space.fingerprint
+    wider = weights(a=(width, width + 1), b=(width, width + 1))
+    other = jasgnas.search_space(lambda p, x: x @ p["a"] + jnp.tanh(x @ p["b"]), x, params=wider)
+    with pytest.raises(jasgnas.TreeMismatchError, match="another search space"):
+        jasgnas.h2spg_state(state, other)
+    zeroed = space.zero(params, [0])
+    (_, left), _ = jasgnas.shrink(space, zeroed, state, removed=[0])
+    assert sorted(left) == ["b"]
+
+
+def test_both_halves_of_the_fingerprints_are_met():
+    spaces = [
+        jasgnas.search_space(
+            lambda p, x: x @ p["a"] + jnp.tanh(x @ p["b"]), jnp.ones((2, n)), params=weights(a=(n, n), b=(n, n))
+        )
+        for n in range(3, 11)
+    ]
+    assert {space.fingerprint >= 2**31 for space in spaces} == {True, False}
+
+
+def test_training_shrinks_in_32_bit_mode():
+    tx = optax.chain(optax.sgd(0.05, momentum=0.9), make_h2spg(learning_rate=0.05))
+    params, state = train(tx, PARAMS, 4)
+    assert int(jasgnas.h2spg_metrics(state)["num_zero"]) == 1
+    (sub_fn, sub_params), sub_state = jasgnas.shrink(SPACE, params, state)
+    assert jasgnas.count_params(sub_params) == 32
+    np.testing.assert_allclose(sub_fn(sub_params, X), branches(params, X), rtol=1e-5, atol=1e-6)
+    updates, sub_state = tx.update(jax.tree.map(jnp.ones_like, sub_params), sub_state, sub_params)
+    assert int(jasgnas.h2spg_state(sub_state).phase) == DONE
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, sub_params)
+
+
+# Groups are named by indices.
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        jnp.array([False, False, True]),
+        np.array([True, False, False]),
+        [np.bool_(True)],
+        [False, True, True],
+        jnp.array([0.0, 2.0]),
+        [[0, 1]],
+        1,
+        jnp.array(1),
+        None,
+    ],
+    ids=str,
+)
+def test_what_is_no_set_of_indices_is_refused(indices):
+    for use in (SPACE.is_valid, SPACE.subnet_size, lambda groups: SPACE.zero(PARAMS, groups)):
+        with pytest.raises(jasgnas.ArgumentError, match="expected group indices"):
+            use(indices)
+
+
+def test_booleans_are_told_what_to_be():
+    with pytest.raises(jasgnas.ArgumentError, match=r"np.flatnonzero\(vector\)"):
+        SPACE.zero(PARAMS, jnp.array([False, False, True]))
+
+
+@pytest.mark.parametrize("indices", [[2], (2,), {2}, np.array([2]), jnp.array([2]), iter([2]), range(2, 3), {2: 0}])
+def test_sets_of_indices(indices):
+    zeroed = SPACE.zero(PARAMS, indices)
+    assert [name for name in zeroed if not np.any(zeroed[name])] == ["c"]
+
+
+# What does not go together.
+
+STATE = make_h2spg().init(PARAMS)
+WRONG_USES = {
+    "expected the search space first": lambda: jasgnas.construct_subnet(PARAMS, SPACE),
+    "expected the search space first, .* got dict": lambda: jasgnas.shrink(PARAMS, SPACE, STATE),
+    "expected a search space, .* got function": lambda: make_h2spg(branches),
+    "two leaves of the tree have the path 'a/b'": lambda: jasgnas.search_space(
+        lambda p, x: x @ p["a/b"] + x @ p["a"]["b"], X, params={"a/b": PARAMS["a"], "a": {"b": PARAMS["b"]}}
+    ),
+    "b has no update; c has no update; d has an update, but is no parameter": lambda: make_h2spg().update(
+        {"a": PARAMS["a"], "d": PARAMS["b"]}, STATE, PARAMS
+    ),
+    r"an update has the shape \(2, 4\)": lambda: make_h2spg().update(PARAMS | {"b": jnp.ones((2, 4))}, STATE, PARAMS),
+    "expected an H2SPGState, got tuple. A checkpoint": lambda: make_h2spg().update(PARAMS, tuple(STATE), PARAMS),
+    "expected an H2SPGState, got dict": lambda: make_h2spg().update(PARAMS, STATE._asdict(), PARAMS),
+    "found 0 in a tuple.* restore it into the tree": lambda: jasgnas.h2spg_state((tuple(STATE),)),
+    "these parameters are abstract": lambda: SPACE.zero(jax.eval_shape(lambda: PARAMS), [0]),
+    "target_macs must be an int.* or a fraction": lambda: make_h2spg(target_groups=None, target_macs=1.5),
+    "target_params must be an int.* or a fraction.*, got 0.0": lambda: make_h2spg(
+        target_groups=None, target_params=0.0
+    ),
+    "target_params must be an int.*, got True": lambda: make_h2spg(target_groups=None, target_params=True),
+    "h2spg needs the parameters": lambda: make_h2spg().update(PARAMS, STATE),
+    "name them when the space is made.*keep=": lambda: optax.masked(
+        make_h2spg(), {"a": True, "b": True, "c": False}
+    ).init(PARAMS),
+}
+
+
+@pytest.mark.parametrize("match", WRONG_USES)
+def test_wrong_uses(match):
+    with pytest.raises(jasgnas.JasgnasError, match=match):
+        WRONG_USES[match]()
+
+
+def test_a_replicated_state_is_no_state():
+    state = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), STATE)
+    with pytest.raises(jasgnas.ArgumentError, match=r"replicated: .* got \(4, 3\)"):
+        jasgnas.h2spg_metrics(state)
+    assert int(jasgnas.h2spg_metrics(jax.tree.map(lambda leaf: leaf[0], state))["num_zero"]) == 0
+    num_zero = jax.vmap(lambda state: jasgnas.h2spg_metrics(state)["num_zero"])(state)
+    assert num_zero.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("name", ["target_params", "target_macs"])
+@pytest.mark.parametrize("fraction", [0.34, 0.67, 2 / 3, np.float32(0.99)])
+def test_fractions_of_sizes(name, fraction):
+    count = {"target_params": jasgnas.count_params, "target_macs": lambda p: jasgnas.count_macs(branches, X, params=p)}
+    params, state = train(make_h2spg(target_groups=None, **{name: fraction}), PARAMS, 4)
+    _, sub_params = jasgnas.construct_subnet(SPACE, params, opt_state=state)
+    full = count[name](PARAMS)
+    found = jasgnas.count_params(sub_params) / 48 * full
+    assert found <= fraction * full < found + full / 3 + 1e-6 * full
+
+
+def test_a_fraction_out_of_reach():
+    with pytest.raises(jasgnas.TargetError, match="the smallest sub-network found .* has 16 of its 48 parameters"):
+        make_h2spg(target_groups=None, target_params=0.1)
+
+
+# Updates that something changes after H2SPG.
+
+
+def wrapped(make):
+    return lambda: make(optax.chain(optax.sgd(0.1, momentum=0.9), make_h2spg()))
+
+
+CHANGED = {
+    "scaled": wrapped(lambda tx: optax.chain(tx, optax.scale(0.5))),
+    "clipped": wrapped(lambda tx: optax.chain(tx, optax.clip(1e-3))),
+    "clipped by the global norm": wrapped(lambda tx: optax.chain(tx, optax.clip_by_global_norm(1e-3))),
+    "averaged": wrapped(lambda tx: optax.chain(tx, optax.ema(0.9))),
+    "decayed": wrapped(lambda tx: optax.chain(tx, optax.add_decayed_weights(-0.3))),
+    "wrong order": lambda: optax.chain(make_h2spg(), optax.sgd(0.1, momentum=0.9)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_updates_that_are_changed_after_h2spg_do_not_go_unnoticed(name):
+    tx = CHANGED[name]()
+    params, state = train(tx, PARAMS, 8)
+    assert all(np.any(array) for array in params.values())
+    with pytest.warns(jasgnas.RevivedGroupsWarning, match="h2spg must be the last link"):
+        metrics = jasgnas.h2spg_metrics(state)
+    assert (int(metrics["num_zero"]), int(metrics["num_revived"]), int(metrics["phase"])) == (0, 1, PROJECTION)
+    with pytest.warns(jasgnas.NothingRemovedWarning, match="none of the 3 groups .* h2spg must be the last link"):
+        _, sub_params = jasgnas.construct_subnet(SPACE, params, opt_state=state)
+    assert jasgnas.count_params(sub_params) == 48
+    with pytest.warns(jasgnas.NothingRemovedWarning, match="h2spg must be the last link"):
+        jasgnas.shrink(SPACE, params, state)
+
+
+def test_a_state_that_says_zero_of_what_is_not():
+    params, state = train(make_h2spg(), PARAMS, 4)
+    with pytest.raises(
+        jasgnas.ArgumentError, match=r"state \(step 4, phase 2 \(done\)\) says so. .* must be the last link"
+    ):
+        jasgnas.construct_subnet(SPACE, PARAMS, opt_state=state)
+    with pytest.raises(jasgnas.ArgumentError, match=r"step 4, phase 2 \(done\)"):
+        jasgnas.shrink(SPACE, PARAMS, state)
+    jasgnas.construct_subnet(SPACE, params, opt_state=state)
+
+
+def test_groups_that_are_zero_after_all_count_again():
+    tx = make_h2spg()
+    params, state = train(tx, PARAMS, 3)
+    gone = np.flatnonzero(state.zero)
+    changed = jax.tree.map(lambda x: x + 1, params)
+    for expected in ([True, False], [False, True], [False, True]):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, changed), state, changed)
+        changed = optax.apply_updates(changed, updates)
+        assert [bool(state.revived[gone[0]]), bool(state.zero[gone[0]])] == expected
+        assert not any(np.any(changed["abc"[index]]) for index in gone)
+    assert int(state.phase) == DONE
+
+
+# Constructions that remove nothing.
+
+
+def test_nothing_removed():
+    with pytest.warns(jasgnas.NothingRemovedWarning, match="none of the 3 groups is entirely zero.*give `opt_state=`"):
+        _, sub_params = jasgnas.construct_subnet(SPACE, PARAMS)
+    assert jasgnas.count_params(sub_params) == 48
+    jasgnas.construct_subnet(SPACE, PARAMS, allow_nothing=True)  # and no warning
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "match"), [(1, r"step 1, phase 0 \(warm-up\), 0"), (2, r"phase 1 \(proj.*, 1 gr")]
+)
+def test_nothing_removed_yet(num_steps, match):
+    params, state = train(make_h2spg(projection_steps=5), PARAMS, num_steps)
+    for use in (
+        lambda: jasgnas.construct_subnet(SPACE, params, opt_state=state),
+        lambda: jasgnas.shrink(SPACE, params, state),
+    ):
+        with pytest.warns(jasgnas.NothingRemovedWarning, match=match):
+            use()
+
+
+def test_nothing_more_to_shrink():
+    params, state = train(make_h2spg(), PARAMS, 4)
+    (_, params), state = jasgnas.shrink(SPACE, params, state)
+    with pytest.warns(jasgnas.NothingRemovedWarning):
+        jasgnas.shrink(SPACE, params, state)
+
+
+def test_nan_beside_groups_at_zero_names_the_cure():
+    params = SPACE.zero(PARAMS, [0]) | {"b": jnp.full((4, 4), jnp.nan)}
+    with pytest.raises(jasgnas.NonFiniteError, match=r"b hold NaN .*optax.zero_nans\(\) as the first link"):
+        jasgnas.construct_subnet(SPACE, params)
+    with pytest.raises(jasgnas.NonFiniteError, match="training has diverged [^,]*$"):
+        jasgnas.construct_subnet(SPACE, PARAMS | {"b": jnp.full((4, 4), jnp.nan)})
+
+
+def test_the_cure_for_singular_gradients_of_frozen_zeros():
+    params = weights(i=(4, 4), v=(4, 4), w=(4, 4), g=(4,), o=(4, 2))
+
+    def fn(p, x):
+        h = x @ p["i"]
+        h = h + jax.nn.relu(h @ (p["g"] * p["v"] / (jnp.linalg.norm(p["v"], axis=0) + 1e-6))) + jax.nn.relu(h @ p["w"])
+        return h @ p["o"]
+
+    space = jasgnas.search_space(fn, X, params=params)
+    first = next(group.index for group in space.groups if "v" in group.paths)
+    h2spg = make_h2spg(space, score=lambda stats: -jnp.abs(jnp.arange(len(space.groups)) - first) + 0.0)
+
+    def trained(*links):
+        tx, trained = optax.chain(*links, optax.clip_by_global_norm(1.0), optax.sgd(1e-2), h2spg), params
+        state = tx.init(trained)
+        for _ in range(6):
+            grads = jax.grad(lambda p: jnp.mean(fn(p, X) ** 2))(trained)
+            updates, state = tx.update(grads, state, trained)
+            trained = optax.apply_updates(trained, updates)
+        return trained
+
+    with pytest.raises(jasgnas.NonFiniteError, match="optax.zero_nans"):
+        jasgnas.construct_subnet(space, trained())
+    cured = trained(optax.zero_nans())
+    sub_fn, sub_params = jasgnas.construct_subnet(space, cured)
+    assert "v" not in sub_params
+    np.testing.assert_allclose(sub_fn(sub_params, X), fn(cured, X), rtol=1e-4, atol=1e-5)
+
+
+# Arguments that outputs must stay connected to.
+
+
+class Noisy(nn.Module):
+    @nn.compact
+    def __call__(self, x, noise=None):
+        if noise is None:
+            noise = jax.random.normal(self.make_rng("noise"), (x.shape[0], 4))
+        return nn.Dense(4, use_bias=False, name="data")(x) + nn.Dense(4, use_bias=False, name="noise")(noise)
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_random_keys_are_no_network_input(make_key):
+    keys = {"noise": make_key(0)}
+    variables = Noisy().init({"params": jax.random.key(1), **keys}, X)
+    space = jasgnas.search_space(Noisy(), X, variables=variables, rngs=keys)
+    assert [group.name for group in space.groups] == ["data"]
+    assert not space.is_valid([0])
+    with pytest.raises(jasgnas.InvalidRemovalError, match="output"):
+        jasgnas.construct_subnet(space, space.zero(variables, [0]))
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_keys_that_are_arguments(make_key):
+    def fn(params, x, key):
+        noise = jax.random.normal(key, x.shape)
+        noise = jnp.tanh(noise) + jnp.sin(noise) + noise @ params["c"]
+        return x @ params["a"] + noise @ params["b"]
+
+    # A raw key is an array of integers like any other: the data are named then.
+    inputs = None if make_key is jax.random.key else ("x",)
+    space = jasgnas.search_space(fn, X, make_key(0), params=PARAMS, inputs=inputs)
+    names = [group.name for group in space.groups]
+    removable = {name: space.is_valid([names.index(name)]) for name in names}
+    assert removable == {"a": False, "b": True, "c": True}
+    noiseless = space.zero(PARAMS, [names.index("b")])
+    _, sub_params = jasgnas.construct_subnet(space, noiseless, verify=True)
+    assert sorted(sub_params) == ["a"]
+
+
+def two_inputs(params, x, noise):
+    return x["image"] @ params["a"] + noise @ params["b"] + x["depth"] @ params["c"]
+
+
+TWO = ({"image": X, "depth": X}, X)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "cut"),
+    [
+        (None, []),
+        ("x", [{0, 2}]),
+        (("x",), [{0, 2}]),
+        ((0,), [{0, 2}]),
+        (0, [{0, 2}]),
+        (("noise",), [{1}]),
+        ((1,), [{1}]),
+        (("0/image",), [{0}]),
+        (("x/image", "noise"), [{0, 1}]),
+    ],
+)
+def test_inputs_that_outputs_must_stay_connected_to(inputs, cut):
+    space = jasgnas.search_space(two_inputs, *TWO, params=PARAMS, inputs=inputs)
+    names = [group.name for group in space.groups]
+    index = {names.index(name): number for number, name in enumerate("abc")}
+    for removed in ([0], [1], [2], [0, 1], [0, 2], [1, 2]):
+        expected = not any(each <= {index[i] for i in removed} for each in cut)
+        assert space.is_valid(removed) == expected, removed
+
+
+def test_only_what_is_named_needs_to_reach_the_output():
+    with pytest.raises(jasgnas.ArgumentError, match="names no array.* there are 0/depth or x/depth, .*1 or noise"):
+        jasgnas.search_space(two_inputs, *TWO, params=PARAMS, inputs=("y",))
+    with pytest.raises(jasgnas.ArgumentError, match="leaves nothing"):
+        jasgnas.search_space(two_inputs, *TWO, params=PARAMS, inputs=())
+    with pytest.raises(jasgnas.DisconnectedOutputError, match="inputs="):
+        jasgnas.search_space(lambda p, x, y: y @ p["a"] + jnp.tanh(y @ p["b"]), X, X, params=PARAMS, inputs="x")
+
+
+def test_inputs_of_an_nnx_module_by_name():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.a, self.b = nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+
+        def __call__(self, x, mask):
+            return self.a(x) + self.b(mask)
+
+    space = jasgnas.search_space(Net(nnx.Rngs(0)), X, mask=X, inputs=("x",))
+    assert space.is_valid([1]) and not space.is_valid([0])
+
+
+# Sets that leave a constant network are not valid.
+
+
+def norm(y, scale, bias):
+    return (y - y.mean(-1, keepdims=True)) / jnp.sqrt(y.var(-1, keepdims=True) + 1e-5) * scale + bias
+
+
+def joined(params, x, names="abc"):
+    return jnp.concatenate([x @ params[name] for name in names], -1)
+
+
+CONSTANT = {
+    "slices of a norm": (
+        lambda p, x: (lambda y: (y[:, :6] + jnp.tanh(y[:, 6:] @ p["d"])) @ p["h"])(norm(joined(p, x), p["s"], p["t"])),
+        {"a": (4, 2), "b": (4, 4), "c": (4, 4), "d": (4, 6), "s": (10,), "t": (10,), "h": (6, 3)},
+    ),
+    "a slice that follows a norm at once": (
+        lambda p, x: norm(joined(p, x), p["s"], p["t"])[:, 2:6] @ p["h"],
+        {"a": (4, 2), "b": (4, 4), "c": (4, 4), "s": (10,), "t": (10,), "h": (4, 3)},
+    ),
+    "a product of concatenations": (
+        lambda p, x: (joined(p, x, "ab") * joined(p, x, "cd")) @ p["w"],
+        {"a": (4, 4), "b": (4, 4), "c": (4, 4), "d": (4, 4), "w": (8, 2)},
+    ),
+    "a product of concatenations that meet askew": (
+        lambda p, x: (joined(p, x, "ab") * jnp.tanh(joined(p, x, "cd"))) @ p["w"],
+        {"a": (4, 2), "b": (4, 6), "c": (4, 5), "d": (4, 3), "w": (8, 2)},
+    ),
+    "a contraction of concatenations": (
+        lambda p, x: jnp.einsum("ik,jk->ij", joined(p, x, "ab"), joined(p, x, "cd")),
+        {"a": (4, 4), "b": (4, 4), "c": (4, 4), "d": (4, 4)},
+    ),
+    "both halves of a concatenation": (
+        lambda p, x: (lambda y: (y[:, :4] * y[:, 4:]) @ p["w"])(joined(p, x, "abcd")),
+        {"a": (4, 2), "b": (4, 2), "c": (4, 2), "d": (4, 2), "w": (4, 2)},
+    ),
+    "a concatenation and itself, rolled": (
+        lambda p, x: (lambda y: (y * jnp.roll(y, 3, -1)) @ p["w"])(joined(p, x)),
+        {"a": (4, 3), "b": (4, 3), "c": (4, 3), "w": (9, 2)},
+    ),
+    "a product of norms": (
+        lambda p, x: (norm(joined(p, x, "ab"), p["s"], p["t"]) * norm(joined(p, x, "cd"), p["u"], p["v"])) @ p["w"],
+        {"a": (4, 4), "b": (4, 4), "c": (4, 4), "d": (4, 4), "w": (8, 2)} | {name: (8,) for name in "stuv"},
+    ),
+    "padding": (
+        lambda p, x: (jnp.pad(x @ p["a"], ((0, 0), (0, 4))) * joined(p, x, "bc")) @ p["w"],
+        {"a": (4, 4), "b": (4, 4), "c": (4, 4), "w": (8, 2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_no_set_is_valid_that_leaves_a_constant_network(name):
+    fn, shapes = CONSTANT[name]
+    params = weights(**shapes)
+    space = jasgnas.search_space(fn, X, params=params)
+    groups = range(len(space.groups))
+    sets = [[i for i in groups if code >> i & 1] for code in range(1, 2 ** len(space.groups))]
+    judged = {True: 0, False: 0}
+    for removed in sets:
+        zeroed = space.zero(params, removed)
+        varies = bool(np.abs(fn(zeroed, X) - fn(zeroed, 2 * X + jnp.flip(X, 0))).max() > 1e-6)
+        assert space.is_valid(removed) == varies, removed
+        judged[varies] += 1
+        if varies:
+            sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed)
+            np.testing.assert_allclose(sub_fn(sub_params, X), fn(zeroed, X), rtol=1e-4, atol=1e-4)
+        else:
+            with pytest.raises(jasgnas.InvalidRemovalError):
+                jasgnas.construct_subnet(space, zeroed)
+    assert all(judged.values())
+
+
+# What the comparison of `verify=True` draws.
+
+
+def test_integers_are_drawn_over_the_range_of_their_use():
+    def fn(p, token, position, kind, pixel):
+        h = p["tokens"][token] + jnp.take(p["positions"], position, axis=0) + jax.nn.one_hot(kind, 5) @ p["kinds"]
+        h = h + pixel.astype(jnp.float32)[..., None] / 255
+        return h + jnp.tanh(h @ p["a"])
+
+    params = weights(tokens=(11, 4), positions=(7, 4), kinds=(5, 4), a=(4, 4))
+    arrays = [jnp.zeros((2, 3), jnp.int32)] * 3 + [jnp.zeros((2, 3), jnp.uint8)]
+    space = jasgnas.search_space(fn, *arrays, params=params)
+    program = space.graph.program
+    assert [num_values(program, var) for var in program.inputs[len(space.leaves) :]] == [11, 7, 5, 256]
+    jasgnas.construct_subnet(space, space.zero(params, [0]), verify=True)
+
+
+# What is said of networks.
+
+
+def test_explain_names_the_operator_where_zeros_stop():
+    def fn(p, x):
+        stops = jnp.cos(jnp.tanh(jnp.exp(jnp.sin(x @ p["b"]))))
+        return x @ p["a"] + stops + jnp.tanh(jnp.exp(x) + p["c"])
+
+    space = jasgnas.search_space(fn, X, params=PARAMS | {"c": jnp.ones(4)})
+    assert "exp does not keep zeros" in space.explain("b")
+    assert "add is not zero where its parameters are" in space.explain("c")
+
+
+def test_a_network_whose_additions_are_inside_a_loop_is_no_plain_chain():
+    def fn(p, x):
+        steps = jnp.stack([x, x])
+        return jax.lax.scan(lambda carry, step: (jnp.tanh(carry + step @ p["a"]), None), x @ p["b"], steps)[0]
+
+    with pytest.raises(jasgnas.NoRemovableStructureError, match="inside a scan over data"):
+        jasgnas.search_space(fn, X, params={"a": PARAMS["a"], "b": PARAMS["b"]})
+    with pytest.raises(jasgnas.NoRemovableStructureError, match="plain chain"):
+        jasgnas.search_space(lambda p, x: jnp.tanh(x @ p["a"]), X, params={"a": PARAMS["a"]})
+
+
+def test_repr_is_one_line():
+    assert repr(SPACE) == "<SearchSpace: 3 groups with 48 of 48 parameters; print() shows them>"
+
+
+def test_version():
+    assert jasgnas.__version__[0].isdecimal()
