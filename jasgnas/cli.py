@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
+import jasgnas
 from jasgnas.errors import JasgnasError
 from jasgnas.report.page import report
 from jasgnas.space import SearchSpace, search_space
@@ -65,6 +66,7 @@ def _fail(error: Exception, code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jasgnas", description="Automatic erasing of network structures in JAX.")
+    parser.add_argument("--version", action="version", version=f"jasgnas {jasgnas.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
         "inspect",

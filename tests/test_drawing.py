@@ -1,7 +1,9 @@
 """Drawings: as many vertices and edges as the graphs have, marks, plain SVG, PNG, and errors."""
 
+import os
 import re
 import struct
+import subprocess
 import sys
 import threading
 from xml.etree import ElementTree
@@ -102,6 +104,58 @@ def test_files(space, tmp_path):
     root = ElementTree.fromstring(svg)
     assert png.startswith(b"\x89PNG\r\n")
     assert struct.unpack(">II", png[16:24]) == (2 * int(root.get("width")), 2 * int(root.get("height")))
+
+
+IN_A_NOTEBOOK = """
+import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import jax.numpy as jnp
+import jasgnas
+
+params = {name: jnp.ones((4, 4)) for name in "abc"}
+space = jasgnas.search_space(lambda p, x: (x @ p["a"] + x @ p["b"]) @ p["c"], jnp.ones((2, 4)), params=params)
+
+
+async def cell():
+    return jasgnas.draw(space)
+
+
+def thread():
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(jasgnas.draw, space).result()
+
+
+run = {"loop": lambda: asyncio.run(cell()), "thread": thread, "plain": lambda: jasgnas.draw(space)}
+print(len({str(run[name]()) for name in sys.argv[1:]}))
+"""
+
+
+@pytest.mark.parametrize("order", [("loop", "plain", "loop"), ("plain", "loop"), ("thread", "loop", "plain")], ids=str)
+def test_within_an_event_loop(order):
+    """The layout engine is made by the first drawing, so that each order needs a program of its own."""
+    run = subprocess.run(
+        [sys.executable, "-c", IN_A_NOTEBOOK, *order],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "1\n", "")
+
+
+def test_a_notebook_shows_an_image(space):
+    svg = jasgnas.draw(space)
+    assert isinstance(svg, str) and svg._repr_svg_() == svg and type(svg._repr_svg_()) is str
+    assert ElementTree.fromstring(svg._repr_svg_()).tag == f"{SVG}svg"
+
+
+def test_an_engine_that_does_not_start_is_told(monkeypatch):
+    def broken():
+        raise OSError("made for another machine")
+
+    monkeypatch.setattr("py_mini_racer.mini_racer", broken)
+    with pytest.raises(OSError, match="made for another machine"):
+        drawing._layout_engine.__wrapped__()
 
 
 def test_large_drawings_make_no_larger_png(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -191,9 +192,17 @@ def test_options_that_cannot_be_read(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_as_a_command(tmp_path):
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"jasgnas {metadata.version('jasgnas')}\n"
+
+
+@pytest.mark.parametrize("module", ["jasgnas", "jasgnas.cli"])
+def test_as_a_command(tmp_path, module):
     run = subprocess.run(
-        [sys.executable, "-m", "jasgnas.cli", "inspect", "their_package.models:Net", "--input", "2,3"],
+        [sys.executable, "-m", module, "inspect", "their_package.models:Net", "--input", "2,3"],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         capture_output=True,
         text=True,

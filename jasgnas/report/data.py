@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jasgnas.errors import ArgumentError
-from jasgnas.graph import INPUT, Graph
+from jasgnas.graph import INPUT, Graph, Segment
 from jasgnas.groups import LeafSlice, num_params
 from jasgnas.h2spg import h2spg_state
-from jasgnas.topology import counted_segments
+from jasgnas.report.left import Left, left_of
 
 if TYPE_CHECKING:
     from jasgnas.space import SearchSpace
@@ -70,12 +70,12 @@ def page_data(
     space: "SearchSpace", removal: Removal, history: History | None, full: Results | None, sub: Results | None
 ) -> dict[str, Any]:
     """Returns everything that the page shows, ready for JSON."""
-    data = drawing_data(space, removal.redundant)
-    return data | {
+    left = None if removal.redundant is None else left_of(space, removal.redundant)
+    return _drawing(space, removal.redundant, left) | {
         "inputs": [f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" for aval in space.call.avals],
-        "parts": _parts(space),
+        "parts": _parts(space, left),
         "groups": _groups(space, removal),
-        "networks": _networks(space, removal.redundant, full or {}, sub or {}),
+        "networks": _networks(space, left, full or {}, sub or {}),
         "largestRemoval": len(space.largest_removal),
         "isValid": space.is_valid(() if removal.redundant is None else np.flatnonzero(removal.redundant)),
         "history": None if history is None else history_data(history, len(space.groups)),
@@ -84,19 +84,23 @@ def page_data(
 
 def drawing_data(space: "SearchSpace", redundant: np.ndarray | None) -> dict[str, Any]:
     """Returns what the drawing of the graphs needs."""
+    return _drawing(space, redundant, None if redundant is None else left_of(space, redundant))
+
+
+def _drawing(space: "SearchSpace", redundant: np.ndarray | None, left: Left | None) -> dict[str, Any]:
     graph = space.graph
     outputs = dict.fromkeys(graph.segment_of[operator] for operator in graph.outputs if operator != INPUT)
     return {
         "hasRemoval": redundant is not None,
-        "operators": _operators(space),
-        "segments": _segments(space, redundant),
+        "operators": _operators(space, left),
+        "segments": _segments(space, redundant, left),
         "outputs": list(outputs),
     }
 
 
-def _operators(space: "SearchSpace") -> Columns:
+def _operators(space: "SearchSpace", left: Left | None) -> Columns:
     nodes = space.trace_graph.nodes
-    return {
+    columns: Columns = {
         "name": [operator.name for operator in space.graph.operators],
         "kind": [operator.kind for operator in space.graph.operators],
         "shape": [list(operator.shape) for operator in space.graph.operators],
@@ -104,13 +108,16 @@ def _operators(space: "SearchSpace") -> Columns:
         "macs": nodes["macs"].tolist(),
         "parts": [list(operator.parts) for operator in space.graph.operators],
     }
+    if left is not None:
+        columns |= {"subShape": list(left.shapes), "subParams": list(left.params), "subMacs": list(left.macs)}
+    return columns
 
 
-def _segments(space: "SearchSpace", redundant: np.ndarray | None) -> Columns:
+def _segments(space: "SearchSpace", redundant: np.ndarray | None, left: Left | None) -> Columns:
     nodes, segments = space.segment_graph.nodes, space.graph.segments
     kinds = [[space.graph.operators[index].kind for index in segment.operators] for segment in segments]
-    saved_params, saved_macs = _saved(space, redundant)
-    return {
+    fates = [(KEPT, "")] * len(segments) if redundant is None or left is None else _fates(space, redundant, left)
+    columns: Columns = {
         "name": list(space.segment_names),
         "label": [_label(name, _modules(space, index)) for index, name in enumerate(space.segment_names)],
         "operators": [list(segment.operators) for segment in segments],
@@ -121,10 +128,13 @@ def _segments(space: "SearchSpace", redundant: np.ndarray | None) -> Columns:
         "reason": list(space.reasons),
         "params": nodes["num_params"].tolist(),
         "macs": nodes["macs"].tolist(),
-        "savedParams": saved_params,
-        "savedMacs": saved_macs,
-        "fate": _fates(space, redundant),
+        "fate": [fate for fate, _ in fates],
+        "fateReason": [reason for _, reason in fates],
     }
+    if left is not None:
+        columns["subParams"] = [sum(left.params[index] for index in segment.operators) for segment in segments]
+        columns["subMacs"] = [sum(left.macs[index] for index in segment.operators) for segment in segments]
+    return columns
 
 
 def _modules(space: "SearchSpace", segment: int) -> list[list[str]]:
@@ -151,45 +161,51 @@ def _label(name: str, modules: list[list[str]]) -> str:
     return "/".join(shared) or name
 
 
-def _saved(space: "SearchSpace", redundant: np.ndarray | None) -> tuple[list[int], list[int]]:
-    """Returns the parameters and multiply-adds that segments which stay lose with their inputs."""
-    params, macs = np.zeros((2, len(space.graph.segments)), np.int64)
-    if redundant is not None:
-        costs = space.costs
-        taken = redundant[costs.saving_group]
-        np.add.at(params, costs.saving_segment[taken], costs.saving_params[taken])
-        np.add.at(macs, costs.saving_segment[taken], costs.saving_macs[taken])
-    return params.tolist(), macs.tolist()
+def _fates(space: "SearchSpace", redundant: np.ndarray, left: Left) -> list[tuple[str, str]]:
+    """Returns what becomes of each segment and, where it goes, why."""
+    graph, names = space.graph, space.segment_names
+    groups = space.segment_graph.nodes["group"].tolist()
+    is_left = [left.shapes[segment.operators[-1]] is not None for segment in graph.segments]
+    # Segments that go with what they read, and not because nobody reads them.
+    without_input: set[int] = set()
+
+    def fate(segment: Segment) -> tuple[str, str]:
+        index, group = segment.index, groups[segment.index]
+        operators = [graph.operators[each] for each in segment.operators]
+        inputs = [source for source in segment.sources if source == INPUT or is_left[source]]
+        if group >= 0 and redundant[group]:
+            without_input.add(index)
+            return REDUNDANT, f"group {group} is removed"
+        if left.varies[operators[-1].index]:
+            # A difference of one input may be its negative.
+            is_wire = segment.additive and len(inputs) == 1 and operators[0].name != "sub"
+            return PASSING if is_wire else KEPT, ""
+        if is_left[index]:
+            what = "all that it reads is constant" if inputs else "its inputs are all gone"
+            return DEAD, f"{what}: a constant is left of it"
+        missing = [source for source in dict.fromkeys(segment.sources) if source in without_input]
+        if missing and (not segment.additive or len(missing) == len(set(segment.sources))):
+            without_input.add(index)
+            if len(missing) == len(set(segment.sources)):
+                return DEAD, "its inputs are all gone"
+            return DEAD, f"it needs {' and '.join(names[source] for source in missing)}, which went"
+        return DEAD, "nothing that is left needs it"
+
+    return [fate(segment) for segment in graph.segments]
 
 
-def _fates(space: "SearchSpace", redundant: np.ndarray | None) -> list[str]:
-    """Returns what becomes of each segment."""
-    graph = space.graph
-    if redundant is None:
-        return [KEPT] * len(graph.segments)
-    left = counted_segments(space.topology, space.costs, redundant)
-    gone = np.append(redundant, False)[space.topology.group]
-    fates = []
-    for segment, is_left, is_gone in zip(graph.segments, left, gone, strict=True):
-        inputs = [source for source in segment.sources if source == INPUT or left[source]]
-        # A difference of one input may be its negative.
-        is_wire = segment.additive and len(inputs) == 1 and graph.operators[segment.operators[0]].name != "sub"
-        if not is_left:
-            fates.append(REDUNDANT if is_gone else DEAD)
-        else:
-            fates.append(PASSING if is_wire else KEPT)
-    return fates
-
-
-def _parts(space: "SearchSpace") -> Columns:
+def _parts(space: "SearchSpace", left: Left | None) -> Columns:
     graph: Graph = space.graph
     leaves = [space.leaves[part.leaf] for part in graph.parts]
     pairs = list(zip(leaves, graph.parts, strict=True))
-    return {
+    columns: Columns = {
         "path": [str(LeafSlice(leaf.path, row=part.row)) for leaf, part in pairs],
         "shape": [list(leaf.shape[len(part.row) :]) for leaf, part in pairs],
         "params": [num_params(part, space.leaves) for part in graph.parts],
     }
+    if left is not None:
+        columns["subShape"] = list(left.part_shapes)
+    return columns
 
 
 def _groups(space: "SearchSpace", removal: Removal) -> Columns:
@@ -209,18 +225,14 @@ def _groups(space: "SearchSpace", removal: Removal) -> Columns:
     return columns
 
 
-def _networks(
-    space: "SearchSpace", redundant: np.ndarray | None, full: Results, sub: Results
-) -> list[dict[str, Figure | None]]:
+def _networks(space: "SearchSpace", left: Left | None, full: Results, sub: Results) -> list[dict[str, Figure | None]]:
     """Returns the rows of the table of both networks; what was measured replaces what is counted here."""
-    counted: list[Results] = []
-    for removed in ((), None if redundant is None else np.flatnonzero(redundant)):
-        sizes = () if removed is None else space.subnet_size(removed)
-        counted.append(dict(zip((PARAMETERS, MULTIPLY_ADDS), sizes, strict=False)))
-    left, right = {**counted[0], **full}, {**counted[1], **sub}
+    before, after = space.subnet_size(()), () if left is None else (left.num_params, sum(left.macs))
+    counted: list[Results] = [dict(zip((PARAMETERS, MULTIPLY_ADDS), sizes, strict=False)) for sizes in (before, after)]
+    first, second = {**counted[0], **full}, {**counted[1], **sub}
     return [
-        {"label": label, "full": _figure(label, left.get(label)), "sub": _figure(label, right.get(label))}
-        for label in dict.fromkeys([*left, *right])
+        {"label": label, "full": _figure(label, first.get(label)), "sub": _figure(label, second.get(label))}
+        for label in dict.fromkeys([*first, *second])
     ]
 
 

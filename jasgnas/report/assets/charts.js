@@ -1,7 +1,8 @@
 // The curves of a run, as SVG with axes, shaded phases and a readout under the pointer.
 
 const PHASES = ["warm-up", "projection", "target met"];
-const CHART = { width: 520, height: 232, left: 52, right: 12, top: 20, bottom: 26 };
+const CHART = { width: 520, height: 262, left: 58, right: 12, top: 36, bottom: 40 };
+const LETTER = 9; // at least the width of a character in a chart, in its own px, on a narrow screen too
 
 function trainingCharts(data) {
   const { history } = data;
@@ -21,7 +22,7 @@ function trainingCharts(data) {
     }));
     // Those that go are drawn last, on top.
     series.sort((a, b) => (a.className === "line-gone") - (b.className === "line-gone"));
-    made.push(lineChart("group norms", series, history.phases));
+    made.push(lineChart("group norms", series, history.phases, "norm of each group's parameters"));
   }
   return made;
 }
@@ -32,8 +33,9 @@ function trainingCharts(data) {
  * @param title what the curves show.
  * @param series `[{name, steps, values, className}]`; a value that is null is left out.
  * @param phases `[{phase, start, stop}]`, in steps.
+ * @param measure name of the upright axis.
  */
-function lineChart(title, series, phases) {
+function lineChart(title, series, phases, measure = title) {
   const { width, height, left, right, top, bottom } = CHART;
   const values = series.flatMap((line) => line.values).filter((value) => value !== null);
   const yTicks = niceTicks(...extent(values), 5);
@@ -45,8 +47,8 @@ function lineChart(title, series, phases) {
   const y = (value) => round(height - bottom - ((value - yMin) / (yMax - yMin)) * (height - top - bottom));
   const shades = phases.flatMap(({ phase, start, stop }) => {
     const [from, to] = [x(start), x(stop)];
-    const name = PHASES[phase] ?? `phase ${phase}`;
-    const label = to - from > 7 * name.length ? [["text", { class: "phase-name", x: (from + to) / 2, y: top - 6 }, name]] : [];
+    const name = phaseName(phase);
+    const label = to - from > LETTER * name.length ? [["text", { class: "phase-name", x: (from + to) / 2, y: top - 6 }, name]] : [];
     return [["rect", { class: `phase phase-${phase}`, x: from, y: top, width: Math.max(0, to - from), height: height - top - bottom }, ["title", {}, name]], ...label];
   });
   const grid = yTicks.flatMap((tick) => [
@@ -58,12 +60,26 @@ function lineChart(title, series, phases) {
   const svg = svgElement([
     "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} over steps` },
     ...shades, ...grid, ...marks, ...lines,
+    ["text", { class: "axis-name", x: 4, y: 13 }, measure],
+    ["text", { class: "axis-name end", x: width - right, y: height - 6 }, "step (optimizer updates)"],
     ["path", { class: "cursor", d: "" }],
     ["circle", { class: "cursor", r: 0 }],
   ]);
   const readout = element("output", { class: "readout" }, summary(series));
   listen(svg, readout, { series, x, y });
-  return element("figure", { class: "chart" }, element("figcaption", {}, title, readout), svg, legendOf(series));
+  return element("figure", { class: "chart" }, element("figcaption", {}, title, readout), svg, legendOf(series), phasesOf(phases));
+}
+
+function phaseName(phase) {
+  return PHASES[phase] ?? `phase ${phase}`;
+}
+
+/** Names the shades below the chart too: in it, short phases have no room for their names. */
+function phasesOf(phases) {
+  const entries = phases.map(({ phase, start, stop }) =>
+    element("li", {}, element("i", { class: `shade shade-${phase}` }), `${phaseName(phase)}: steps ${figure(start)} to ${figure(stop)}`),
+  );
+  return element("ul", { class: "legend phases", "aria-label": "Phases" }, ...entries);
 }
 
 function extent(values) {

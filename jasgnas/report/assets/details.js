@@ -1,23 +1,27 @@
-// What a click on a segment shows.
+// What a click on a segment shows: in the drawing of the sub-network, the sizes it has there.
 
 function segmentDetails(data, index, actions) {
+  const { isSubnet, plan } = actions.shown();
   const segment = data.segments[index];
   const group = segment.group >= 0 ? data.groups[segment.group] : null;
+  const sizes = sizesOf(segment, isSubnet);
   const facts = [
-    ["Parameters", exact.format(segment.params)],
-    ["Multiply-adds", exact.format(segment.macs)],
+    ["Parameters", exact.format(sizes.params)],
+    ["Multiply-adds", exact.format(sizes.macs)],
   ];
-  if (segment.savedParams || segment.savedMacs) {
-    facts.push(["Goes with its inputs", `${plural(segment.savedParams, "parameter")}, ${plural(segment.savedMacs, "multiply-add")}`]);
+  if (data.hasRemoval) {
+    const other = sizesOf(segment, !isSubnet);
+    facts.push([isSubnet ? "In the full network" : "Left of it", `${plural(other.params, "parameter")}, ${plural(other.macs, "multiply-add")}`]);
   }
   if (group) {
     facts.unshift(["Group", String(segment.group)]);
     facts.push(["Group holds", plural(group.params, "parameter")]);
     if (group.score !== undefined) facts.push(["Redundancy score", figure(group.score)]);
   }
-  if (data.hasRemoval) facts.push(["In the sub-network", FATES[segment.fate]]);
-  const readers = data.segments.flatMap((other, i) => (other.sources.includes(index) ? [i] : []));
-  const outputs = data.outputs.includes(index) ? ["network output"] : [];
+  if (data.hasRemoval) facts.push(["In the sub-network", fateText(segment)]);
+  const sources = plan.edges.filter(({ to }) => to === index).map(({ from }) => from);
+  const readers = plan.edges.filter(({ from }) => from === index).map(({ to }) => to);
+  const outputs = plan.outputs.some(({ from }) => from === index) ? ["network output"] : [];
   return [
     element("h2", {}, segment.name),
     element("p", { class: segment.group >= 0 ? "reason removable" : "reason" }, segment.reason),
@@ -26,21 +30,22 @@ function segmentDetails(data, index, actions) {
       ? element("button", { type: "button", click: () => actions.unfold(index) }, actions.isUnfolded(index) ? "Fold" : "Unfold")
       : "",
     element("h3", {}, plural(segment.operators.length, "operator")),
-    element("ol", { class: "operators" }, ...segment.operators.map((i) => operatorDetails(data, data.operators[i]))),
+    element("ol", { class: "operators" }, ...segment.operators.map((i) => operatorDetails(data, data.operators[i], isSubnet))),
     element("h3", {}, "Reads"),
-    neighbours(data, segment.sources, actions, []),
+    neighbours(data, sources, actions, []),
     element("h3", {}, "Read by"),
     neighbours(data, readers, actions, outputs),
   ];
 }
 
-function operatorDetails(data, operator) {
+function operatorDetails(data, operator, isSubnet) {
   const parts = operator.parts.map((i) => data.parts[i]);
-  const sizes = [operator.shape.join(" × ") || "scalar"];
-  if (operator.params) sizes.push(plural(operator.params, "parameter"));
-  if (operator.macs) sizes.push(plural(operator.macs, "multiply-add"));
+  const { params, macs, shape } = sizesOf(operator, isSubnet);
+  const sizes = [shapeText(shape).replaceAll("×", " × ")];
+  if (params) sizes.push(plural(params, "parameter"));
+  if (macs) sizes.push(plural(macs, "multiply-add"));
   const rows = parts.map((part) =>
-    element("li", { class: part.params ? "" : "state" }, element("code", {}, part.path), element("span", {}, part.shape.join("×") || "scalar")),
+    element("li", { class: part.params ? "" : "state" }, element("code", {}, part.path), element("span", {}, shapeText(sizesOf(part, isSubnet).shape))),
   );
   return element(
     "li",

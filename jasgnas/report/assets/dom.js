@@ -37,8 +37,12 @@ function figure(value) {
   return size >= 1e-3 && size < 1e6 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
 }
 
+/** Writes a share in two significant digits; just below the whole, those of what is missing. */
 function percent(share) {
-  return Number.isFinite(share) ? `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %` : "–";
+  if (!Number.isFinite(share)) return "–";
+  const digits = (part) => Number((100 * part).toPrecision(2));
+  const value = share > 0.99 && share < 1 ? 100 - digits(1 - share) : digits(share);
+  return `${Number(value.toPrecision(12))} %`;
 }
 
 function plural(count, word) {

@@ -272,7 +272,7 @@ class GraphView {
 
   setSubnet(isSubnet) {
     this.isSubnet = isSubnet;
-    return this.show();
+    return this.show().then(() => this.onSelect(this.selected));
   }
 
   // Pointer and keys.

@@ -107,6 +107,8 @@ function start() {
     isUnfolded: (index) => view.unfolded.has(index),
     unfold: (index) => view.toggle(index),
     select: (index) => openSegment(index),
+    // A row of a table may be opened before the first layout is there.
+    shown: () => ({ isSubnet: view.isSubnet, plan: view.plan ?? planDrawing(data, view.isSubnet, []) }),
   };
 
   byId("training").hidden = !data.history;

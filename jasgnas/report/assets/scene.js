@@ -42,12 +42,13 @@ function clip(text, length) {
  * fifty branches is a row and no staircase.
  *
  * @param data the search space: segments, operators, outputs.
- * @param subnet whether only what is left after the removal is drawn.
+ * @param subnet whether only what is left after the removal is drawn, in its own sizes.
  * @param unfolded segments drawn with their operators.
  * @return `{boxes: [{id, width, height, segments, isRow}], edges: [{from, to}], nodes: {segment: {width, …}}}`
  */
 function planDrawing(data, subnet, unfolded) {
-  const isDrawn = (segment) => !subnet || data.segments[segment].fate === "kept";
+  // What is dead but holds something yet, the biases that are left of a branch, is drawn as that.
+  const isDrawn = (segment) => !subnet || data.segments[segment].fate === "kept" || sizesOf(data.segments[segment], subnet).params > 0;
   // In the sub-network, a joint with one input left is no more than a wire.
   const resolve = (segment) => {
     while (subnet && segment !== INPUT && data.segments[segment].fate === "passing") {
@@ -80,7 +81,7 @@ function planDrawing(data, subnet, unfolded) {
   const members = new Map();
   for (const i of drawn) members.set(boxOf.get(i), [...(members.get(boxOf.get(i)) ?? []), i]);
   const open = new Set(unfolded);
-  const nodes = Object.fromEntries(drawn.map((i) => [i, sizeOf(data, data.segments[i], open.has(i))]));
+  const nodes = Object.fromEntries(drawn.map((i) => [i, nodeOf(data, data.segments[i], open.has(i), subnet)]));
   const boxes = [...members].map(([id, segments]) => ({
     id: `s${id}`,
     segments,
@@ -97,7 +98,17 @@ function planDrawing(data, subnet, unfolded) {
   };
 }
 
-function sizeOf(data, segment, isOpen) {
+/** Returns parameters, multiply-adds and shape of an operator or segment, in the full network or in the sub-network. */
+function sizesOf({ params, macs, shape, subParams, subMacs, subShape }, subnet) {
+  return subnet ? { params: subParams, macs: subMacs, shape: subShape } : { params, macs, shape };
+}
+
+/** Writes a shape; that of what is gone has none. */
+function shapeText(shape) {
+  return shape === null ? "gone" : shape.join("×") || "scalar";
+}
+
+function nodeOf(data, segment, isOpen, subnet) {
   const operators = segment.operators.map((i) => data.operators[i]);
   if (operators[0].kind === "joint") {
     const symbol = SYMBOLS[operators[0].name];
@@ -105,11 +116,12 @@ function sizeOf(data, segment, isOpen) {
   }
   const title = clip(segment.label, 30);
   const tag = segment.group >= 0 ? `${segment.group}` : "";
-  const params = segment.params ? compact(segment.params) : "";
+  const { params: count } = sizesOf(segment, subnet);
+  const params = count ? compact(count) : "";
   const names = operators.map((operator) => operator.name);
   // A segment without parameters is called by its operators.
   const subtitle = names.join(", ") === segment.name ? "" : clip(names.join(" · "), 30);
-  const shapes = operators.map((operator) => operator.shape.join("×"));
+  const shapes = operators.map((operator) => shapeText(sizesOf(operator, subnet).shape));
   const inside = isOpen ? operators.map((operator, i) => LINE * (operator.name.length + 2) + SMALL * shapes[i].length + 24) : [];
   const width = Math.max(
     72,
@@ -307,7 +319,7 @@ function nodeTree(data, index, node, { x, y }) {
   const classes = ["node", node.isJoint ? "joint" : "box", kind === "unknown" || segment.hasUnknown ? "unknown" : "", segment.group >= 0 ? "removable" : "", segment.fate === "kept" ? "" : segment.fate];
   const { width, height } = node;
   const attributes = { class: classes.filter(Boolean).join(" "), "data-segment": index, transform: `translate(${x},${y})` };
-  const children = [["title", {}, `${segment.name}: ${segment.reason}`]];
+  const children = [["title", {}, `${segment.name}: ${segment.reason}${segment.fateReason && `\n${segment.fateReason}`}`]];
   if (node.isJoint) {
     attributes["data-operator"] = segment.operators[0];
     children.push(["rect", { class: "shape", width, height, rx: height / 2 }]);

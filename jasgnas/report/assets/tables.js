@@ -10,22 +10,23 @@
  * @param onOpen called with the row whose first button is pressed, if rows can be opened.
  */
 function sortableTable(caption, columns, rows, onOpen) {
-  const body = element("tbody");
+  // The roles stay what they are where a narrow screen shows every row as a list.
+  const body = element("tbody", { role: "rowgroup" });
   const made = new Map();
   const rowOf = (row) => {
-    const cells = columns.map(({ key, className, show, opens }) => {
+    const cells = columns.map(({ key, label, className, show, opens }) => {
       const content = show ? show(row[key], row) : figure(row[key]);
       const inner = opens && onOpen ? element("button", { type: "button", class: "link", click: () => onOpen(row) }, content) : content;
-      return element("td", { class: className ?? "" }, inner);
+      return element("td", { role: "cell", class: className ?? "", "data-label": label }, inner);
     });
-    return element("tr", { class: row.className ?? "" }, ...cells);
+    return element("tr", { role: "row", class: row.className ?? "" }, ...cells);
   };
   const fill = (ordered) => {
     for (const row of ordered) if (!made.has(row)) made.set(row, rowOf(row));
     body.replaceChildren(...ordered.map((row) => made.get(row)));
   };
   const headings = columns.map((column) =>
-    element("th", { scope: "col", class: column.className ?? "", "data-label": column.label }, element("button", { type: "button", click: () => sortBy(column) }, column.label)),
+    element("th", { scope: "col", role: "columnheader", class: column.className ?? "", "data-label": column.label }, element("button", { type: "button", click: () => sortBy(column) }, column.label)),
   );
   function sortBy(column) {
     const heading = headings[columns.indexOf(column)];
@@ -38,7 +39,8 @@ function sortableTable(caption, columns, rows, onOpen) {
     fill([...rows].sort((a, b) => sign * compare(a[column.key], b[column.key], sign)));
   }
   fill(rows);
-  return element("table", {}, element("caption", {}, caption), element("thead", {}, element("tr", {}, ...headings)), body);
+  const head = element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...headings));
+  return element("table", { role: "table" }, element("caption", {}, caption), head, body);
 }
 
 /** Orders numbers by size and others as a person would, `item 2` before `item 10`; what is missing comes last. */
@@ -102,25 +104,33 @@ function networksTable(data) {
   );
 }
 
-const FATES = { kept: "kept", redundant: "redundant", dead: "dead without the redundant ones", passing: "one input left: vanishes" };
+const FATES = { kept: "kept", redundant: "redundant", dead: "dead", passing: "one input left: vanishes" };
+
+function fateCell(_, { segment: { fate, fateReason } }) {
+  return element("span", {}, element("span", { class: `badge ${fate}` }, FATES[fate]), fateReason ? element("small", {}, fateReason) : "");
+}
+
+function fateText({ fate, fateReason }) {
+  return fateReason ? `${FATES[fate]}: ${fateReason}` : FATES[fate];
+}
 
 function segmentsTable(data, onOpen) {
   const table = data.segments.map((segment, index) => {
-    const isLeft = segment.fate === "kept" || segment.fate === "passing";
     return {
       index,
       name: segment.name,
       operators: segment.operators.length,
-      fate: segment.fate,
+      fate: fateText(segment),
+      segment,
       params: segment.params,
-      paramsLeft: isLeft ? segment.params - segment.savedParams : 0,
+      paramsLeft: segment.subParams,
       macs: segment.macs,
-      macsLeft: isLeft ? segment.macs - segment.savedMacs : 0,
+      macsLeft: segment.subMacs,
       className: segment.fate,
     };
   });
   const after = data.hasRemoval
-    ? [{ key: "fate", label: "In the sub-network", show: (value) => element("span", { class: `badge ${value}` }, FATES[value]) }]
+    ? [{ key: "fate", label: "In the sub-network", show: fateCell }]
     : [];
   const left = (key, label) => (data.hasRemoval ? [{ key, label, className: "number" }] : []);
   return sortableTable(
@@ -131,9 +141,9 @@ function segmentsTable(data, onOpen) {
       ...after,
       { key: "operators", label: "Operators", className: "number" },
       { key: "params", label: "Parameters", className: "number" },
-      ...left("paramsLeft", "left"),
+      ...left("paramsLeft", "Parameters left"),
       { key: "macs", label: "Multiply-adds", className: "number" },
-      ...left("macsLeft", "left"),
+      ...left("macsLeft", "Multiply-adds left"),
     ],
     table,
     (row) => onOpen(row.index),
