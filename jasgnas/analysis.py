@@ -5,7 +5,9 @@ Nothing is computed and no parameter value is looked at: all that is known is wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import jax
 import numpy as np
 
 from jasgnas.jaxpr import Atom, Equation, Literal, Program
@@ -63,11 +65,15 @@ def of_literal(literal: Literal) -> Zeros:
     return Zeros((), np.asarray(literal.value, literal.aval.dtype)[()])
 
 
-def of_constant(value: object, ndim: int) -> Zeros:
+def of_constant(value: Any, ndim: int) -> Zeros:
     """Returns what is known of a constant array."""
-    if isinstance(value, np.ndarray) and value.size <= _LARGEST_CONSTANT and not value.any():
+    held = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_fully_addressable
+    if not (held or isinstance(value, np.ndarray)) or value.size > _LARGEST_CONSTANT:
+        return unknown(ndim)
+    if isinstance(value, np.ndarray) and not value.any():
         return zero(ndim)
-    return unknown(ndim)
+    is_index = jax.dtypes.issubdtype(value.dtype, np.integer)
+    return Zeros((None,) * ndim, entries=(lambda: np.asarray(value)) if is_index else None)
 
 
 def propagate_zeros(program: Program, inputs: Sequence[Zeros]) -> ZeroFlow:

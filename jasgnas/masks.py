@@ -14,7 +14,7 @@ handed what vectors can say (`Zeros.apart`, `coarsened`).
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -36,16 +36,23 @@ class Zeros(NamedTuple):
         constant: the one scalar that all entries equal, if known. An entirely zero value has `constant` 0.
         is_broken: whether some entries are not finite, as after a division by zero: nothing else is known then, not
             even that a product with zero is zero.
+        entries: computes the entries of an integer value that depends on constants alone: they may be indices.
     """
 
     axes: Axes
     constant: Any = None
     is_broken: bool = False
+    entries: Callable[[], np.ndarray] | None = None
 
     @property
     def everywhere(self) -> bool:
         """Whether the whole value is zero."""
         return self.constant is not None and self.constant == 0
+
+    @property
+    def is_infinite(self) -> bool:
+        """Whether all entries are known to be the same infinity or not a number."""
+        return self.constant is not None and not bool(np.isfinite(self.constant))
 
     @property
     def anywhere(self) -> bool:
@@ -266,6 +273,8 @@ def _restore(array: Any, axis: int, old: np.ndarray, new: np.ndarray) -> Any:
     """Moves one axis from the entries `old` to the entries `new`."""
     if np.array_equal(old, new):
         return array
+    if not new.any():
+        return jax.lax.slice_in_dim(array, 0, 0, axis=axis)
     # Position in the stored array of each wanted entry; -1 where it is a zero to be put back.
     source = np.where(old, np.cumsum(old) - 1, -1)[new]
     pieces = []

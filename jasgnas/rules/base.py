@@ -5,7 +5,12 @@ operands are needed, and how the results are computed when only some entries are
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, reduce
+from typing import Any
+
+import jax
+import numpy as np
 
 from jasgnas.jaxpr import Equation
 from jasgnas.masks import (
@@ -19,6 +24,8 @@ from jasgnas.masks import (
     coarsened,
     depth,
     everything,
+    stored_shape,
+    union,
     unknown,
     zero,
     zeros,
@@ -57,9 +64,10 @@ class Rule:
 
 
 class PassThrough(Rule, ABC):
-    """Operators with one result whose axes are axes of their first operand, or mixtures that keep zeros.
+    """Operators whose axes of the results are axes of the operands, or mixtures that keep zeros.
 
-    A subclass says where each operand axis ends up. Zeros follow the first operand.
+    A subclass says where each operand axis ends up, alike in every result. Zeros of a result follow the operand of the
+    same position.
     """
 
     # Whether mixed axes are summed over, so that their zeros need not be put back.
@@ -70,7 +78,7 @@ class PassThrough(Rule, ABC):
         """Returns, for each operand, the result axis that each of its axes becomes; None for a mixed axis."""
 
     def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
-        """Tells whether the result is zero where the first operand is."""
+        """Tells whether a result is zero where the operand that it follows is."""
         del eqn, operands
         return True
 
@@ -80,26 +88,18 @@ class PassThrough(Rule, ABC):
         return {}
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        ndim = len(eqn.out_avals[0].shape)
-        if not (operands[0].anywhere and self.keeps_zeros(eqn, operands)):
-            return [unknown(ndim)]
-        if operands[0].everywhere:
-            return [zero(ndim)]
-        axes: list = [None] * ndim
-        for mask, destination in zip(operands[0].axes, self.destinations(eqn)[0], strict=True):
-            if destination is not None:
-                axes[destination] = mask
-        return [zeros(axes)]
+        if not self.keeps_zeros(eqn, operands):
+            return [unknown(len(aval.shape)) for aval in eqn.out_avals]
+        followed = zip(operands, self.destinations(eqn), eqn.out_avals, strict=False)
+        return [_moved(value, axes, len(aval.shape)) for value, axes, aval in followed]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         del operands
-        (need,) = results
-        assert need != NOTHING
+        need = _common(results)
         return [tuple(None if d is None else need[d] for d in axes) for axes in self.destinations(eqn)]
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
+        layout = _common(layouts)
         destinations = self.destinations(eqn)
         # An axis that comes from nowhere (a new one, a window, a gathered one) is computed in full.
         reached = {d for axes in destinations for d in axes}
@@ -108,14 +108,33 @@ class PassThrough(Rule, ABC):
             value.to(self._wanted(value, axes, natural)).array
             for value, axes in zip(operands, destinations, strict=True)
         ]
-        aval = eqn.out_avals[0]
-        shape = tuple(size if mask is None else int(mask.sum()) for size, mask in zip(aval.shape, natural, strict=True))
+        shape = stored_shape(eqn.out_avals[0].shape, natural)
         results = eqn.bind(*stored, **self.resized(eqn, [array.shape for array in stored], shape))
-        return [Sliced(results[0], natural, aval)]
+        return [Sliced(array, natural, aval) for array, aval in zip(results, eqn.out_avals, strict=True)]
 
     def _wanted(self, value: Sliced, axes: Sequence[int | None], natural: Axes) -> Layout:
         own = everything(len(axes)) if value.layout == NOTHING or not self.sums else value.layout
         return tuple(mask if d is None else natural[d] for d, mask in zip(axes, own, strict=True))
+
+
+def _moved(value: Zeros, destinations: Sequence[int | None], ndim: int) -> Zeros:
+    """Returns what is known of a result of `ndim` axes that is zero where an operand is."""
+    if value.everywhere:
+        return zero(ndim)
+    if value.is_infinite:
+        return broken(ndim)
+    axes: list = [None] * ndim
+    for mask, destination in zip(value.axes, destinations, strict=True):
+        if destination is not None:
+            axes[destination] = mask
+    return zeros(axes)
+
+
+def _common(wanted: Sequence[Need]) -> Axes:
+    """Returns what is wanted of any result; something is."""
+    need = reduce(union, wanted)
+    assert need != NOTHING
+    return need
 
 
 _RULES: dict[str, Rule] = {}
@@ -135,6 +154,34 @@ def rule_for(primitive: str) -> Rule:
 
 def zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
     """Returns what is known of each result of an equation; what is computed from broken operands is broken."""
+    results = _zeros_of(eqn, operands)
+    sources = [entries_of(value, aval) for value, aval in zip(operands, eqn.in_avals, strict=True)]
+    if None in sources or not all(_is_integer(aval.dtype) for aval in eqn.out_avals):
+        return results
+
+    @cache
+    def computed() -> list[np.ndarray]:
+        with jax.ensure_compile_time_eval():
+            return [np.asarray(array) for array in eqn.bind(*(source() for source in sources if source))]
+
+    def entries(index: int) -> Callable[[], np.ndarray]:
+        return lambda: computed()[index]
+
+    return [value._replace(entries=entries(index)) for index, value in enumerate(results)]
+
+
+def entries_of(value: Zeros, aval: Any) -> Callable[[], np.ndarray] | None:
+    """Returns what computes the entries of an integer operand, if they are constants."""
+    if value.constant is not None and _is_integer(aval.dtype):
+        return lambda: np.full(aval.shape, value.constant, aval.dtype)
+    return value.entries
+
+
+def _is_integer(dtype: Any) -> bool:
+    return dtype == np.bool_ or jax.dtypes.issubdtype(dtype, np.integer)
+
+
+def _zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
     if any(value.is_broken for value in operands):
         return [broken(len(aval.shape)) for aval in eqn.out_avals]
     rule = rule_for(eqn.primitive)

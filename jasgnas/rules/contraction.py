@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, normalize, unknown, zero, zeros
+from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, broken, normalize, unknown, zero, zeros
 from jasgnas.rules.base import Rule, register
 
 
@@ -26,6 +26,8 @@ class DotGeneral(Rule):
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         left, right = operands
         ndim = len(eqn.out_avals[0].shape)
+        if left.is_infinite or right.is_infinite:
+            return [broken(ndim)]
         (left_summed, right_summed), (left_batch, right_batch) = eqn.params["dimension_numbers"]
         if left.everywhere or right.everywhere:
             return [zero(ndim)]
@@ -91,6 +93,8 @@ class Convolution(Rule):
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         data, kernel = operands
         ndim = len(eqn.out_avals[0].shape)
+        if data.is_infinite or kernel.is_infinite:
+            return [broken(ndim)]
         if data.everywhere or kernel.everywhere:
             return [zero(ndim)]
         if eqn.params["batch_group_count"] > 1:

@@ -5,10 +5,12 @@ Operands without axes, and axes of size one, are broadcast.
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from fractions import Fraction
+from itertools import combinations, product
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jasgnas.jaxpr import Equation
@@ -35,7 +37,7 @@ class Elementwise(Rule):
             values: one number for each operand, None where it is not known; it may then be any finite one.
 
         Returns:
-            The number that every backend computes, NaN included, or None.
+            The number that every backend computes, or None. NaN where a result is not finite though its operands are.
         """
         del eqn
         return self._at_zero if all(map(_is_zero, values)) else None
@@ -45,18 +47,44 @@ class Elementwise(Rule):
         constants = [value.constant for value in operands]
         axes: list[np.ndarray | None] = [None] * ndim
         with np.errstate(all="ignore"):
-            everywhere = self.at(eqn, constants)
-            if everywhere is not None and np.isnan(everywhere) and not any(map(_is_nan, constants)):
+            everywhere = self._settled(eqn, constants)
+            if not self._is_finite(constants, everywhere):
                 return [broken(ndim)]
             for axis in range(ndim):
                 for zero_here, region in _regions(operands, axis, ndim):
-                    result = self.at(eqn, [0 if i in zero_here else value for i, value in enumerate(constants)])
+                    result = self._settled(eqn, [0 if i in zero_here else value for i, value in enumerate(constants)])
                     if result is not None and not np.isfinite(result):
                         return [broken(ndim)]
                     if result is not None and result == 0:
                         known = axes[axis]
                         axes[axis] = region if known is None else known | region
         return [zeros(axes) if everywhere is None else Zeros((None,) * ndim, everywhere)]
+
+    def _is_finite(self, constants: Sequence[Any], result: Any) -> bool:
+        """Tells whether a result is finite, or known to be what it is: an operand was no number on purpose."""
+        if result is not None:
+            return not np.isnan(result) or any(map(_is_nan, constants))
+        return any(value is None for value in constants) or all(map(np.isfinite, constants))
+
+    def _settled(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        """Returns what `at` does, if it does not matter whether subnormal numbers count as zero.
+
+        A backend may flush them to zero, wherever it likes. One that is returned is to be read likewise.
+        """
+        choices = [
+            (value, 0) if _is_subnormal(value, aval.dtype) else (value,)
+            for value, aval in zip(values, eqn.in_avals, strict=True)
+        ]
+        first, *others = (self.at(eqn, chosen) for chosen in product(*choices))
+        dtype = eqn.out_avals[0].dtype
+        if any(other is not None and np.isnan(other) for other in others):
+            return np.nan
+        if first is None:
+            return None
+        if first != 0 and np.issubdtype(dtype, np.complexfloating):
+            return None if np.isfinite(first) else np.nan  # Backends round complex numbers differently.
+        tiny = _is_subnormal(first, dtype)
+        return first if all(other == first or (tiny and _is_zero(other)) for other in others) else None
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         del operands
@@ -74,6 +102,12 @@ class Elementwise(Rule):
 
 def _is_zero(value: Any) -> bool:
     return value is not None and value == 0
+
+
+def _is_subnormal(value: Any, dtype: Any) -> bool:
+    if value is None or value == 0 or not jax.dtypes.issubdtype(dtype, np.inexact):
+        return False
+    return bool(abs(value) < jnp.finfo(dtype).tiny)
 
 
 def _is_nan(value: Any) -> bool:
@@ -100,15 +134,22 @@ def _fitted(axes: Axes, operand: Any, result: Any) -> Axes:
 
 
 class KeepsZeros(Elementwise):
-    """Zero where all its operands are (f(0) = 0, f(0, 0) = 0)."""
+    """Zero where all its operands are (f(0) = 0, f(0, 0) = 0), and finite where they are."""
 
     def __init__(self) -> None:
         """Describes an operator whose value at zero is zero."""
         super().__init__(0)
 
 
+class Singular(Elementwise):
+    """An operator of which nothing is known, not even that it is finite where an operand is a certain number."""
+
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        return None if all(value is None for value in values) else np.nan
+
+
 class Computes(Elementwise):
-    """An operator that every backend computes exactly, so that the results for known numbers are known."""
+    """An operator of which the results for known numbers are known."""
 
     def __init__(self, function: Callable[..., Any]):
         """Describes an operator.
@@ -122,11 +163,57 @@ class Computes(Elementwise):
     def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
         if any(value is None for value in values):
             return None
-        typed = (np.asarray(value).astype(aval.dtype)[()] for value, aval in zip(values, eqn.in_avals, strict=True))
-        return self._function(*typed)
+        return self._function(*_typed(eqn, values))
 
 
-class Absorbs(Computes):
+def _typed(eqn: Equation, values: Sequence[Any]) -> list[Any]:
+    return [np.asarray(value).astype(aval.dtype)[()] for value, aval in zip(values, eqn.in_avals, strict=True)]
+
+
+class Approximates(Elementwise):
+    """A function that backends round differently, and that is not finite everywhere."""
+
+    def __init__(self, function: Callable[[Any], Any], at_zero: Any = None):
+        """Describes an operator.
+
+        Args:
+            function: the same on NumPy scalars; any that is finite for the same numbers will do.
+            at_zero: its value at zero if every backend computes that exactly.
+        """
+        super().__init__(at_zero)
+        self._function = function
+
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        result = super().at(eqn, values)
+        if result is not None or values[0] is None:
+            return result
+        return None if np.isfinite(self._function(*_typed(eqn, values))) else np.nan
+
+
+class Rounds(Computes):
+    """A sum or product: known if it is exact, since compilers reorder roundings and leave some of them out."""
+
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        result = super().at(eqn, values)
+        dtype = eqn.out_avals[0].dtype
+        if result is None or not jax.dtypes.issubdtype(dtype, np.floating) or not all(map(np.isfinite, values)):
+            return result
+        if not np.isfinite(result):
+            return np.nan
+        exact = self._function(*map(_fraction, _typed(eqn, values)))
+        if exact == _fraction(result):
+            return result
+        # A number too small to be told from zero stands for all such numbers.
+        least = jnp.finfo(dtype).smallest_subnormal
+        return (least if exact > 0 else -least) if abs(result) < jnp.finfo(dtype).tiny else None
+
+
+def _fraction(number: Any) -> Fraction:
+    """Returns a finite real scalar exactly."""
+    return Fraction(float(number) if jax.dtypes.issubdtype(number.dtype, np.floating) else int(number))
+
+
+class Absorbs(Rounds):
     """A product: zero where any of its operands is."""
 
     def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
@@ -135,7 +222,7 @@ class Absorbs(Computes):
         return 0 if all(value is None or np.isfinite(value) for value in values) else np.nan
 
 
-class Adds(Computes):
+class Adds(Rounds):
     """A sum or difference: an operand that is zero everywhere is not added at all."""
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
@@ -155,20 +242,29 @@ class Divides(Elementwise):
 
     def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
         numerator, denominator = values
-        if _is_zero(denominator):
+        if denominator is None:
+            # An integer divided by zero is a number, which nobody would notice: 0 / 0 is -1.
+            noticed = jax.dtypes.issubdtype(eqn.out_avals[0].dtype, np.inexact)
+            return 0 if _is_zero(numerator) and noticed else None
+        if _is_zero(denominator) or np.isnan(denominator):
             return np.nan
-        return 0 if _is_zero(numerator) else None
+        if numerator is None or _is_zero(numerator):
+            return numerator
+        return None if np.isfinite(operator.truediv(*_typed(eqn, values))) else np.nan
 
 
 class Powers(Elementwise):
     """A power: zero where the base is, if the exponent is positive."""
 
     def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
-        base = values[0]
-        exponent = values[1] if len(values) == 2 else eqn.params["y"]
-        if not _is_zero(base) or exponent is None:
+        if any(value is None for value in values):
             return None
-        return np.float64(0) ** exponent
+        base, *exponent = _typed(eqn, values)
+        wide = np.promote_types(base.dtype, np.float32).type
+        result = np.power(wide(base), *map(wide, exponent or [eqn.params["y"]])).astype(eqn.out_avals[0].dtype)
+        if not np.isfinite(result):
+            return np.nan  # Nor is it known which infinity: zero may be negative.
+        return result if base == 0 else None
 
 
 class Shifts(Elementwise):
@@ -183,19 +279,42 @@ class Selects(Elementwise):
 
     def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
         which, *cases = values
-        if which is not None:
+        if which is not None and 0 <= which < len(cases):
             return cases[int(which)]
         return cases[0] if all(case is not None and case == cases[0] for case in cases) else None
 
 
 class Converts(Elementwise):
-    """A cast."""
+    """A cast: known where it is exact, since compilers leave roundings out and backends disagree beyond the range."""
 
     def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
         (value,) = values
         dtype = eqn.out_avals[0].dtype
-        is_number = np.issubdtype(dtype, np.generic) or jax.dtypes.issubdtype(dtype, np.number)
-        return None if value is None or not is_number else np.asarray(value).astype(dtype)[()]
+        if value is None or not (np.issubdtype(dtype, np.generic) or jax.dtypes.issubdtype(dtype, np.number)):
+            return None
+        (number,) = _typed(eqn, values)
+        if dtype == np.bool_:
+            return number != 0
+        if jax.dtypes.issubdtype(dtype, np.complexfloating):
+            return number.astype(dtype)
+        cast = number.real.astype(dtype)
+        if jax.dtypes.issubdtype(dtype, np.integer):
+            whole = not jax.dtypes.issubdtype(number.dtype, np.inexact)
+            return cast if whole or (np.isfinite(number) and int(number.real) == int(cast)) else None
+        if not np.isfinite(number):
+            return cast
+        if not np.isfinite(cast):
+            return np.nan
+        return cast if _fraction(cast) == _fraction(number.real) else None
+
+
+class Narrows(KeepsZeros):
+    """`reduce_precision`, beyond whose range nothing is finite."""
+
+    def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
+        (value,) = values
+        largest = 2.0 ** (2 ** (eqn.params["exponent_bits"] - 1) - 1)
+        return super().at(eqn, values) if value is None or abs(value) < largest else np.nan
 
 
 class Constrains(KeepsZeros):
@@ -232,21 +351,46 @@ class Places(Barrier):
         return [value.to(layout) for value, layout in zip(operands, layouts, strict=True)]
 
 
-register(
-    Elementwise(),
-    *("acos", "acosh", "atan2", "bessel_i0e", "clz", "complex", "digamma", "igamma", "igammac"),
-    *("nextafter", "one_minus_square", "polygamma", "polynomial", "regularized_incomplete_beta", "zeta"),
-)
-register(Elementwise(1), "cos", "cosh", "erfc", "exp", "exp2")
+register(Elementwise(), "atan2", "bessel_i0e", "clz", "complex", "nextafter", "polynomial")
+register(Elementwise(1), "cos", "erfc")
 register(Elementwise(0.5), "logistic")
-register(Elementwise(np.inf), "lgamma", "rsqrt")
-register(Elementwise(-np.inf), "log", "log2")
+register(Singular(), "igamma", "igammac", "polygamma", "regularized_incomplete_beta", "zeta")
 register(
     KeepsZeros(),
-    *("asin", "asinh", "atan", "atanh", "bessel_i1e", "cbrt", "conj", "copy", "erf", "erf_inv", "expm1", "imag"),
-    *("log1p", "name", "population_count", "real", "reduce_precision", "round", "sin", "sinh", "sqrt", "square"),
-    *("stop_gradient", "tan", "tanh"),
+    *("asinh", "atan", "bessel_i1e", "cbrt", "conj", "copy", "erf", "imag", "name", "population_count", "real"),
+    *("round", "sin", "stop_gradient", "tan", "tanh"),
 )
+
+
+def _gamma(number: Any) -> Any:
+    """Is not finite where the logarithm of the gamma function and its derivatives are not."""
+    return np.inf if number <= 0 and number == np.floor(number) else number * np.log(np.abs(number))
+
+
+_APPROXIMATE: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "acos": (np.arccos, None),
+    "acosh": (np.arccosh, None),
+    "asin": (np.arcsin, 0),
+    "atanh": (np.arctanh, 0),
+    "cosh": (np.cosh, 1),
+    "digamma": (_gamma, None),
+    "erf_inv": (np.arctanh, 0),
+    "exp": (np.exp, 1),
+    "exp2": (np.exp2, 1),
+    "expm1": (np.expm1, 0),
+    "lgamma": (_gamma, np.inf),
+    "log": (np.log, -np.inf),
+    "log1p": (np.log1p, 0),
+    "log2": (np.log2, -np.inf),
+    "one_minus_square": (lambda number: 1 - np.square(number), None),
+    "rsqrt": (lambda number: 1 / np.sqrt(number), None),
+    "sinh": (np.sinh, 0),
+    "sqrt": (np.sqrt, 0),
+    "square": (np.square, 0),
+}
+for _name, (_like, _at_zero) in _APPROXIMATE.items():
+    register(Approximates(_like, _at_zero), _name)
+register(Narrows(), "reduce_precision")
 _EXACT: dict[str, Callable[..., Any]] = {
     "abs": np.abs,
     "ceil": np.ceil,

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, meet, zeros
-from jasgnas.rules.base import PassThrough, Rule, register
+from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, broken, meet, unknown, zeros
+from jasgnas.rules.base import PassThrough, Rule, entries_of, register
 
 
 class DynamicSlice(PassThrough):
@@ -68,6 +70,20 @@ class Gather(PassThrough):
             axes.append(offset if whole else None)
         return [axes, (None,) * len(eqn.in_avals[1].shape)]
 
+    def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
+        # Something else may be filled in where an index is out of bounds. Not a number marks an error, which is assumed
+        # not to occur unless the indices are constants.
+        fill = eqn.params["fill_value"]
+        if fill is None or fill == 0:
+            return True
+        indices = entries_of(operands[1], eqn.in_avals[1])
+        return bool(np.isnan(fill)) if indices is None else self._in_bounds(eqn, indices())
+
+    def _in_bounds(self, eqn: Equation, indices: np.ndarray) -> bool:
+        axes = list(eqn.params["dimension_numbers"].start_index_map)
+        last = [eqn.in_avals[0].shape[axis] - eqn.params["slice_sizes"][axis] for axis in axes]
+        return bool(((indices >= 0) & (indices <= np.asarray(last, np.int64))).all())
+
     def resized(self, eqn: Equation, stored: Sequence[Sequence[int]], result: Sequence[int]) -> dict[str, object]:
         sizes = zip(eqn.params["slice_sizes"], eqn.in_avals[0].shape, stored[0], strict=True)
         return {"slice_sizes": tuple(now if taken == size else taken for taken, size, now in sizes)}
@@ -78,6 +94,11 @@ class Scatter(Rule):
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         array, _, updates = operands
+        function = eqn.params["update_jaxpr"]
+        if eqn.primitive == "scatter" and function is not None and function.outvars[0] is not function.invars[1]:
+            return [unknown(len(array.axes))]  # What is written is a function of what is there.
+        if array.is_infinite or updates.is_infinite:
+            return [broken(len(array.axes))]
         axes: list = [None] * len(array.axes)
         for axis, source in self._whole(eqn).items():
             axes[axis] = updates.axes[source]

@@ -1,26 +1,52 @@
 """Operators that mix the entries along some axes and leave the others alone: reductions, windows, sorts, transforms."""
 
 from collections.abc import Sequence
-from functools import reduce
+
+import jax
+import numpy as np
 
 from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, union, unknown, zeros
+from jasgnas.masks import Zeros, broken, unknown
 from jasgnas.rules.base import PassThrough, Rule, register
+from jasgnas.rules.shape import padded
 
 
 class Reduce(PassThrough):
-    """A reduction whose value over zeros is zero, such as a maximum."""
+    """A reduction whose value over zeros is zero, such as a maximum, and over nothing something else."""
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         reduced = set(eqn.params["axes"])
         left = iter(range(len(eqn.out_avals[0].shape)))
         return [[None if axis in reduced else next(left) for axis in range(len(eqn.in_avals[0].shape))]]
 
+    def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
+        return all(eqn.in_avals[0].shape[axis] for axis in eqn.params["axes"])
+
+
+class ReduceExtreme(Reduce):
+    """A maximum or minimum, which is infinite over nothing."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        return super().zeros(eqn, operands) if self.keeps_zeros(eqn, operands) else [_extreme_of_nothing(eqn)]
+
 
 class Sum(Reduce):
-    """A sum: zeros along the summed axes can be left out."""
+    """A sum, or a like operation with zero over nothing."""
+
+    def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
+        return True
+
+
+class PlainSum(Sum):
+    """A sum proper: zeros along the summed axes can be left out."""
 
     sums = True
+
+
+def _extreme_of_nothing(eqn: Equation) -> Zeros:
+    """Returns what is known of a result some entries of which are a maximum or minimum of no entries."""
+    (aval,) = eqn.out_avals
+    return (broken if jax.dtypes.issubdtype(aval.dtype, np.inexact) else unknown)(len(aval.shape))
 
 
 class Window(PassThrough):
@@ -29,16 +55,34 @@ class Window(PassThrough):
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         p = eqn.params
         steps = zip(p["window_dimensions"], p["window_strides"], p["padding"], p["base_dilation"], strict=True)
-        return [
-            [axis if (w, s, tuple(pad), d) == (1, 1, (0, 0), 1) else None for axis, (w, s, pad, d) in enumerate(steps)]
+        axes = [
+            axis if (w, s, tuple(pad), d) == (1, 1, (0, 0), 1) else None for axis, (w, s, pad, d) in enumerate(steps)
         ]
+        # Of several arrays at once, all are followed by their initial values.
+        return [axes if aval.shape else () for aval in eqn.in_avals]
+
+
+class WindowExtreme(Window):
+    """A maximum or minimum over windows, infinite where one meets nothing but padding and holes of a dilation."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        axes = range(len(eqn.in_avals[0].shape))
+        return super().zeros(eqn, operands) if all(_is_met(eqn, axis) for axis in axes) else [_extreme_of_nothing(eqn)]
+
+
+def _is_met(eqn: Equation, axis: int) -> bool:
+    """Tells whether every position of a window along an axis meets an entry of the operand."""
+    width, stride, (low, high), base_dilation, dilation = (
+        eqn.params[name][axis]
+        for name in ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+    )
+    holes = padded(np.zeros(eqn.in_avals[0].shape[axis], bool), low, high, base_dilation - 1)
+    starts = np.arange(eqn.out_avals[0].shape[axis]) * stride
+    return not holes[starts[:, None] + np.arange(width) * dilation].all(1).any()
 
 
 class WindowOfAnyKind(Window):
     """A sliding window of which nothing more is known: axes pass through, zeros do not."""
-
-    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
-        return [*super().destinations(eqn), ()]
 
     def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
         return False
@@ -58,33 +102,16 @@ class CumulativeLogSumExp(Cumulative):
         return False
 
 
-class Sort(Rule):
+class Sort(PassThrough):
     """A sort along one axis, of one operand or of several by the order of the first ones."""
 
     def axis(self, eqn: Equation) -> int:
         """Returns the axis that is sorted."""
         return eqn.params["dimension"]
 
-    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        return [self._kept(eqn, value) for value in operands]
-
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        return [self._common(eqn, results)] * len(operands)
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        wanted = self._common(eqn, layouts)
-        results = eqn.bind(*(value.to(wanted).array for value in operands))
-        return [Sliced(array, wanted, aval) for array, aval in zip(results, eqn.out_avals, strict=True)]
-
-    def _kept(self, eqn: Equation, value: Zeros) -> Zeros:
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         mixed = self.axis(eqn)
-        return value if value.everywhere else zeros(None if i == mixed else mask for i, mask in enumerate(value.axes))
-
-    def _common(self, eqn: Equation, wanted: Sequence[Need]) -> Need:
-        """Returns what is wanted of any result; of the sorted axis everything."""
-        need = reduce(union, wanted)
-        assert need != NOTHING
-        return tuple(None if i == self.axis(eqn) else mask for i, mask in enumerate(need))
+        return [[None if axis == mixed else axis for axis in range(len(aval.shape))] for aval in eqn.in_avals]
 
 
 class TopK(Sort):
@@ -95,14 +122,7 @@ class TopK(Sort):
         return axis % len(eqn.in_avals[0].shape)
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        return [self._kept(eqn, operands[0]), unknown(len(eqn.out_avals[1].shape))]
-
-    def _common(self, eqn: Equation, wanted: Sequence[Need]) -> Need:
-        # The axis is shorter in the results.
-        return super()._common(eqn, [self._elsewhere(eqn, need) for need in wanted])
-
-    def _elsewhere(self, eqn: Equation, need: Need) -> Need:
-        return need if need == NOTHING else tuple(None if i == self.axis(eqn) else m for i, m in enumerate(need))
+        return [*super().zeros(eqn, operands), unknown(len(eqn.out_avals[1].shape))]
 
 
 class Fourier(PassThrough):
@@ -114,11 +134,12 @@ class Fourier(PassThrough):
         return [[axis if axis < kept else None for axis in range(ndim)]]
 
 
-register(Sum(), "reduce_sum")
-register(
-    Reduce(), "argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_xor"
-)
-register(Window(), "reduce_window_max", "reduce_window_min", "reduce_window_sum")
+register(PlainSum(), "reduce_sum")
+register(Sum(), "reduce_or", "reduce_xor")
+register(Reduce(), "argmax", "argmin", "reduce_and", "reduce_prod")
+register(ReduceExtreme(), "reduce_max", "reduce_min")
+register(Window(), "reduce_window_sum")
+register(WindowExtreme(), "reduce_window_max", "reduce_window_min")
 register(Cumulative(), "cummax", "cummin", "cumprod", "cumsum")
 register(CumulativeLogSumExp(), "cumlogsumexp")
 register(WindowOfAnyKind(), "reduce_window")

@@ -21,7 +21,6 @@ from jasgnas.masks import (
     meet,
     normalize,
     stored_shape,
-    unknown,
     zero,
     zeros,
 )
@@ -40,8 +39,12 @@ class Broadcast(PassThrough):
         return [kept, *((None,) * len(aval.shape) for aval in eqn.in_avals[1:])]
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        (result,) = super().zeros(eqn, operands)
-        return [result if result.everywhere else result._replace(constant=operands[0].constant)]
+        constant = operands[0].constant
+        return (
+            super().zeros(eqn, operands)
+            if constant is None
+            else [Zeros((None,) * len(eqn.out_avals[0].shape), constant)]
+        )
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         # Every axis of the result may be made at the wanted width, also those that are stretched or new.
@@ -70,8 +73,8 @@ class Squeeze(Rule):
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         (value,) = operands
         left = self._left(eqn)
-        if value.everywhere or not left:
-            return [zero(len(left)) if value.everywhere else unknown(len(left))]
+        if value.constant is not None or not left:
+            return [Zeros((None,) * len(left), value.constant)]
         axes = [value.axes[axis] for axis in left]
         if (joint := depth(value.axes)) > 1 and value.axes[0] is not None:
             axes[0] = np.squeeze(value.axes[0], tuple(d for d in eqn.params["dimensions"] if d < joint))
@@ -207,8 +210,8 @@ class Slice(Rule):
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         (value,) = operands
-        if value.everywhere:
-            return [zero(len(value.axes))]
+        if value.constant is not None:
+            return [value]
         taken = _slices(eqn)
         masks = enumerate(value.axes)
         return [zeros(None if mask is None else mask[tuple(taken[axis : axis + mask.ndim])] for axis, mask in masks)]
@@ -251,8 +254,8 @@ class Split(Rule):
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         (value,) = operands
-        if value.everywhere:
-            return [zero(len(value.axes)) for _ in eqn.out_avals]
+        if value.constant is not None:
+            return [value for _ in eqn.out_avals]
         axis = eqn.params["axis"]
         return [
             zeros(m[part] if i == axis and m is not None else m for i, m in enumerate(value.axes))
@@ -376,7 +379,8 @@ class Unstack(Rule):
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         axis = eqn.params["axis"]
         (value,) = operands
-        rest = zeros((*value.axes[:axis], *value.axes[axis + 1 :]))
+        left = (*value.axes[:axis], *value.axes[axis + 1 :])
+        rest = zeros(left) if value.constant is None else Zeros(left, value.constant)
         silent = value.axis(axis, eqn.in_avals[0].shape[axis])
         return [zero(len(rest.axes)) if gone else rest for gone in silent]
 
@@ -440,11 +444,12 @@ class Pad(PassThrough):
         for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
             if (low, high, interior) != (0, 0, 0):
                 size = eqn.in_avals[0].shape[axis]
-                axes[axis] = _padded(operands[0].axis(axis, size), low, high, interior)
+                axes[axis] = padded(operands[0].axis(axis, size), low, high, interior)
         return [zeros(axes)]
 
 
-def _padded(mask: np.ndarray, low: int, high: int, interior: int) -> np.ndarray:
+def padded(mask: np.ndarray, low: int, high: int, interior: int) -> np.ndarray:
+    """Pads a vector with True as `pad` does; negative widths cut off."""
     spread = np.ones(max(len(mask) * (interior + 1) - interior, 0), bool)
     spread[:: interior + 1] = mask
     spread = np.concatenate([np.ones(max(low, 0), bool), spread, np.ones(max(high, 0), bool)])
