@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import build
+from networks import arrays, build
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import jasgnas
@@ -259,6 +259,104 @@ def test_nothing_is_warned_of_without_need(open_page):
     assert all(open_page(name).locator("#warning").is_hidden() for name in ("demo.html", "plain.html", "unets.html"))
 
 
+# The sizes of the sub-network.
+
+
+def facts(page):
+    """What the details say of the selected segment, by name."""
+    names, values = (page.locator(f"#details .facts {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    return dict(zip(names, values, strict=True))
+
+
+def parts(page):
+    """The shapes that the details show, by path."""
+    paths, shapes = (page.locator(f"#details .parts {tag}").all_inner_texts() for tag in ("code", "span"))
+    return dict(zip(paths, shapes, strict=True))
+
+
+def shown(count):
+    """A count as boxes show it."""
+    return f"{count / 1000:#.3g}k" if count >= 1000 else str(count)
+
+
+@pytest.mark.parametrize(
+    ("name", "constructor", "removed", "shape"),
+    [("demo", DemoNet, REMOVED, (2, 8, 8, 1)), ("unets", StackedUnets, AUTHORS_REDUNDANT, (1, 16, 16, 3))],
+)
+def test_the_subnetwork_has_its_own_sizes(open_page, request, name, constructor, removed, shape):
+    space, model = request.getfixturevalue(name), build(constructor, width=0.1)
+    subnet = jasgnas.construct_subnet(space, space.zero(model, removed))
+    page = open_page(f"{name}.html")
+    page.locator("#network").get_by_text("Sub-network").click()
+    page.wait_for_selector("#viewport .redundant", state="detached")
+    shapes: dict[str, str] = {}
+    params = macs = 0
+    for node in page.locator("#viewport .node").all():
+        node.dispatch_event("click")
+        own = int(facts(page)["Parameters"].replace(",", ""))
+        assert node.locator(".amount").all_text_contents() == ([shown(own)] if own else [])
+        params += own
+        macs += int(facts(page)["Multiply-adds"].replace(",", ""))
+        shapes |= parts(page)
+    assert (params, macs) == (
+        jasgnas.count_params(subnet),
+        jasgnas.count_macs(subnet, jax.ShapeDtypeStruct(shape, jnp.float32)),
+    )
+    assert shapes == {path: "×".join(map(str, array.shape)) for path, array in arrays(subnet).items()}
+
+
+def test_details_follow_the_view(open_page):
+    page = open_page("demo.html")
+    page.locator('#viewport .node[aria-label="conv6-bn6"]').click()
+    full, shape = facts(page)["Parameters"], parts(page)["conv6/kernel"]
+    assert shape == "3×3×18×11" and facts(page)["Left of it"].startswith("627 parameters")
+    page.locator("#network").get_by_text("Sub-network").click()
+    page.wait_for_function("() => document.querySelector('#details .parts').innerText.includes('3×3×6×11')")
+    assert facts(page)["Parameters"] == "627" and facts(page)["In the full network"].startswith(f"{full} parameters")
+    # What it read was joined with what is gone.
+    assert page.locator("#details .neighbours").first.inner_text() == "conv3-bn3"
+    page.locator("#network").get_by_text("Full network").click()
+    page.wait_for_function("() => document.querySelector('#details .parts').innerText.includes('3×3×18×11')")
+    assert facts(page)["Parameters"] == full
+
+
+@pytest.fixture(scope="module")
+def branches_page(files):
+    """A network of which more is dead than the two groups that go."""
+
+    def fn(p, x):
+        y = x @ p["a"] + x @ p["b"]
+        constant = jnp.tanh(y @ p["c"] + p["bias"])
+        return (x @ p["stays"] + constant + jnp.tanh(y @ p["f"]) + (x @ p["d"]) * (y @ p["e"])) @ p["head"]
+
+    params = {name: np.ones((4, 4), np.float32) for name in ("a", "b", "c", "d", "e", "f", "stays", "head")}
+    space = jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params | {"bias": np.ones(4)})
+    removed = [group.index for group in space.groups if group.name in ("a", "b")]
+    jasgnas.report(space, path=files / "branches.html", redundant=removed)
+
+
+def test_the_dead_are_drawn_dead_and_say_why(open_page, branches_page):
+    page = open_page("branches.html")
+    gone = "dead: its inputs are all gone"
+    reasons = {
+        "bias-c": f"{gone}: a constant is left of it",
+        "d": "dead: nothing that is left needs it",
+        "e": gone,
+        "f": gone,
+        "mul": "dead: it needs e, which went",
+    }
+    assert set(names(page, ".dead")) == {*reasons, "add"}
+    for name, reason in reasons.items():
+        page.locator(f'#viewport .node[aria-label="{name}"]').dispatch_event("click")
+        assert facts(page)["In the sub-network"] == reason
+    # Of the dead, only that is drawn in the sub-network of which something is left, as dead.
+    page.locator("#network").get_by_text("Sub-network").click()
+    page.wait_for_selector("#viewport .redundant", state="detached")
+    assert set(names(page)) == {"stays", "bias-c", "add", "head"}
+    assert names(page, ".dead") == ["bias-c"]
+    assert page.locator("#viewport .dead .amount").all_text_contents() == ["4"]
+
+
 # Details and search.
 
 
@@ -431,6 +529,52 @@ def test_the_pointer_reads_the_curves(open_page):
     assert f"train {float(f'{2 - step / 30:.4g}'):g}" in text and "test" in text
 
 
+@pytest.mark.parametrize("width", [420, 1280])
+def test_axes_and_phases_have_names(open_page, files, demo, width):
+    # The first two phases are too short for a name inside the chart.
+    run = [row | {"phase": min(2, row["step"] // 3)} for row in history(len(demo.groups))]
+    jasgnas.report(demo, path=files / "short.html", redundant=REMOVED, history=run)
+    page = open_page("short.html", viewport={"width": width, "height": 800})
+    page.click("#tab-training")
+    measures = ["loss", "learning rate", "norm of each group's parameters"]
+    for chart, measure in zip(page.locator(".chart").all(), measures, strict=True):
+        assert chart.locator(".axis-name").all_text_contents() == [measure, "step (optimizer updates)"]
+        assert chart.locator(".phases li").all_inner_texts() == [
+            "warm-up: steps 0 to 3",
+            "projection: steps 3 to 6",
+            "target met: steps 6 to 59",
+        ]
+        assert chart.locator(".phase-name").all_text_contents() == ["target met"]
+        texts = chart.locator("svg text").evaluate_all(
+            """found => found.map((text) => {
+                const own = text.getBoundingClientRect();
+                const frame = text.ownerSVGElement.getBoundingClientRect();
+                const isInside = own.left >= frame.left - 1 && own.right <= frame.right + 1
+                    && own.top >= frame.top - 1 && own.bottom <= frame.bottom + 1;
+                return [isInside, own.height];
+            })"""
+        )
+        assert all(is_inside and height > 9 for is_inside, height in texts)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0, "0 %"),
+        (0.00012345, "0.012 %"),
+        (0.0346, "3.5 %"),
+        (0.5604, "56 %"),
+        (0.99, "99 %"),
+        (0.9962, "99.62 %"),
+        (0.99996, "99.996 %"),
+        (1, "100 %"),
+        (1.234, "123 %"),
+    ],
+)
+def test_shares_have_two_digits_that_say_something(open_page, share, text):
+    assert open_page("plain.html").evaluate(f"() => percent({share})") == text
+
+
 # Pointer, keys, looks.
 
 
@@ -575,10 +719,40 @@ def test_paper_shows_every_segment_at_a_size_that_can_be_read(open_page, request
     assert page.locator("#paper svg").count() == 0
 
 
-def test_narrow_screens_need_no_sideways_scrolling(open_page):
+# What reaches beyond the window, or beyond what scrolls up and down only; the drawing is for moving about.
+SIDEWAYS = """() => {
+    const isFree = (each) => each.closest("#viewport, [hidden]") !== null;
+    const isWide = (each) => each.getBoundingClientRect().right > innerWidth + 0.5
+        || (each.scrollWidth > each.clientWidth && getComputedStyle(each).overflowX === "auto");
+    const shown = [...document.querySelectorAll("body *")].filter((each) => each.getClientRects().length > 0);
+    const wide = shown.filter((each) => !isFree(each) && isWide(each));
+    return [document.documentElement.scrollWidth, ...wide.map((each) => each.outerHTML.slice(0, 100))];
+}"""
+
+
+@pytest.mark.parametrize("name", ["demo", "plain", "unets", "large", "nasty", "branches"])
+def test_narrow_screens_need_no_sideways_scrolling(open_page, request, name):
+    if name in ("nasty", "branches"):
+        request.getfixturevalue(f"{name}_page")
+    page = open_page(f"{name}.html", viewport={"width": 420, "height": 800})
+    page.locator("#viewport .node").first.dispatch_event("click")
+    for tab in page.locator(".tabs button").all():
+        tab.click()
+        assert page.evaluate(SIDEWAYS) == [420]
+
+
+def test_a_narrow_table_says_what_each_number_is(open_page, demo):
     page = open_page("demo.html", viewport={"width": 420, "height": 800})
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
-    assert page.locator("#viewport .node").count() == 10
+    page.click("#tab-groups")
+    said = (
+        page.locator("#groups tbody tr")
+        .first.locator("td")
+        .evaluate_all("cells => cells.map((cell) => [getComputedStyle(cell, '::before').content, cell.innerText])")
+    )
+    group = demo.groups[0]
+    assert ['"Parameters"', f"{group.num_params:,}"] in said and ['"Structure"', group.name] in said
+    page.get_by_role("columnheader", name="Parameters", exact=True).get_by_role("button").click()
+    assert column(page, "#groups", 4) == [str(n) for n in sorted((g.num_params for g in demo.groups), reverse=True)]
 
 
 # Strangers' names.
@@ -604,12 +778,16 @@ def nasty_space():
     return jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params)
 
 
-def test_names_are_text_and_nothing_else(open_page, files, nasty_space):
+@pytest.fixture(scope="module")
+def nasty_page(files, nasty_space):
     run = [{name: 1.0 for name in NASTY}]
     texts = {name: name for name in NASTY}
     jasgnas.report(
         nasty_space, path=files / "nasty.html", title=NASTY[0], redundant=[0], history=run, full=texts, sub=texts
     )
+
+
+def test_names_are_text_and_nothing_else(open_page, nasty_page, nasty_space):
     page = open_page("nasty.html")
     assert page.title() == page.locator("h1").inner_text() == NASTY[0]
     assert set(NASTY) <= set(names(page))

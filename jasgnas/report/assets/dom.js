@@ -40,7 +40,7 @@ function figure(value) {
 /** Writes a share in two significant digits; just below the whole, those of what is missing. */
 function percent(share) {
   if (!Number.isFinite(share)) return "–";
-  const digits = (part) => Number((100 * part).toPrecision(2));
+  const digits = (part) => (part < 1 ? Number((100 * part).toPrecision(2)) : Math.round(100 * part));
   const value = share > 0.99 && share < 1 ? 100 - digits(1 - share) : digits(share);
   return `${Number(value.toPrecision(12))} %`;
 }
