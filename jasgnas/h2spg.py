@@ -231,6 +231,7 @@ def h2spg(
         if params is None:
             raise ArgumentError("h2spg needs the parameters: call tx.update(grads, opt_state, params)")
         _check_state(state, space)
+        state = _with_dtypes(state)
         layout = lay_out(space, params, state.remainder)
         if state.remainder.is_final:
             return updates, state._replace(step=optax.safe_increment(state.step))
@@ -312,10 +313,10 @@ def h2spg_state(opt_state: Any, space: "SearchSpace | None" = None) -> H2SPGStat
         raise ArgumentError(
             f"expected an optimizer state that holds one H2SPGState, found {len(states)} in a "
             f"{type(opt_state).__name__}; give the state of a transformation made with one jasgnas.h2spg, or the "
-            f"opt_state of its nnx.Optimizer. {_LOST_TYPE}"
+            f"opt_state of its nnx.Optimizer. {LOST_TYPE}"
         )
     # Leaf by leaf, since those of an `nnx.Optimizer` are inside variables.
-    state = states[0]._replace(**dict(zip(H2SPGState._fields, jax.tree.leaves(states[0]), strict=False)))
+    state = _with_dtypes(states[0]._replace(**dict(zip(H2SPGState._fields, jax.tree.leaves(states[0]), strict=False))))
     if space is not None:
         _check_state(state, space)
     return state
@@ -374,7 +375,7 @@ CHANGED_UPDATES = (
     "Something after h2spg changes its updates (another link of the chain, or what wraps it) or the parameters "
     "themselves: h2spg must be the last link of the chain, and its updates be applied as they are"
 )
-_LOST_TYPE = (
+LOST_TYPE = (
     "A checkpoint that was restored without its types holds plain tuples or dicts: restore it into the tree that "
     "tx.init(params) returns"
 )
@@ -481,13 +482,26 @@ def _check_learning_rate(learning_rate: Any) -> None:
         raise ArgumentError(f"learning_rate must be a number or an optax schedule, got {learning_rate!r}")
 
 
+def _with_dtypes(state: H2SPGState) -> H2SPGState:
+    """Returns the state with booleans and integers of its own dtypes.
+
+    A wrapper that blends two states by arithmetic, such as `optax.contrib.sam`, makes int32 of all of them.
+    """
+    dtypes: dict[str, Any] = dict.fromkeys(("redundant", "zero", "planned", "revived"), jnp.bool_)
+    dtypes["space_id"] = jnp.uint32
+    changed = {name: getattr(state, name) for name in dtypes}
+    return state._replace(
+        **{name: leaf.astype(dtypes[name]) for name, leaf in changed.items() if leaf.dtype != dtypes[name]}
+    )
+
+
 def _check_state(state: H2SPGState, space: "SearchSpace") -> None:
     """Raises an error if the state is none, or was made for another space, as far as that is known while tracing."""
     if not isinstance(state, H2SPGState):
-        raise ArgumentError(f"expected an H2SPGState, got {type(state).__name__}. {_LOST_TYPE}")
+        raise ArgumentError(f"expected an H2SPGState, got {type(state).__name__}. {LOST_TYPE}")
     expected, found = len(space.groups), np.shape(state.scores)[-1:]
     is_concrete = not isinstance(state.space_id, jax.core.Tracer)
-    is_other = is_concrete and bool(np.any(np.asarray(state.space_id) != np.uint32(space.fingerprint)))
+    is_other = is_concrete and bool(np.any(np.asarray(_with_dtypes(state).space_id) != np.uint32(space.fingerprint)))
     if found != (expected,) or is_other:
         raise TreeMismatchError(
             f"the optimizer state is for the {found[0]} groups of another search space than the given one, which has "

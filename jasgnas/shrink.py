@@ -5,6 +5,7 @@ costs what the sub-network costs.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jasgnas.bridge import GONE, Leaf, matched
 from jasgnas.errors import ArgumentError
 from jasgnas.group_layout import Remainder
-from jasgnas.h2spg import DONE, H2SPGState, h2spg_state, h2spg_states, single_state
+from jasgnas.h2spg import DONE, LOST_TYPE, H2SPGState, h2spg_state, h2spg_states, single_state
 from jasgnas.masks import NOTHING, Layout, Sliced, everything, same, stored_shape
 from jasgnas.space import SearchSpace
 from jasgnas.subnet import make_recipe, require_finite, require_space, require_zero, warn_of_nothing, zero_groups
@@ -67,7 +68,10 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
         (['a'], ['a'])
     """
     require_space(space)
-    gone = [index for state in h2spg_states(opt_state)[:1] for index in state.remainder.removed]
+    states = h2spg_states(opt_state)
+    if not states and any(map(partial(_is_fingerprint, space), jax.tree.leaves(opt_state))):
+        raise ArgumentError(f"the optimizer state holds that of h2spg without its type. {LOST_TYPE}")
+    gone = [index for state in states[:1] for index in state.remainder.removed]
     state = None
     if removed is None:
         state = single_state(h2spg_state(opt_state, space))
@@ -100,6 +104,10 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
 
     subnet = space.model.wrap_subnet(recipe, holder, recipe.slice(values))
     return subnet, space.model.carry(opt_state, subnet, move, lambda node: isinstance(node, H2SPGState))
+
+
+def _is_fingerprint(space: SearchSpace, leaf: Any) -> bool:
+    return getattr(leaf, "dtype", None) == np.uint32 and np.ndim(leaf) == 0 and int(leaf) == space.fingerprint
 
 
 def _full_values(space: SearchSpace, layouts: Sequence[Layout], holder: Any) -> list[Any]:

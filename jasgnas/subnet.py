@@ -16,7 +16,7 @@ import numpy as np
 from jasgnas.analysis import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
 from jasgnas.bridge import Leaf, Model, matched
 from jasgnas.collector import collector_paused
-from jasgnas.errors import ArgumentError, NonFiniteError, NothingRemovedWarning
+from jasgnas.errors import ArgumentError, NonFiniteError, NothingRemovedWarning, TreeMismatchError
 from jasgnas.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
 from jasgnas.groups import leaf_zeros
 from jasgnas.h2spg import CHANGED_UPDATES, H2SPGState, h2spg_state, single_state
@@ -30,6 +30,7 @@ from jasgnas.masks import (
     everything,
     same,
     simplified,
+    stored_shape,
     union,
     unknown,
 )
@@ -143,7 +144,9 @@ class Recipe:
 
         Raises:
             ArgumentError: the call needs parameters that were not needed when the sub-network was constructed.
+            TreeMismatchError: the arrays are not those of the sub-network.
         """
+        self._check(arrays)
         call = Call.of(args, kwargs)
         prepared = self._prepare(model, call)
         inputs = [
@@ -159,6 +162,16 @@ class Recipe:
             if self.layouts[index] != NOTHING
         }
         return jax.tree.unflatten(prepared.out_tree, outputs), changed
+
+    def _check(self, arrays: Mapping[str, Any]) -> None:
+        faults = []
+        for leaf, layout in zip(self.leaves, self.layouts, strict=True):
+            expected = stored_shape(leaf.shape, layout)
+            found = np.shape(arrays[leaf.path]) if leaf.path in arrays else "missing"
+            if layout != NOTHING and found != expected:
+                faults.append(f"{leaf.path}: {found}, expected {expected}")
+        if faults:
+            raise TreeMismatchError("these are not the arrays of the sub-network:\n  " + "\n  ".join(faults))
 
     def _prepare(self, model: Model, call: Call) -> _Prepared:
         key = (model.static, call.avals, call.static, call.treedef)

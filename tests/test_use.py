@@ -182,6 +182,58 @@ def test_a_fraction_out_of_reach():
         make_h2spg(target_groups=None, target_params=0.1)
 
 
+# What wraps H2SPG, or keeps parameters from it.
+
+
+def test_sharpness_aware_minimisation_blends_states_by_arithmetic():
+    inner = optax.chain(optax.sgd(0.05, momentum=0.9), make_h2spg(learning_rate=0.05))
+    tx = optax.contrib.sam(inner, optax.chain(optax.contrib.normalize(), optax.sgd(0.01)), sync_period=2)
+    params, state = train(tx, PARAMS, 8)
+    found = jasgnas.h2spg_state(state, SPACE)
+    assert found.zero.dtype == found.redundant.dtype == bool and found.space_id.dtype == jnp.uint32
+    (gone,) = np.flatnonzero(found.zero)
+    assert [name for name in params if not np.any(params[name])] == ["abc"[gone]]
+    _, sub_params = jasgnas.construct_subnet(SPACE, params, opt_state=state)
+    assert jasgnas.count_params(sub_params) == 32
+
+
+def test_parameters_that_h2spg_does_not_see_are_to_be_kept():
+    labels = {"a": "trained", "b": "trained", "c": "frozen"}
+    tx = optax.multi_transform({"trained": optax.chain(optax.sgd(0.1), make_h2spg()), "frozen": optax.sgd(0.0)}, labels)
+    with pytest.raises(jasgnas.TreeMismatchError, match="c is missing.* name them when the space is made, .*keep="):
+        tx.init(PARAMS)
+    kept = jasgnas.search_space(branches, X, params=PARAMS, keep=("c",))
+    h2spg = jasgnas.h2spg(kept, learning_rate=0.1, target_groups=1, warmup_steps=1, projection_steps=2)
+    tx = optax.multi_transform({"trained": optax.chain(optax.sgd(0.1), h2spg), "frozen": optax.set_to_zero()}, labels)
+    params, state = train(tx, PARAMS, 4)
+    np.testing.assert_array_equal(params["c"], PARAMS["c"])
+    _, sub_params = jasgnas.construct_subnet(kept, params, opt_state=state)
+    assert len(sub_params) == 2 and "c" in sub_params
+
+
+def test_frozen_parameters_that_h2spg_sees_go_to_zero_all_the_same():
+    frozen = optax.masked(optax.set_to_zero(), {"a": True, "b": True, "c": True})
+    params, state = train(optax.chain(optax.sgd(0.1), frozen, make_h2spg()), PARAMS, 4)
+    _, sub_params = jasgnas.construct_subnet(SPACE, params, opt_state=state)
+    assert jasgnas.count_params(sub_params) == 32
+
+
+def test_a_state_without_its_type_does_not_shrink():
+    params, state = train(optax.chain(optax.adam(0.1), make_h2spg()), PARAMS, 4)
+    removed = np.flatnonzero(jasgnas.h2spg_state(state).zero)
+    for lost in (jax.tree.leaves(state), {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}):
+        with pytest.raises(jasgnas.ArgumentError, match="without its type. A checkpoint"):
+            jasgnas.shrink(SPACE, params, lost, removed=removed)
+
+
+def test_arrays_that_are_not_the_subnets():
+    sub_fn, sub_params = jasgnas.construct_subnet(SPACE, SPACE.zero(PARAMS, [0]))
+    with pytest.raises(jasgnas.TreeMismatchError, match=r"b: missing, expected \(4, 4\)"):
+        sub_fn({"c": sub_params["c"]}, X)
+    with pytest.raises(jasgnas.TreeMismatchError, match=r"b: \(4, 3\), expected \(4, 4\)"):
+        sub_fn(sub_params | {"b": jnp.ones((4, 3))}, X)
+
+
 # Updates that something changes after H2SPG.
 
 
