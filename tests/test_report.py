@@ -87,11 +87,12 @@ def test_what_is_kept_of_the_unets_owns_the_subnetworks_parameters(unets):
     assert [fates(space, AUTHORS_REDUNDANT)[name] for name in second] == ["dead"] * 3
 
 
-@pytest.mark.parametrize("redundant", [s for s in subsets(5) if len(s) < 3], ids=str)
+# Without groups 3 and 4 the network would be a constant.
+@pytest.mark.parametrize("redundant", [s for s in subsets(5) if len(s) < 3 and s != (3, 4)], ids=str)
 def test_segments_add_up_to_the_subnetwork(demo_space, redundant):
     data = data_of(demo_space, redundant)
     segments = data["segments"]
-    sizes = demo_space.subnet_size(redundant) if demo_space.is_valid(redundant) else (0, 0)
+    sizes = demo_space.subnet_size(redundant)
     assert (sum(segments["subParams"]), sum(segments["subMacs"])) == sizes
     assert [row["sub"] for row in data["networks"]] == list(sizes)
     left = np.isin(segments["fate"], ["kept", "passing"])

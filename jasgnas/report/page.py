@@ -39,6 +39,7 @@ def report(
 
     The page is one file that needs no network: the graphs laid out from top to bottom, with every segment, operator and
     parameter and why it is or is not removable; the groups; full and sub-network side by side; the curves of the run.
+    The sizes of the sub-network are those that `construct_subnet` arrives at, and take about as long to find.
 
     Args:
         space: the search space.
