@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rule_rows import NEWER, NUMBERS, ROWS
 
 from jasgnas.analysis import of_literal
 from jasgnas.jaxpr import Literal, inline, trace
@@ -27,7 +28,6 @@ from jasgnas.masks import (
 )
 from jasgnas.rules import needs_of, rule_for, zeros_of
 from jasgnas.rules.base import _RULES
-from tests.rule_rows import NEWER, NUMBERS, ROWS
 
 
 def equation_of(row):
