@@ -234,7 +234,8 @@ def h2spg(
         state = _with_dtypes(state)
         layout = lay_out(space, params, state.remainder)
         if state.remainder.is_final:
-            return updates, state._replace(step=optax.safe_increment(state.step))
+            norms = jnp.where(state.zero, 0, state.norms)
+            return updates, state._replace(step=optax.safe_increment(state.step), norms=norms)
         step, dtype = state.step, layout.dtype
         alpha = jnp.asarray(learning_rate(step) if callable(learning_rate) else learning_rate, dtype)
         check_updates(layout, params, updates)
@@ -253,7 +254,8 @@ def h2spg(
         # What an optimizer would do to a frozen zero is no property of the group: it may not even be there any more.
         sums = GroupSums(*(jnp.where(state.zero, 0, each) for each in sums))
         stats = _group_stats(sums, alpha, jnp.asarray(layout.num_params, dtype))
-        norms = jnp.where(is_measured, stats.x_norm, state.norms)
+        is_concerned = (state.phase != DONE) | state.zero | state.revived
+        norms = jnp.where(is_measured & is_concerned, stats.x_norm, state.norms)
         state = jax.lax.cond(rounds.starts_at(step), select, lambda state, _: state, state, norms)
 
         def move() -> tuple[list[jax.Array], jax.Array]:

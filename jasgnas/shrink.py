@@ -55,7 +55,7 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
             sliced, but has another shape.
 
     Warns:
-        NothingRemovedWarning: the state of `h2spg` says of no group (of no further one) that it is zero.
+        NothingRemovedWarning: the state of `h2spg` says of no group that it is zero.
 
     Example:
         >>> import jax.numpy as jnp, optax, jasgnas
@@ -82,7 +82,7 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
     zero = zero_groups(space, values)
     require_finite(space, values, zero)
     require_zero(space, indices, zero, state)
-    if state is not None and len(indices) == len(gone):
+    if state is not None and not indices:
         warn_of_nothing(space, state)
     space.require_valid(indices)
     is_final = state is not None and int(state.phase) == DONE
