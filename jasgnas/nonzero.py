@@ -26,9 +26,10 @@ from jasgnas.masks import NOTHING, Need, Zeros, coarsened, join, normalize, unio
 from jasgnas.rules import needs_of, rule_for, zeros_of
 from jasgnas.rules.elementwise import Elementwise
 
-# Sets of more parts than this, or the tries beyond as many, are not looked for: then every part counts as needed.
-_MOST_TOGETHER = 3
-_MOST_TRIES = 4096
+# Sets of more cells or groups than this, or after as many tries, are not looked for: what is not found does not count.
+_MOST_CELLS = 3
+_MOST_GROUPS = 2
+_MOST_TRIES = 2048
 
 Labels = tuple[np.ndarray | None, ...]
 """For each axis of a value, to which block each index belongs, as numbers; None where the axis is one block."""
@@ -95,7 +96,7 @@ class Survival:
             or never.
         """
         claims = self._claims(segment)
-        can_cancel = any(map(self._can_cancel, self._equations(segment)))
+        can_cancel = self._can_cancel(segment)
         if not (claims or can_cancel):
             return None
         needs = dict(results)
@@ -107,7 +108,6 @@ class Survival:
         read = self._prover.inputs(self._graph.operators[segment.operators[0]])
         read = [var for var in read if needs.get(var, NOTHING) != NOTHING]
         cells = [cell for var in read for cell in self._cells(var, needs[var])]
-        units: list[Unit] = [*cells, *claims]
 
         def run(chosen: Sequence[Unit]) -> tuple[bool, list[Cell]]:
             """Tells whether the results are not zero if nothing else is, and which of the cells they depend on then."""
@@ -122,7 +122,7 @@ class Survival:
             is_nonzero = any(without(need, known[var]) != NOTHING for var, need in results.items())
             return is_nonzero, [cell for cell in own if not disjoint(needs.get(cell.var, NOTHING), cell.need)]
 
-        return _least(units, run)
+        return _least(cells, list(claims), run)
 
     def _needs(self, segment: Segment, results: Mapping[int, Need], known: Mapping[int, Zeros]) -> dict[int, Need]:
         """Returns which entries of what a segment reads some entries of its results depend on, given all zeros."""
@@ -160,18 +160,22 @@ class Survival:
                 found.setdefault(path, []).append(group.index)
         return found
 
-    def _can_cancel(self, eqn: Equation) -> bool:
-        """Tells whether a result may be zero though no operand is: unlike a sum, if several can be in parts."""
+    def _can_cancel(self, segment: Segment) -> bool:
+        """Tells whether results may be zero though none of what the segment reads is.
+
+        Some of that must be zero in parts, and another operand than a sum read several values that depend on data.
+        """
+        read = self._prover.inputs(self._graph.operators[segment.operators[0]])
+        return any(map(self._is_divided, read)) and any(map(self._is_product, self._equations(segment)))
+
+    def _is_product(self, eqn: Equation) -> bool:
+        # The same variable may be read twice, as in x * x, and another one be computed from it, as in x * roll(x).
         data = [atom for atom in eqn.inputs if isinstance(atom, int) and atom not in self._graph.static_parts]
-        if len(data) < 2 or eqn.primitive in ADDITIVE:
-            return False
-        if not any(self._largest_zeros[var].anywhere for var in eqn.outputs):
-            return False
-        # The same variable may be read twice, as in x * roll(x).
-        return sum(self._largest_zeros[var].anywhere and self._is_divided(var) for var in data) > 1
+        is_zeroable = any(self._largest_zeros[var].anywhere for var in eqn.outputs)
+        return len(data) > 1 and eqn.primitive not in ADDITIVE and is_zeroable
 
     def _is_divided(self, var: int) -> bool:
-        return any(labels is not None for labels in self._labels_of(var))
+        return self._largest_zeros[var].anywhere and any(labels is not None for labels in self._labels_of(var))
 
     @cached_property
     def _largest_zeros(self) -> dict[int, Zeros]:
@@ -241,18 +245,21 @@ class Survival:
         return tuple(labels)
 
 
-def _least(units: Sequence[Unit], run: Callable[[Sequence[Unit]], tuple[bool, list[Cell]]]) -> Keepers:
+def _least(
+    cells: Sequence[Cell], groups: Sequence[int], run: Callable[[Sequence[Unit]], tuple[bool, list[Cell]]]
+) -> Keepers:
     """Looks for the least sets, from small to large; `run` says what a set does. All units together always do it."""
     present: list[frozenset[Unit]] = []
     varying: list[tuple[frozenset[Unit], list[Cell]]] = []
     tries = 0
-    for size in range(_MOST_TOGETHER + 1):
-        if size > 2 and present and varying:
+    for num_cells, num_groups in product(range(_MOST_CELLS + 1), range(_MOST_GROUPS + 1)):
+        if num_cells > 2 and present and varying:
             break
-        for chosen in combinations(units, size):
+        for own, kept in product(combinations(cells, num_cells), combinations(groups, num_groups)):
+            chosen: tuple[Unit, ...] = (*own, *kept)
             is_present = any(each.issubset(chosen) for each in present)
-            covered = {cell for each, cells in varying if each.issubset(chosen) for cell in cells}
-            if tries == _MOST_TRIES or (is_present and all(isinstance(u, int) or u in covered for u in chosen)):
+            covered = {cell for each, reached in varying if each.issubset(chosen) for cell in reached}
+            if tries == _MOST_TRIES or (is_present and covered.issuperset(own)):
                 continue
             tries += 1
             is_nonzero, reached = run(chosen)
@@ -260,8 +267,8 @@ def _least(units: Sequence[Unit], run: Callable[[Sequence[Unit]], tuple[bool, li
                 present.append(frozenset(chosen))
             if new := [cell for cell in reached if cell not in covered]:
                 varying.append((frozenset(chosen), new))
-    everything = frozenset(units)
-    return Keepers(present or [everything], varying or [(everything, [u for u in units if isinstance(u, Cell)])])
+    everything: frozenset[Unit] = frozenset([*cells, *groups])
+    return Keepers(present or [everything], varying or [(everything, list(cells))])
 
 
 def _is_partial(need: Need) -> bool:

@@ -312,7 +312,7 @@ def test_toy_sub_networks_are_exact(toy):
         if not space.is_valid(removed):
             continue
         zeroed = space.zero(params, removed)
-        sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed)
+        sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed, allow_nothing=not removed)
         for batch_size in (1, 12):
             x = random_input((batch_size, *toy.x[1:]), jnp.float64, seed=len(removed))
             assert error(sub_fn(sub_params, x), toy.fn(zeroed, x)) < 1e-12
@@ -456,7 +456,7 @@ def test_zero_initialised_parameters_stay():
     model.bn8.scale.set_value(jnp.zeros_like(model.bn8.scale.get_value()))
     model.fc1.bias.set_value(jnp.zeros_like(model.fc1.bias.get_value()))
     model.conv6.kernel.set_value(jnp.zeros_like(model.conv6.kernel.get_value()))
-    subnet = jasgnas.construct_subnet(space, model)
+    subnet = jasgnas.construct_subnet(space, model, allow_nothing=True)
     before = {path: array.shape for path, array in arrays(model).items()}
     assert {path: array.shape for path, array in arrays(subnet).items()} == before
 
@@ -471,7 +471,7 @@ def test_negative_zeros_are_zeros():
 
 def test_nothing_removed_changes_nothing():
     model = build(DemoNet, width=0.1)
-    subnet = jasgnas.construct_subnet(space_of(model, 1, jnp.float32), model)
+    subnet = jasgnas.construct_subnet(space_of(model, 1, jnp.float32), model, allow_nothing=True)
     found = arrays(subnet)
     assert found.keys() == arrays(model).keys()
     assert all(found[path] is array or np.array_equal(found[path], array) for path, array in arrays(model).items())
