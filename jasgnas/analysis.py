@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jasgnas.jaxpr import Atom, Equation, Literal, Program
-from jasgnas.masks import NOTHING, Need, Zeros, everything, union, unknown, without, zero
+from jasgnas.masks import NOTHING, Need, Zeros, everything, union, unknown, without, zeros
 from jasgnas.rules import needs_of, zeros_of
 
 # Constants larger than this are not searched for zeros.
@@ -62,18 +62,22 @@ def of_literal(literal: Literal) -> Zeros:
     ndim = np.ndim(literal.value)
     if ndim or not isinstance(literal.aval.dtype, np.dtype):
         return unknown(ndim)
-    return Zeros((), np.asarray(literal.value, literal.aval.dtype)[()])
+    value = np.asarray(literal.value, literal.aval.dtype)[()]
+    return Zeros((), value, entries=lambda: value)
 
 
 def of_constant(value: Any, ndim: int) -> Zeros:
     """Returns what is known of a constant array."""
     held = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_fully_addressable
-    if not (held or isinstance(value, np.ndarray)) or value.size > _LARGEST_CONSTANT:
+    if not (held or isinstance(value, np.ndarray)):
         return unknown(ndim)
-    if isinstance(value, np.ndarray) and not value.any():
-        return zero(ndim)
-    is_index = jax.dtypes.issubdtype(value.dtype, np.integer)
-    return Zeros((None,) * ndim, entries=(lambda: np.asarray(value)) if is_index else None)
+    if value.size > _LARGEST_CONSTANT or not isinstance(value.dtype, np.dtype):
+        return Zeros((None,) * ndim, entries=lambda: value)
+    is_set = np.asarray(value) != 0
+    known = zeros(~is_set.any(tuple(i for i in range(ndim) if i != axis)) for axis in range(ndim)) if ndim else None
+    if known is None or not known.anywhere:
+        return Zeros((None,) * ndim, None if ndim else np.asarray(value)[()], entries=lambda: value)
+    return known._replace(entries=lambda: value)
 
 
 def propagate_zeros(program: Program, inputs: Sequence[Zeros]) -> ZeroFlow:

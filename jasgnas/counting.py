@@ -9,6 +9,8 @@ import numpy as np
 from flax import nnx
 
 from jasgnas.bridge import open_model
+from jasgnas.checks import NUMBERS
+from jasgnas.errors import ArgumentError
 from jasgnas.macs import has_uncounted_loop, program_macs
 from jasgnas.trace import Call, trace_model
 
@@ -20,6 +22,9 @@ def count_params(holder: Any) -> int:
         holder: an `nnx.Module`, of which `nnx.Param`s count; the variables of a Linen module, of which the collection
             `params` counts; or a pytree of parameters, of which every array counts.
 
+    Raises:
+        ArgumentError: there is no array in it, and something else is.
+
     Example:
         >>> import numpy as np
         >>> count_params({"dense": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}})
@@ -29,7 +34,12 @@ def count_params(holder: Any) -> int:
         tree = nnx.state(holder, nnx.Param)
     else:
         tree = holder["params"] if isinstance(holder, Mapping) and "params" in holder else holder
-    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(tree)
+    # The function that comes with the parameters of a sub-network is none of them.
+    arrays = [leaf for leaf in leaves if hasattr(leaf, "shape") or isinstance(leaf, NUMBERS)]
+    if (leaves and not arrays) or holder is None:
+        raise ArgumentError(f"expected a module, its variables or a pytree of parameters, got {type(holder).__name__}")
+    return sum(int(np.size(leaf)) for leaf in arrays)
 
 
 def count_macs(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import serialization
 
 from jasgnas.errors import TreeMismatchError
 from jasgnas.masks import NOTHING, Axes, Layout, everything, stored_shape
@@ -37,6 +38,10 @@ class Remainder:
     removed: tuple[int, ...] = ()
     is_final: bool = False
     layouts: Mapping[str, Layout] = field(default_factory=dict, compare=False, repr=False)
+
+
+# It has no arrays: what Flax restores takes it from the state that it is restored into.
+serialization.register_serialization_state(Remainder, lambda remainder: {}, lambda remainder, saved: remainder)
 
 
 class GroupedLeaf(NamedTuple):

@@ -277,7 +277,7 @@ def h2spg(
         zero = zero & ~revived
 
         # A round that starts with this update was selected with the scores averaged before it.
-        new_scores = score_fn(stats).astype(dtype)
+        new_scores = _checked_scores(score_fn(stats), num_groups).astype(dtype)
         new_scores = jnp.where(step == first_scoring, new_scores, omega * state.scores + (1 - omega) * new_scores)
         is_scoring = (step >= first_scoring) & (step < rounds.last_start)
         is_done = (step >= rounds.last_start) & jnp.all(zero == state.redundant)
@@ -479,9 +479,22 @@ def _find_score(score: str | ScoreFn) -> ScoreFn:
     return scores[score]
 
 
+def _checked_scores(scores: Any, num_groups: int) -> jax.Array:
+    if np.shape(scores) != (num_groups,):
+        raise ArgumentError(
+            f"a score must return an array of shape [num_groups], here ({num_groups},), got "
+            f"{type(scores).__name__} of shape {np.shape(scores)}"
+        )
+    return jnp.asarray(scores)
+
+
 def _check_learning_rate(learning_rate: Any) -> None:
-    if not callable(learning_rate) and not isinstance(learning_rate, (*NUMBERS, jax.Array)):
-        raise ArgumentError(f"learning_rate must be a number or an optax schedule, got {learning_rate!r}")
+    is_array = isinstance(learning_rate, jax.Array | np.ndarray) and np.ndim(learning_rate) == 0
+    is_number = (
+        isinstance(learning_rate, NUMBERS) and not isinstance(learning_rate, bool) and 0 <= learning_rate < np.inf
+    )
+    if not (callable(learning_rate) or is_array or is_number):
+        raise ArgumentError(f"learning_rate must be a number, at least 0, or an optax schedule, got {learning_rate!r}")
 
 
 def _with_dtypes(state: H2SPGState) -> H2SPGState:

@@ -36,13 +36,13 @@ class Zeros(NamedTuple):
         constant: the one scalar that all entries equal, if known. An entirely zero value has `constant` 0.
         is_broken: whether some entries are not finite, as after a division by zero: nothing else is known then, not
             even that a product with zero is zero.
-        entries: computes the entries of an integer value that depends on constants alone: they may be indices.
+        entries: computes the entries of a value that depends on constants alone: they may be indices.
     """
 
     axes: Axes
     constant: Any = None
     is_broken: bool = False
-    entries: Callable[[], np.ndarray] | None = None
+    entries: Callable[[], Any] | None = None
 
     @property
     def everywhere(self) -> bool:

@@ -25,6 +25,7 @@ from jasgnas.jaxpr import Equation
 from jasgnas.masks import NOTHING, Need, Zeros, coarsened, join, normalize, union, unknown, without, zero, zeros
 from jasgnas.rules import needs_of, rule_for, zeros_of
 from jasgnas.rules.elementwise import Elementwise
+from jasgnas.rules.reduction import ReduceProduct
 
 # Sets of more cells or groups than this, or after as many tries, are not looked for: what is not found does not count.
 _MOST_CELLS = 3
@@ -169,10 +170,13 @@ class Survival:
         return any(map(self._is_divided, read)) and any(map(self._is_product, self._equations(segment)))
 
     def _is_product(self, eqn: Equation) -> bool:
-        # The same variable may be read twice, as in x * x, and another one be computed from it, as in x * roll(x).
-        data = [atom for atom in eqn.inputs if isinstance(atom, int) and atom not in self._graph.static_parts]
+        # The same variable may be read twice, as in x * x, and another one be computed from it, as in x * roll(x). What
+        # does not depend on data may be zero in parts, too, as a mask is.
+        variables = [atom for atom in eqn.inputs if isinstance(atom, int)]
+        factors = [v for v in variables if v not in self._graph.static_parts or self._graph.zeros[v].anywhere]
+        is_product = len(factors) > 1 or isinstance(rule_for(eqn.primitive), ReduceProduct)
         is_zeroable = any(self._largest_zeros[var].anywhere for var in eqn.outputs)
-        return len(data) > 1 and eqn.primitive not in ADDITIVE and is_zeroable
+        return is_product and eqn.primitive not in ADDITIVE and is_zeroable
 
     def _is_divided(self, var: int) -> bool:
         return self._largest_zeros[var].anywhere and any(labels is not None for labels in self._labels_of(var))

@@ -17,15 +17,24 @@ from jasgnas.group_layout import Remainder
 from jasgnas.h2spg import DONE, LOST_TYPE, H2SPGState, h2spg_state, h2spg_states, single_state
 from jasgnas.masks import NOTHING, Layout, Sliced, everything, same, stored_shape
 from jasgnas.space import SearchSpace
-from jasgnas.subnet import make_recipe, require_finite, require_space, require_zero, warn_of_nothing, zero_groups
+from jasgnas.subnet import (
+    make_recipe,
+    require_concrete,
+    require_finite,
+    require_space,
+    require_zero,
+    warn_of_nothing,
+    zero_groups,
+)
 
 
 def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable[int] | None = None) -> tuple[Any, Any]:
     """Constructs the sub-network without the groups that are zero for good, and carries the optimizer's state over.
 
     Training goes on with the same optax transformation, and ends as it would have without shrinking, up to the order of
-    floating-point sums. Two things are different: what mixes all parameters (clipping by their global norm, say) no
-    longer sees those removed, and later selections see the score of what is left of a group. With `periods`, shrink
+    floating-point sums. Two things are different: what mixes parameters (clipping by their global norm; the norms of
+    single leaves in Adafactor, LAMB, LARS, Muon or adaptive clipping, where a leaf loses some entries) no longer sees
+    those removed, and later selections see the score of what is left of a group. With `periods`, shrink
     after each of them:
 
         metrics = jasgnas.h2spg_metrics(opt_state)
@@ -79,6 +88,7 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
     indices = np.flatnonzero(space.removed(gone) | space.removed(removed)).tolist()
     before = make_recipe(space, gone).layouts if gone else tuple(everything(len(leaf.shape)) for leaf in space.leaves)
     values = _full_values(space, before, holder)
+    require_concrete(values)
     zero = zero_groups(space, values)
     require_finite(space, values, zero)
     require_zero(space, indices, zero, state)
@@ -141,10 +151,10 @@ class _Slicer(NamedTuple):
         """Returns what is left of an array, or of the empty node that optax has in the place of a masked one."""
         is_empty = not jax.tree.leaves(array)
         shape = np.shape(array) if not is_empty else None
-        if shape == () != self.leaf.shape:
-            return array  # A number of its own, called like a parameter by chance.
         if self.after == NOTHING:
             return GONE
+        if shape == () != self.leaf.shape:
+            return array  # A number for the parameter as a whole.
         if is_empty or same(self.before, self.after):
             return array
         if shape == stored_shape(self.leaf.shape, self.before):

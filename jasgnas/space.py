@@ -278,12 +278,12 @@ class SearchSpace:
                 "if every network output is to stay connected to the input"
             )
 
-    def explain(self, path: str | None = None) -> str:
+    def explain(self, path: KeepPattern | None = None) -> str:
         """Says why operators are or are not removable.
 
         Args:
-            path: a parameter path, or a pattern such as `blocks/*/kernel`; only the segments that own a parameter that
-                matches are explained. All of them without it.
+            path: a parameter path, a pattern such as `blocks/*/kernel` or a compiled regular expression; only the
+                segments that own a parameter that matches are explained. All of them without it.
 
         Raises:
             ArgumentError: no parameter matches.
@@ -291,7 +291,7 @@ class SearchSpace:
         lines = []
         for segment, name, reason in zip(self.graph.segments, self.segment_names, self.reasons, strict=True):
             owned = [self.leaves[i].path for o in segment.operators for i in self.graph.leaves_of(o)]
-            if path is None or any(fnmatchcase(leaf, path) for leaf in owned):
+            if path is None or any(_matches(path, leaf) for leaf in owned):
                 operators = ", ".join(self.graph.operators[index].name for index in segment.operators)
                 lines.append(f"{name} ({operators}): {reason}" if name != operators else f"{name}: {reason}")
         if not lines:
@@ -433,6 +433,8 @@ def _kept_leaves(leaves: Sequence[Leaf], patterns: Sequence[KeepPattern]) -> fro
 
 
 def _matches(pattern: KeepPattern, path: str) -> bool:
+    if not isinstance(pattern, str | re.Pattern):
+        raise ArgumentError(f"expected a pattern of parameter paths, such as 'head/*', got {pattern!r}")
     return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
 
 

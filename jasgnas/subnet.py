@@ -226,6 +226,7 @@ def construct_subnet(
     """
     require_space(space)
     values = matched(space.leaves, space.model.tree(holder))
+    require_concrete(values)
     removed = zero_groups(space, values)
     require_finite(space, values, removed)
     if opt_state is not None:
@@ -239,6 +240,15 @@ def construct_subnet(
     if verify:
         verify_subnet(space, recipe, values, arrays)
     return space.model.wrap_subnet(recipe, holder, arrays)
+
+
+def require_concrete(values: Sequence[Any]) -> None:
+    """Raises an `ArgumentError` if the values of arrays are not known: if these are abstract, or traced."""
+    if any(isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer) for value in values):
+        raise ArgumentError(
+            "the values of these arrays are not known, but which groups are zero is read off them: pass the arrays "
+            "themselves, outside jax.jit and other transformations"
+        )
 
 
 def require_space(space: Any) -> None:

@@ -112,7 +112,11 @@ def trace_model(model: Model, call: Call) -> TracedModel:
         ArgumentError: there is no input array.
     """
     if not call.arrays:
-        raise ArgumentError("no network input was given: pass an example input, an array or a jax.ShapeDtypeStruct")
+        given = ", ".join(repr(value) for _, value in call.static[:4])
+        found = f"; {given} is none" if given else ""
+        raise ArgumentError(
+            f"no network input was given: pass an example input, an array or a jax.ShapeDtypeStruct{found}"
+        )
     out_trees = []
 
     def run(values: Sequence[Any], arrays: Sequence[Any]) -> Any:

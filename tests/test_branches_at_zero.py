@@ -31,6 +31,12 @@ NOT_ZERO = {
     "filled with a number": lambda z: z.at[OUTSIDE].get(mode="fill", fill_value=7.0),
     "filled with a subnormal number": lambda z: z.at[OUTSIDE].get(mode="fill", fill_value=1e-40) * 1e38 * 1e2 + 1,
     "filled with no number": lambda z: jnp.nan_to_num(jnp.take(z, OUTSIDE, axis=0), nan=1.0),
+    "filled with no number by computed indices": lambda z: jnp.nan_to_num(
+        jnp.take(z, jnp.linspace(0, 9, 2).astype(int), axis=0), nan=1.0
+    ),
+    "filled with no number by random indices": lambda z: jnp.nan_to_num(
+        jnp.take(z, jax.random.randint(jax.random.key(0), (2,), 5, 9), axis=0), nan=1.0
+    ),
     "filled with no number by an index alone": lambda z: jnp.nan_to_num(jnp.take(z, 9, axis=0), nan=1.0) + 0 * z,
     "integers taken out of range": lambda z: jnp.take(z.astype(int), OUTSIDE, axis=0) / 1e9,
     "bytes taken out of range": lambda z: jnp.take(z.astype(jnp.uint8), OUTSIDE, axis=0).astype(float),

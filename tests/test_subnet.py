@@ -91,7 +91,7 @@ def unets(precision):
 def test_demo_net_is_exact(demo, precision, removed):
     model, space = demo
     full = space.zero(model, removed)
-    subnet = jasgnas.construct_subnet(space, full)
+    subnet = jasgnas.construct_subnet(space, full, allow_nothing=not removed)
     gone = {path for index in removed for path in space.groups[index].paths}
     assert arrays(subnet).keys() <= arrays(full).keys() - gone
     for batch_size in (1, 3):
@@ -103,7 +103,7 @@ def test_demo_net_is_exact(demo, precision, removed):
 def test_stacked_unets_is_exact(unets, precision, number):
     model, space = unets
     full = space.zero(model, UNETS_SETS[number])
-    subnet = jasgnas.construct_subnet(space, full)
+    subnet = jasgnas.construct_subnet(space, full, allow_nothing=not UNETS_SETS[number])
     for training in (False, True):
         for batch_size in (1, 3):
             compare(full, subnet, random_input((batch_size, 8, 8, 3), precision, number), training)
@@ -116,7 +116,7 @@ def test_stacked_unets_is_exact(unets, precision, number):
 def test_nothing_idle_is_kept(cls, channels, removed):
     model = build(cls, width=0.08)
     space = space_of(model, channels, jnp.float32)
-    subnet = jasgnas.construct_subnet(space, space.zero(model, removed))
+    subnet = jasgnas.construct_subnet(space, space.zero(model, removed), allow_nothing=not removed)
     subnet.eval()
     idle = []
     for seed in range(3):

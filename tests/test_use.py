@@ -1,12 +1,15 @@
 """The library as it is used, rightly and wrongly: real spaces of small functions, in JAX's default 32-bit mode."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from flax import nnx
+from flax import nnx, serialization
+from flax.core import FrozenDict, freeze
 
 import jasgnas
 from jasgnas.h2spg import DONE, PROJECTION
@@ -436,6 +439,21 @@ def test_only_what_is_named_needs_to_reach_the_output():
         jasgnas.search_space(lambda p, x, y: y @ p["a"] + jnp.tanh(y @ p["b"]), X, X, params=PARAMS, inputs="x")
 
 
+@pytest.mark.parametrize("join", [jnp.multiply, lambda u, v: jnp.where(v > 0, u, 0.0)])
+def test_what_only_a_key_keeps_alive_is_not_connected(join):
+    def fn(p, x, key):
+        noise = jax.random.normal(key, (3, 4)) @ p["b"]
+        data, ones = jnp.concatenate([x @ p["a"], noise], -1), jnp.concatenate([x @ p["c"], jnp.ones((3, 4))], -1)
+        return join(data, ones) @ p["w"]
+
+    params = weights(a=(4, 4), b=(4, 4), c=(4, 4), w=(8, 2))
+    space = jasgnas.search_space(fn, X, jax.random.key(0), params=params)
+    index = [group.name for group in space.groups].index("a")
+    assert not space.is_valid([index])
+    with pytest.raises(jasgnas.InvalidRemovalError):
+        jasgnas.construct_subnet(space, space.zero(params, [index]))
+
+
 def test_inputs_of_an_nnx_module_by_name():
     class Net(nnx.Module):
         def __init__(self, rngs):
@@ -492,6 +510,40 @@ CONSTANT = {
         lambda p, x: (norm(joined(p, x, "ab"), p["s"], p["t"]) * norm(joined(p, x, "cd"), p["u"], p["v"])) @ p["w"],
         {"a": (4, 4), "b": (4, 4), "c": (4, 4), "d": (4, 4), "w": (8, 2)} | {name: (8,) for name in "stuv"},
     ),
+    "a split with a factor that is never zero": (
+        lambda p, x: (lambda u, v: u * jnp.exp(v) @ p["h"])(*jnp.split(joined(p, x), 2, -1)),
+        {"a": (4, 2), "b": (4, 2), "c": (4, 4), "h": (4, 2)},
+    ),
+    "a gated linear unit of a scaled concatenation": (
+        lambda p, x: jax.nn.glu(joined(p, x) * p["s"]) @ p["h"],
+        {"a": (4, 4), "b": (4, 4), "c": (4, 4), "s": (12,), "h": (6, 2)},
+    ),
+    "a rectified gate of a normalised concatenation": (
+        lambda p, x: (lambda u, v: (u * jax.nn.relu(v)) @ p["h"])(
+            *jnp.split(norm(joined(p, x), p["s"], p["t"]), 2, -1)
+        ),
+        {"a": (4, 4), "b": (4, 4), "c": (4, 4), "s": (12,), "t": (12,), "h": (6, 2)},
+    ),
+    "sums of the parts of a split": (
+        lambda p, x: (lambda u, v: u.sum(-1) * v.sum(-1))(*jnp.split(joined(p, x), 2, -1)),
+        {"a": (4, 2), "b": (4, 2), "c": (4, 4)},
+    ),
+    "a concatenation and itself, reversed": (
+        lambda p, x: (lambda y: (y * y[:, ::-1]) @ p["w"])(joined(p, x)),
+        {"a": (4, 3), "b": (4, 3), "c": (4, 3), "w": (9, 2)},
+    ),
+    "a product along the channels": (
+        lambda p, x: jnp.prod(joined(p, x, "ab"), -1, keepdims=True) @ p["w"] + x[:, :2] @ p["c"],
+        {"a": (4, 2), "b": (4, 2), "w": (1, 2), "c": (2, 2)},
+    ),
+    "a constant mask": (
+        lambda p, x: (joined(p, x, "ab") * jnp.array([1.0] * 4 + [0.0] * 4)) @ p["w"],
+        {"a": (4, 4), "b": (4, 4), "w": (8, 2)},
+    ),
+    "tiles": (
+        lambda p, x: (lambda t: (t[:, 2:6] * t[:, 8:12]) @ p["w"])(jnp.tile(joined(p, x, "ab"), (1, 2))),
+        {"a": (4, 4), "b": (4, 4), "w": (4, 2)},
+    ),
     "padding": (
         lambda p, x: (jnp.pad(x @ p["a"], ((0, 0), (0, 4))) * joined(p, x, "bc")) @ p["w"],
         {"a": (4, 4), "b": (4, 4), "c": (4, 4), "w": (8, 2)},
@@ -536,6 +588,86 @@ def test_integers_are_drawn_over_the_range_of_their_use():
     program = space.graph.program
     assert [num_values(program, var) for var in program.inputs[len(space.leaves) :]] == [11, 7, 5, 256]
     jasgnas.construct_subnet(space, space.zero(params, [0]), verify=True)
+
+
+# What is counted, kept and told of arguments.
+
+
+def test_only_parameters_are_counted():
+    pair = jasgnas.construct_subnet(SPACE, SPACE.zero(PARAMS, [0]))
+    assert jasgnas.count_params(pair) == jasgnas.count_params(pair[1]) == 32  # its function is no parameter
+    assert jasgnas.count_params({}) == 0
+    for wrong in (SPACE, "a", branches, None):
+        with pytest.raises(jasgnas.ArgumentError, match="expected a module, its variables or a pytree"):
+            jasgnas.count_params(wrong)
+
+
+@pytest.mark.parametrize(
+    "score", [lambda s: s.x_norm[:1], lambda s: s.x_norm[:, None], lambda s: 1, lambda s: [1.0, 2.0], lambda s: None]
+)
+def test_scores_of_another_shape_are_refused(score):
+    tx = make_h2spg(score=score)
+    with pytest.raises(jasgnas.ArgumentError, match=r"shape \[num_groups\], here \(3,\)"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("learning_rate", [np.nan, np.inf, -1.0, True, jnp.ones(3), "0.1", None])
+def test_learning_rates_are_checked(learning_rate):
+    with pytest.raises(jasgnas.ArgumentError, match="learning_rate must be a number, at least 0, or an optax schedule"):
+        make_h2spg(learning_rate=learning_rate)
+
+
+def test_values_must_be_known():
+    state = make_h2spg().init(PARAMS)
+    abstract = jax.eval_shape(lambda: PARAMS)
+    for use in (
+        lambda: jasgnas.construct_subnet(SPACE, abstract),
+        lambda: jasgnas.shrink(SPACE, abstract, state, removed=[0]),
+        lambda: jax.jit(lambda p: jasgnas.construct_subnet(SPACE, p)[1])(PARAMS),
+    ):
+        with pytest.raises(jasgnas.ArgumentError, match="values of these arrays are not known"):
+            use()
+
+
+def test_frozen_variables_stay_frozen():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(4, name="a")(x) + nn.relu(nn.Dense(4, name="b")(x))
+
+    variables = freeze(Net().init(jax.random.key(0), X))
+    space = jasgnas.search_space(Net(), X, variables=variables)
+    tx = optax.adam(0.1)
+    zeroed = space.zero(variables, [1])
+    assert isinstance(zeroed, FrozenDict)
+    (_, sub_variables), opt_state = jasgnas.shrink(space, zeroed, tx.init(variables["params"]), removed=[1])
+    assert isinstance(sub_variables, FrozenDict)
+    updates, _ = tx.update(sub_variables["params"], opt_state, sub_variables["params"])
+    assert list(updates) == ["a"]
+
+
+def test_states_with_numbers_for_parameters_shrink():
+    tx = optax.novograd(0.1)
+    _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    (_, sub_params), state = jasgnas.shrink(SPACE, SPACE.zero(PARAMS, [1]), state, removed=[1])
+    updates, _ = tx.update(sub_params, state, sub_params)
+    assert sorted(updates) == ["a", "c"]
+
+
+def test_flax_serializes_the_state():
+    params, state = train(optax.chain(optax.adam(0.1), make_h2spg()), PARAMS, 4)
+    restored = serialization.from_bytes(state, serialization.to_bytes(state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_patterns_and_inputs_of_the_wrong_kind():
+    assert SPACE.explain(re.compile("^a$")) == SPACE.explain("a")
+    for use in (lambda: SPACE.explain(3), lambda: jasgnas.search_space(branches, X, params=PARAMS, keep=(3,))):
+        with pytest.raises(jasgnas.ArgumentError, match="expected a pattern of parameter paths"):
+            use()
+    with pytest.raises(jasgnas.ArgumentError, match="a jax.ShapeDtypeStruct; 3, 6 is none"):
+        jasgnas.search_space(branches, (3, 6), params=PARAMS)
 
 
 # What is said of networks.

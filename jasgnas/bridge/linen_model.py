@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.core import FrozenDict, freeze, unfreeze
 
 from jasgnas.bridge.base import Leaf, Recipe, abstracted, carried, leaf_of, pruned
 from jasgnas.errors import ArgumentError
@@ -69,7 +70,7 @@ class LinenModel:
         """Returns variables (or parameters alone) with the arrays of a tree."""
         if not (isinstance(holder, Mapping) and "params" in holder):
             return tree
-        return _as_variables(tree, [name for name in holder if name != "params"])
+        return _as_kind(_as_variables(tree, [name for name in holder if name != "params"]), holder)
 
     def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """Calls `module.apply`; `rngs` among the keyword arguments are its random streams."""
@@ -83,10 +84,10 @@ class LinenModel:
 
     def wrap_subnet(
         self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]
-    ) -> tuple["SubNetworkModule", dict[str, Any]]:
+    ) -> tuple["SubNetworkModule", Mapping[str, Any]]:
         """Returns the sub-network as a module, and its variables."""
         variables = _as_variables(pruned(self.tree(holder), arrays), self.collections)
-        return SubNetworkModule(recipe, self), {"params": {}} | variables
+        return SubNetworkModule(recipe, self), _as_kind({"params": {}} | variables, holder)
 
     def carry(
         self, state: Any, subnet: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
@@ -94,6 +95,10 @@ class LinenModel:
         """Returns an optimizer state for the parameters of a sub-network."""
         del subnet
         return carried(state, {leaf.path for leaf in self.leaves}, move, is_leaf=is_leaf)
+
+
+def _as_kind(variables: dict[str, Any], holder: Mapping[str, Any]) -> Mapping[str, Any]:
+    return freeze(variables) if isinstance(holder, FrozenDict) else unfreeze(variables)
 
 
 def _as_tree(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,22 +156,22 @@ def zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
     """Returns what is known of each result of an equation; what is computed from broken operands is broken."""
     results = _zeros_of(eqn, operands)
     sources = [entries_of(value, aval) for value, aval in zip(operands, eqn.in_avals, strict=True)]
-    if None in sources or not all(_is_integer(aval.dtype) for aval in eqn.out_avals):
+    if None in sources:
         return results
 
     @cache
-    def computed() -> list[np.ndarray]:
+    def computed() -> list[Any]:
         with jax.ensure_compile_time_eval():
-            return [np.asarray(array) for array in eqn.bind(*(source() for source in sources if source))]
+            return eqn.bind(*(source() for source in sources if source))
 
-    def entries(index: int) -> Callable[[], np.ndarray]:
+    def entries(index: int) -> Callable[[], Any]:
         return lambda: computed()[index]
 
     return [value._replace(entries=entries(index)) for index, value in enumerate(results)]
 
 
-def entries_of(value: Zeros, aval: Any) -> Callable[[], np.ndarray] | None:
-    """Returns what computes the entries of an integer operand, if they are constants."""
+def entries_of(value: Zeros, aval: Any) -> Callable[[], Any] | None:
+    """Returns what computes the entries of an operand, if they are constants."""
     if value.constant is not None and _is_integer(aval.dtype):
         return lambda: np.full(aval.shape, value.constant, aval.dtype)
     return value.entries

@@ -77,7 +77,7 @@ class Gather(PassThrough):
         if fill is None or fill == 0:
             return True
         indices = entries_of(operands[1], eqn.in_avals[1])
-        return bool(np.isnan(fill)) if indices is None else self._in_bounds(eqn, indices())
+        return bool(np.isnan(fill)) if indices is None else self._in_bounds(eqn, np.asarray(indices()))
 
     def _in_bounds(self, eqn: Equation, indices: np.ndarray) -> bool:
         axes = list(eqn.params["dimension_numbers"].start_index_map)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jasgnas.jaxpr import Equation
-from jasgnas.masks import Zeros, broken, unknown
+from jasgnas.masks import Zeros, broken, unknown, zero
 from jasgnas.rules.base import PassThrough, Rule, register
 from jasgnas.rules.shape import padded
 
@@ -21,6 +21,15 @@ class Reduce(PassThrough):
 
     def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
         return all(eqn.in_avals[0].shape[axis] for axis in eqn.params["axes"])
+
+
+class ReduceProduct(Reduce):
+    """A product, or that all entries are true: zero with any zero along the axes, and one over nothing."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        has_zero = any(operands[0].axes[axis] is not None for axis in eqn.params["axes"])
+        absorbs = has_zero and self.keeps_zeros(eqn, operands)
+        return [zero(len(eqn.out_avals[0].shape))] if absorbs else super().zeros(eqn, operands)
 
 
 class ReduceExtreme(Reduce):
@@ -136,7 +145,8 @@ class Fourier(PassThrough):
 
 register(PlainSum(), "reduce_sum")
 register(Sum(), "reduce_or", "reduce_xor")
-register(Reduce(), "argmax", "argmin", "reduce_and", "reduce_prod")
+register(Reduce(), "argmax", "argmin")
+register(ReduceProduct(), "reduce_and", "reduce_prod")
 register(ReduceExtreme(), "reduce_max", "reduce_min")
 register(Window(), "reduce_window_sum")
 register(WindowExtreme(), "reduce_window_max", "reduce_window_min")

@@ -107,12 +107,27 @@ class Squeeze(Rule):
         return tuple(axes)
 
 
-class Reverse(PassThrough):
-    """`rev`: reversed axes are taken in full."""
+class Reverse(Rule):
+    """`rev`."""
 
-    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
-        reversed_axes = set(eqn.params["dimensions"])
-        return [[None if axis in reversed_axes else axis for axis in range(len(eqn.out_avals[0].shape))]]
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        (value,) = operands
+        return [value if value.constant is not None else zeros(self._reversed(eqn, value.axes))]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        (need,) = results
+        assert need != NOTHING
+        return [self._reversed(eqn, need)]
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (layout,) = layouts
+        assert layout != NOTHING
+        array = operands[0].to(self._reversed(eqn, layout)).array
+        return [Sliced(eqn.bind(array)[0], layout, eqn.out_avals[0])]
+
+    def _reversed(self, eqn: Equation, axes: Axes) -> Axes:
+        reverse = set(eqn.params["dimensions"])
+        return tuple(m[::-1] if m is not None and axis in reverse else m for axis, m in enumerate(axes))
 
 
 class Reshape(Rule):
@@ -419,10 +434,22 @@ class Bitcast(PassThrough):
 
 
 class Tile(PassThrough):
-    """`tile`: axes that are not repeated pass through."""
+    """`tile`: axes that are not repeated pass through, and zeros are repeated with the others."""
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         return [[axis if times == 1 else None for axis, times in enumerate(eqn.params["reps"])]]
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        (value,) = operands
+        repeated = zip(value.axes, eqn.params["reps"], strict=True)
+        tiled = (None if mask is None else np.tile(mask, times) for mask, times in repeated)
+        return super().zeros(eqn, operands) if value.constant is not None else [zeros(tiled)]
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        (need,) = results
+        assert need != NOTHING
+        repeated = zip(need, eqn.params["reps"], strict=True)
+        return [normalize(None if m is None else np.asarray(m.reshape(times, -1).any(0)) for m, times in repeated)]
 
 
 class Pad(PassThrough):
