@@ -164,19 +164,21 @@ class Survival:
     def _can_cancel(self, segment: Segment) -> bool:
         """Tells whether results may be zero though none of what the segment reads is.
 
-        Some of that must be zero in parts, and another operand than a sum read several values that depend on data.
+        Some of that must be zero in parts, and an operator read several values of which that may be so, or multiply the
+        entries of one.
         """
-        read = self._prover.inputs(self._graph.operators[segment.operators[0]])
-        return any(map(self._is_divided, read)) and any(map(self._is_product, self._equations(segment)))
+        products = [eqn for eqn in self._equations(segment) if self._is_product(eqn)]
+        read = self._prover.inputs(self._graph.operators[segment.operators[0]]) if products else ()
+        results = (var for eqn in products for var in eqn.outputs)
+        return any(map(self._is_divided, read)) and any(self._largest_zeros[var].anywhere for var in results)
 
     def _is_product(self, eqn: Equation) -> bool:
         # The same variable may be read twice, as in x * x, and another one be computed from it, as in x * roll(x). What
         # does not depend on data may be zero in parts, too, as a mask is.
         variables = [atom for atom in eqn.inputs if isinstance(atom, int)]
         factors = [v for v in variables if v not in self._graph.static_parts or self._graph.zeros[v].anywhere]
-        is_product = len(factors) > 1 or isinstance(rule_for(eqn.primitive), ReduceProduct)
-        is_zeroable = any(self._largest_zeros[var].anywhere for var in eqn.outputs)
-        return is_product and eqn.primitive not in ADDITIVE and is_zeroable
+        has_several = len(factors) > 1 or isinstance(rule_for(eqn.primitive), ReduceProduct)
+        return has_several and eqn.primitive not in ADDITIVE
 
     def _is_divided(self, var: int) -> bool:
         return self._largest_zeros[var].anywhere and any(labels is not None for labels in self._labels_of(var))
