@@ -30,6 +30,10 @@ from jasgnas.rules import needs_of, rule_for, zeros_of
 from jasgnas.rules.base import _RULES
 
 
+# Random cases of a row: what is claimed of them, needed for them, and computed on slices of them.
+NUM_CLAIMS, NUM_NEEDS, NUM_SLICES = 20, 8, 4
+
+
 def equation_of(row):
     program = inline(trace(row.fn, *row.args))
     return next(eqn for eqn in program.equations if eqn.primitive == row.primitive)
@@ -188,7 +192,7 @@ def double():
 def test_what_is_claimed_to_be_zero_is_zero(row):
     equation = equation_of(row)
     run = compiled(equation)
-    for seed in range(40):
+    for seed in range(NUM_CLAIMS):
         _, known, operands = case(row, equation, seed, wild=True)
         claimed = zeros_of(equation, known)
         for value, aval in zip(claimed, equation.out_avals, strict=True):
@@ -217,7 +221,7 @@ def equal(result, constant):
 @pytest.mark.usefixtures("double")
 def test_what_is_not_needed_does_not_matter(row):
     equation = equation_of(row)
-    for seed in range(15):
+    for seed in range(NUM_NEEDS):
         rng, known, operands = case(row, equation, seed)
         wanted, needs = draw_needs(equation, rng, known)
         if needs is None:
@@ -238,7 +242,7 @@ def test_what_is_not_needed_does_not_matter(row):
 @pytest.mark.usefixtures("double")
 def test_sliced_evaluation_agrees(row):
     equation = equation_of(row)
-    for seed in range(5):
+    for seed in range(NUM_SLICES):
         rng, known, operands = case(row, equation, seed)
         wanted, needs = draw_needs(equation, rng, known)
         if needs is None:
