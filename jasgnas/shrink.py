@@ -86,6 +86,7 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
         state = single_state(h2spg_state(opt_state, space))
         removed = np.flatnonzero(state.zero)
     indices = np.flatnonzero(space.removed(gone) | space.removed(removed)).tolist()
+    space.require_valid(indices)
     before = make_recipe(space, gone).layouts if gone else tuple(everything(len(leaf.shape)) for leaf in space.leaves)
     values = _full_values(space, before, holder)
     require_concrete(values)
@@ -94,7 +95,6 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
     require_zero(space, indices, zero, state)
     if state is not None and not indices:
         warn_of_nothing(space, state)
-    space.require_valid(indices)
     is_final = state is not None and int(state.phase) == DONE
 
     recipe = make_recipe(space, indices)

@@ -181,8 +181,7 @@ TOKENS = (
     "flatten",
     "cumsum",
     "sort",
-    *("attention", "cross attention", "class token") * 2,
-    "first token",
+    *("attention", "cross attention", "class token", "first token") * 2,
 )
 IMAGES = (*ANY, "mean", "flatten", "cumsum", *("conv", "grouped conv") * 2, "dilated conv", "strided conv",
           "transposed conv", "instance norm", "max pool", "avg pool", "transpose", "resize", "tokens",
@@ -498,7 +497,7 @@ def test_generator_makes_what_it_promises():
 
     @hypothesis.seed(0)
     @hypothesis.settings(
-        max_examples=300, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=900, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
     )
     @hypothesis.given(network=networks())
     def collect(network):

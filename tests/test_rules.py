@@ -29,7 +29,6 @@ from jasgnas.masks import (
 from jasgnas.rules import needs_of, rule_for, zeros_of
 from jasgnas.rules.base import _RULES
 
-
 # Random cases of a row: what is claimed of them, needed for them, and computed on slices of them.
 NUM_CLAIMS, NUM_NEEDS, NUM_SLICES = 20, 8, 4
 
