@@ -66,9 +66,8 @@ def reshape(old, new):
 
 
 def pad(*config, value=0.0, x=A):
-    fill = np.asarray(value).astype(x.dtype)
     meaning = f"{config} with {value} in {x.dtype} {x.shape}"
-    return row("pad", meaning, lambda x: lax.pad(x, fill, config), x)
+    return row("pad", meaning, lambda x: lax.pad(x, np.asarray(value).astype(x.dtype)[()], config), x)
 
 
 def window(name, meaning, reducer, init, x=np.zeros((2, 5, 3), F), **options):  # noqa: B008
