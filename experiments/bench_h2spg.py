@@ -21,9 +21,17 @@ import jasgnas
 import models
 from experiments.cli import check_names, parse, run_command
 from experiments.measure import interleaved_seconds, publish
-from jasgnas.selection import SizeCosts, TakeFn, falling_order, select_redundant, take_number, take_to_size, to_digits
-from jasgnas.topology import SegmentCosts, subnet_size
-from jasgnas.validity import SegmentTopology, critical_segments, is_valid, largest_removal
+from jasgnas.space.selection import (
+    SizeCosts,
+    TakeFn,
+    falling_order,
+    select_redundant,
+    take_number,
+    take_to_size,
+    to_digits,
+)
+from jasgnas.space.sizes import SegmentCosts, subnet_size
+from jasgnas.space.validity import SegmentTopology, critical_segments, is_valid, largest_removal
 
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = PROJECTION_STEPS = 10_000

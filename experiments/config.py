@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from experiments.data.augment import Augmentation
 from experiments.errors import ConfigError
-from jasgnas.scores import DEFAULT_SCORE
+from jasgnas.optimizer.scores import DEFAULT_SCORE
 
 Option = bool | int | float
 """Value of an option of a network."""
@@ -103,7 +103,7 @@ class H2SPGConfig:
     periods: int = 1
     """Rounds of selection and projection."""
     score: str = DEFAULT_SCORE
-    """Name of the redundancy score, one of `jasgnas.scores.SCORES`; or `random`, a baseline that the seed decides."""
+    """Name of the redundancy score, one of `jasgnas.optimizer.scores.SCORES`; or `random`, a baseline by the seed."""
     hierarchical: bool = True
     """Remove only what leaves a valid network; otherwise the best scores, for comparisons."""
     epsilon: float = 0.0

@@ -9,7 +9,7 @@ import optax
 import jasgnas
 from experiments.config import TARGETS, H2SPGConfig, OptimizerConfig
 from experiments.errors import ConfigError
-from jasgnas.scores import GroupStats, ScoreFn
+from jasgnas.optimizer.scores import GroupStats, ScoreFn
 
 
 def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int) -> optax.Schedule:

@@ -7,7 +7,7 @@ subnet = jasgnas.construct_subnet(space, model)
 
 from importlib.metadata import PackageNotFoundError, version
 
-from jasgnas.counting import count_macs, count_params
+from jasgnas.bridge.counting import count_macs, count_params
 from jasgnas.errors import (
     ArgumentError,
     DisconnectedOutputError,
@@ -22,13 +22,13 @@ from jasgnas.errors import (
     TreeMismatchError,
     VerificationError,
 )
-from jasgnas.groups import Group, LeafSlice
-from jasgnas.h2spg import ADAM_DEFAULTS, H2SPGState, h2spg, h2spg_metrics, h2spg_state
-from jasgnas.report import draw, report
-from jasgnas.scores import GroupStats
-from jasgnas.shrink import shrink
-from jasgnas.space import SearchSpace, search_space
-from jasgnas.subnet import construct_subnet
+from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, H2SPGState, h2spg, h2spg_metrics, h2spg_state
+from jasgnas.optimizer.scores import GroupStats
+from jasgnas.pages import draw, report
+from jasgnas.space.groups import Group, LeafSlice
+from jasgnas.space.search import SearchSpace, search_space
+from jasgnas.subnet.construct import construct_subnet
+from jasgnas.subnet.shrink import shrink
 
 try:
     __version__ = version("jasgnas")

@@ -14,8 +14,8 @@ from flax import linen, nnx
 
 import jasgnas
 from jasgnas.errors import JasgnasError
-from jasgnas.report.page import report
-from jasgnas.space import SearchSpace, search_space
+from jasgnas.pages.page import report
+from jasgnas.space.search import SearchSpace, search_space
 
 _EPILOG = """\
 FACTORY is a class or function, called without arguments or, where it has a parameter of that name, with

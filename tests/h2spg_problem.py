@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jasgnas.groups import LeafSlice
-from jasgnas.h2spg import h2spg
-from jasgnas.validity import SegmentTopology
+from jasgnas.optimizer.h2spg import h2spg
+from jasgnas.space.groups import LeafSlice
+from jasgnas.space.validity import SegmentTopology
 
 # A space like DemoNet's: three branches into a concatenation, whose batch norm is divided among them, and two addends.
 # Segments: stem 0; branches 1, 2, 3; concatenation 4; conv6 5; conv7 6; conv8 7; sum 8; head 9.

@@ -11,7 +11,7 @@ from flax import struct
 from networks import quick_compilation
 
 import jasgnas
-from jasgnas.h2spg import DONE
+from jasgnas.optimizer.h2spg import DONE
 
 X = jnp.sin(jnp.arange(24.0).reshape(6, 4))
 Y = jnp.cos(jnp.arange(18.0).reshape(6, 3))

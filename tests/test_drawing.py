@@ -16,7 +16,7 @@ from networks import build
 
 import jasgnas
 from jasgnas import ArgumentError, JasgnasError
-from jasgnas.report import drawing
+from jasgnas.pages import drawing
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
 

@@ -19,7 +19,7 @@ from networks import error, quick_compilation, random_input
 from toy_models import conv, norm
 
 import jasgnas
-from jasgnas.jaxpr import Literal
+from jasgnas.program.jaxpr import Literal
 
 NUM_NETWORKS = int(os.environ.get("JASGNAS_NETWORKS", "200"))
 SEED = int(os.environ.get("JASGNAS_SEED", "0"))

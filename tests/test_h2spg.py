@@ -27,10 +27,10 @@ from h2spg_problem import (
 )
 
 from jasgnas.errors import ArgumentError, TargetError, TreeMismatchError
-from jasgnas.h2spg import DONE, PROJECTION, WARMUP, h2spg, h2spg_metrics, h2spg_state
-from jasgnas.scores import SCORES, GroupStats
-from jasgnas.targets import resolve_target
-from jasgnas.validity import SegmentTopology, is_valid
+from jasgnas.optimizer.h2spg import DONE, PROJECTION, WARMUP, h2spg, h2spg_metrics, h2spg_state
+from jasgnas.optimizer.scores import SCORES, GroupStats
+from jasgnas.space.targets import resolve_target
+from jasgnas.space.validity import SegmentTopology, is_valid
 
 
 def test_phases_follow_the_step_numbers():

@@ -24,7 +24,7 @@ from h2spg_problem import (
     zero_groups,
 )
 
-from jasgnas.h2spg import DONE, PROJECTION, h2spg, h2spg_state
+from jasgnas.optimizer.h2spg import DONE, PROJECTION, h2spg, h2spg_state
 
 
 def test_scan_with_donated_state_equals_single_steps_and_compiles_once():

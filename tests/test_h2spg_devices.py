@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jasgnas.errors import TreeMismatchError
-from jasgnas.h2spg import h2spg_state
+from jasgnas.optimizer.h2spg import h2spg_state
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])

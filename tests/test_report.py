@@ -15,9 +15,9 @@ from networks import arrays, build, subsets
 
 import jasgnas
 from jasgnas import ArgumentError
-from jasgnas.report.data import Removal, history_data, page_data
-from jasgnas.report.files import packed_engine
-from jasgnas.report.page import _script_json
+from jasgnas.pages.data import Removal, history_data, page_data
+from jasgnas.pages.files import packed_engine
+from jasgnas.pages.page import _script_json
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
 

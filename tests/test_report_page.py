@@ -13,7 +13,7 @@ from networks import arrays, build
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import jasgnas
-from jasgnas.report.page import embedded
+from jasgnas.pages.page import embedded
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
 

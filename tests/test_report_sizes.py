@@ -13,7 +13,7 @@ from small_models import SMALL
 
 import jasgnas
 import models
-from jasgnas.report.data import Removal, page_data
+from jasgnas.pages.data import Removal, page_data
 from models.demo_net import DemoNet
 
 

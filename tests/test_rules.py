@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from rule_rows import NEWER, NUMBERS, ROWS
 
-from jasgnas.analysis import of_literal
-from jasgnas.jaxpr import Literal, inline, trace
-from jasgnas.masks import (
+from jasgnas.program.jaxpr import Literal, inline, trace
+from jasgnas.program.masks import (
     NOTHING,
-    Sliced,
     Zeros,
     coarsened,
     everything,
@@ -26,8 +24,10 @@ from jasgnas.masks import (
     zero,
     zeros,
 )
+from jasgnas.program.sliced import Sliced
 from jasgnas.rules import needs_of, rule_for, zeros_of
 from jasgnas.rules.base import _RULES
+from jasgnas.rules.flow import of_literal
 
 # Random cases of a row: what is claimed of them, needed for them, and computed on slices of them.
 NUM_CLAIMS, NUM_NEEDS, NUM_SLICES = 20, 8, 4

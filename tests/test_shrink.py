@@ -16,7 +16,7 @@ from networks import error as float_error
 from networks import quick_compilation, randomize
 
 import jasgnas
-from jasgnas.h2spg import DONE
+from jasgnas.optimizer.h2spg import DONE
 from jasgnas.pytree import leaves_by_path
 
 

@@ -24,8 +24,8 @@ from toy_models import TOYS, toy_params
 
 import jasgnas
 from jasgnas import InvalidRemovalError, NonFiniteError, TreeMismatchError, VerificationError
-from jasgnas.jaxpr import inline, trace
-from jasgnas.subnet import make_recipe
+from jasgnas.program.jaxpr import inline, trace
+from jasgnas.subnet.construct import make_recipe
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
 
@@ -535,7 +535,7 @@ def test_verify_refuses_a_wrong_sub_network(monkeypatch):
         recipe = make_recipe(space, removed)
         return replace(recipe, zeros=make_recipe(space, [*removed, 3]).zeros)
 
-    monkeypatch.setattr("jasgnas.subnet.make_recipe", broken)
+    monkeypatch.setattr("jasgnas.subnet.construct.make_recipe", broken)
     jasgnas.construct_subnet(space, space.zero(model, (0,)))
     with pytest.raises(VerificationError, match="output 0 of the sub-network differs by up to"):
         jasgnas.construct_subnet(space, space.zero(model, (0,)), verify=True)

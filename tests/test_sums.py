@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jasgnas.jaxpr import inline, trace
-from jasgnas.sums import Sums
+from jasgnas.program.jaxpr import inline, trace
+from jasgnas.space.sums import Sums
 
 ADDENDS = 4
 

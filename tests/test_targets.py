@@ -13,11 +13,11 @@ from networks import build
 
 import jasgnas
 from jasgnas import ArgumentError, TargetError
-from jasgnas.groups import LeafSlice
-from jasgnas.h2spg import DONE, h2spg, h2spg_state
-from jasgnas.targets import resolve_target
-from jasgnas.topology import SegmentCosts, subnet_size
-from jasgnas.validity import SegmentTopology
+from jasgnas.optimizer.h2spg import DONE, h2spg, h2spg_state
+from jasgnas.space.groups import LeafSlice
+from jasgnas.space.sizes import SegmentCosts, subnet_size
+from jasgnas.space.targets import resolve_target
+from jasgnas.space.validity import SegmentTopology
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
 

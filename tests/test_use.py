@@ -12,8 +12,8 @@ from flax import nnx, serialization
 from flax.core import FrozenDict, freeze
 
 import jasgnas
-from jasgnas.h2spg import DONE, PROJECTION
-from jasgnas.verify import num_values
+from jasgnas.optimizer.h2spg import DONE, PROJECTION
+from jasgnas.subnet.verify import num_values
 
 
 def weights(**shapes):

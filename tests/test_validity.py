@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jasgnas import validity
-from jasgnas.selection import SizeCosts, falling_order, select_redundant, take_number, take_to_size, to_digits
-from jasgnas.topology import SegmentCosts, subnet_size
-from jasgnas.validity import SegmentTopology, alive_segments, critical_segments, is_valid, largest_removal
+from jasgnas.space.selection import SizeCosts, falling_order, select_redundant, take_number, take_to_size, to_digits
+from jasgnas.space.sizes import SegmentCosts, subnet_size
+from jasgnas.space.validity import SegmentTopology, alive_segments, critical_segments, is_valid, largest_removal
 
 
 def make_topology(segments, outputs):

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.errors import ConfigError
 from experiments.tables.rows import ROWS
 from experiments.tables.summary import Summary, standard_deviation
-from jasgnas.scores import SCORES
+from jasgnas.optimizer.scores import SCORES
 
 ROW, SCALE = ROWS["super-resnet-1m-cifar10"], "ablation"
 """What is trained: a small network with many removal structures."""

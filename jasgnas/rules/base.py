@@ -12,13 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jasgnas.jaxpr import Equation
-from jasgnas.masks import (
+from jasgnas.program.jaxpr import Equation
+from jasgnas.program.masks import (
     NOTHING,
     Axes,
     Layout,
     Need,
-    Sliced,
     Zeros,
     broken,
     coarsened,
@@ -30,6 +29,7 @@ from jasgnas.masks import (
     zero,
     zeros,
 )
+from jasgnas.program.sliced import Sliced
 
 
 class Rule:

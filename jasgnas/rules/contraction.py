@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Layout, Need, Sliced, Zeros, broken, normalize, unknown, zero, zeros
+from jasgnas.program.jaxpr import Equation
+from jasgnas.program.masks import NOTHING, Layout, Need, Zeros, broken, normalize, unknown, zero, zeros
+from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import Rule, register
 
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, broken, zeros
+from jasgnas.program.jaxpr import Equation
+from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, zeros
+from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import Rule, register
 
 

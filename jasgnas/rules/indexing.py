@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jasgnas.jaxpr import Equation
-from jasgnas.masks import NOTHING, Axes, Layout, Need, Sliced, Zeros, broken, meet, unknown, zeros
+from jasgnas.program.jaxpr import Equation
+from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, meet, unknown, zeros
+from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import PassThrough, Rule, entries_of, register
 
 

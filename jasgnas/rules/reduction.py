@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jasgnas.jaxpr import Equation
-from jasgnas.masks import Zeros, broken, unknown, zero
+from jasgnas.program.jaxpr import Equation
+from jasgnas.program.masks import Zeros, broken, unknown, zero
 from jasgnas.rules.base import PassThrough, Rule, register
 from jasgnas.rules.shape import padded
 

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jasgnas.jaxpr import Equation
-from jasgnas.masks import (
+from jasgnas.program.jaxpr import Equation
+from jasgnas.program.masks import (
     NOTHING,
     Axes,
     Layout,
     Need,
-    Sliced,
     Zeros,
     coarsened,
     depth,
@@ -24,6 +23,7 @@ from jasgnas.masks import (
     zero,
     zeros,
 )
+from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import PassThrough, Rule, register
 
 

@@ -1,0 +1,243 @@
+"""Where the groups lie in a tree of parameters, and the two passes over it: sums over the groups, and their moves.
+
+All that H2SPG does to arrays as large as the parameters is here; what it does to the groups is in `h2spg.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import serialization
+
+from jasgnas.errors import TreeMismatchError
+from jasgnas.program.masks import NOTHING, Axes, Layout, everything, stored_shape
+from jasgnas.pytree import leaves_by_path
+
+if TYPE_CHECKING:
+    from jasgnas.space.groups import LeafSlice
+    from jasgnas.space.search import SearchSpace
+
+T = TypeVar("T")
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Remainder:
+    """What is left of the parameters once the network has been shrunk; static, a pytree node without leaves.
+
+    Attributes:
+        removed: indices of the groups that are gone.
+        is_final: whether no group is ever to go after these.
+        layouts: which entries are left of every leaf that holds groups, by path; decided by `removed`.
+    """
+
+    removed: tuple[int, ...] = ()
+    is_final: bool = False
+    layouts: Mapping[str, Layout] = field(default_factory=dict, compare=False, repr=False)
+
+
+# It has no arrays: what Flax restores takes it from the state that it is restored into.
+serialization.register_serialization_state(Remainder, lambda remainder: {}, lambda remainder, saved: remainder)
+
+
+class GroupedLeaf(NamedTuple):
+    """Where the groups lie in a leaf.
+
+    Attributes:
+        position: place of the leaf among the leaves of the tree.
+        axes: axes that the leaf is divided along, none if the whole of it is in one group.
+        ids: int `[*sizes of the axes]`: the group of each entry along the axes; `num_groups` where there is none.
+    """
+
+    position: int
+    axes: tuple[int, ...]
+    ids: np.ndarray
+
+
+class GroupLayout(NamedTuple):
+    """Where the groups lie in a tree of parameters.
+
+    Attributes:
+        leaves: the leaves that hold groups.
+        num_groups: number of groups.
+        num_params: int `[num_groups]`, number of parameters of each group; in the full network for those gone.
+        dtype: dtype to compute norms in, at least float32.
+    """
+
+    leaves: tuple[GroupedLeaf, ...]
+    num_groups: int
+    num_params: np.ndarray
+    dtype: Any
+
+
+class GroupSums(NamedTuple):
+    """Inner products of parameters x and updates u over each group, float `[num_groups]` each."""
+
+    x_x: jax.Array
+    x_u: jax.Array
+    u_u: jax.Array
+
+
+class GroupMoves(NamedTuple):
+    """What becomes of each group, `[num_groups]` each.
+
+    Attributes:
+        scale: float, factor on the update u.
+        shift: float, factor on the parameters x: the group's update is `scale·u + shift·x`.
+        zero: bool, the group is to be exactly zero instead.
+    """
+
+    scale: jax.Array
+    shift: jax.Array
+    zero: jax.Array
+
+
+def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) -> GroupLayout:
+    """Returns where the groups of the space lie in the parameters. Looks at paths, shapes and dtypes only.
+
+    Args:
+        space: the search space of the full network.
+        params: the parameters of the full network or of what is left of it.
+        remainder: what is left of it.
+
+    Raises:
+        TreeMismatchError: lists every grouped leaf that is missing or has another shape.
+    """
+    found = {path: (position, leaf) for position, (path, leaf) in enumerate(leaves_by_path(params).items())}
+    grouped, dtypes, faults = [], [], []
+    num_params = np.zeros(len(space.groups), int)
+    for path, (axes, ids) in _groups_of_leaves(space).items():
+        full_shape = space.shapes[path]
+        layout = remainder.layouts.get(path, everything(len(full_shape)))
+        if layout == NOTHING:
+            continue
+        shape = stored_shape(full_shape, layout)
+        axes, ids = _left(axes, ids, layout)
+        inside = ids[ids < len(space.groups)]
+        np.add.at(num_params, inside, int(np.prod(shape)) // ids.size)
+        # In a Linen tree of variables the parameters lie one level down.
+        full_path = path if path in found else f"params/{path}"
+        if full_path not in found:
+            faults.append(f"{path} is missing")
+            continue
+        position, leaf = found[full_path]
+        dtypes.append(leaf.dtype)
+        if np.shape(leaf) != shape:
+            faults.append(f"{path} has shape {np.shape(leaf)} instead of {shape}")
+        if len(inside):
+            grouped.append(GroupedLeaf(position, axes, ids))
+    # A tree without leaves is what `optax.tree_map_params` finds out with which states are shaped like the parameters.
+    if faults and found:
+        raise TreeMismatchError(
+            f"the parameters do not belong to the search space: {'; '.join(faults)}. Expected the parameters of the "
+            "network that the space was made from; those of its sub-network need the optimizer state that "
+            "jasgnas.shrink returns beside it. Parameters that the optimizer does not get to see (masked, or left "
+            "out by a filter) cannot go to zero: name them when the space is made, search_space(..., keep=('path/*',))"
+        )
+    full = np.array([group.num_params for group in space.groups])
+    gone = np.isin(np.arange(len(full)), remainder.removed)
+    return GroupLayout(
+        tuple(grouped), len(full), np.where(gone, full, num_params), jnp.result_type(jnp.float32, *dtypes)
+    )
+
+
+def _groups_of_leaves(space: "SearchSpace") -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
+    """Returns, for each leaf that holds groups, the axes and the ids as in `GroupedLeaf`, in the full network."""
+    slices: dict[str, list[tuple[LeafSlice, int]]] = {}
+    for group in space.groups:
+        for part in group.slices:
+            slices.setdefault(part.path, []).append((part, group.index))
+    found = {}
+    for path, parts in slices.items():
+        # Rows of different depth may lie in one leaf.
+        axes = max((part.axes for part, _ in parts), key=len)
+        ids = np.full([space.shapes[path][axis] for axis in axes], len(space.groups))
+        for part, index in parts:
+            ids[part.taken] = index
+        found[path] = axes, ids
+    return found
+
+
+def _left(axes: tuple[int, ...], ids: np.ndarray, layout: Axes) -> tuple[tuple[int, ...], np.ndarray]:
+    """Returns axes and ids of what a layout stores of a leaf, given those of the full leaf."""
+    rows = layout[0] if axes[:1] == (0,) else None
+    if rows is not None and rows.ndim > 1:
+        # These axes have become one.
+        ids = ids.reshape(*ids.shape, *(1,) * (rows.ndim - ids.ndim))
+        ids = np.broadcast_to(ids, (*rows.shape, *ids.shape[rows.ndim :]))[rows]
+        axes = tuple(range(ids.ndim))
+        layout = None, *layout[rows.ndim :]
+    for position, axis in enumerate(axes):
+        if (mask := layout[axis]) is not None:
+            ids = np.compress(mask, ids, position)
+    return axes, ids
+
+
+def check_updates(layout: GroupLayout, params: optax.Params, updates: optax.Updates) -> None:
+    """Raises a `TreeMismatchError` unless the updates are of the same tree as the parameters."""
+    expected, found = leaves_by_path(params), leaves_by_path(updates)
+    if list(expected) != list(found):
+        faults = [f"{path} has no update" for path in expected if path not in found]
+        faults += [f"{path} has an update, but is no parameter" for path in found if path not in expected]
+        raise TreeMismatchError(
+            f"the updates do not belong to the parameters: {'; '.join(faults) or 'they are in another order'}. "
+            "Expected a tree of the same structure, as jax.grad returns it"
+        )
+    for x, u in zip(grouped_leaves(layout, params), grouped_leaves(layout, updates), strict=True):
+        if np.shape(x) != np.shape(u):
+            raise TreeMismatchError(f"an update has the shape {np.shape(u)}, its parameter {np.shape(x)}")
+
+
+def grouped_leaves(layout: GroupLayout, tree: Any) -> list[jax.Array]:
+    """Returns the leaves of a tree of parameters or updates that hold groups, in the order of the layout."""
+    leaves = jax.tree.leaves(tree)
+    return [leaves[leaf.position] for leaf in layout.leaves]
+
+
+def with_grouped_leaves(layout: GroupLayout, tree: T, leaves: list[jax.Array]) -> T:
+    """Returns the tree with other leaves where it holds groups."""
+    all_leaves, treedef = jax.tree.flatten(tree)
+    for leaf, value in zip(layout.leaves, leaves, strict=True):
+        all_leaves[leaf.position] = value
+    return jax.tree.unflatten(treedef, all_leaves)
+
+
+def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array]) -> GroupSums:
+    """Returns the inner products over each group, in one pass over the grouped leaves of parameters and updates."""
+    partial_sums, ids = [], []
+    for leaf, leaf_x, leaf_u in zip(layout.leaves, xs, us, strict=True):
+        x, u = leaf_x.astype(layout.dtype), leaf_u.astype(layout.dtype)
+        others = tuple(axis for axis in range(x.ndim) if axis not in leaf.axes)
+        sums = jnp.stack([jnp.sum(each, others).reshape(-1) for each in (x * x, x * u, u * u)], axis=1)
+        groups = np.setdiff1d(leaf.ids, layout.num_groups)
+        if leaf.axes:
+            # Where an axis is sharded, devices thus exchange one sum per group and not the whole axis.
+            sums = jnp.sum(jnp.where((groups[:, None] == leaf.ids.reshape(-1))[..., None], sums, 0), axis=1)
+        partial_sums.append(sums)
+        ids.append(groups)
+    totals = jax.ops.segment_sum(jnp.concatenate(partial_sums), np.concatenate(ids), layout.num_groups)
+    return GroupSums(*totals.T)
+
+
+def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], moves: GroupMoves) -> list[jax.Array]:
+    """Returns the grouped leaves of the updates, changed; their dtypes stay.
+
+    Args:
+        layout: where the groups lie.
+        xs: grouped leaves of the parameters.
+        us: grouped leaves of the updates, in a dtype as wide as the parameters'.
+        moves: what becomes of each group.
+    """
+    # The last entry is for what lies in no group.
+    scale, shift, zero = jnp.append(moves.scale, 1), jnp.append(moves.shift, 0), jnp.append(moves.zero, False)
+    moved = []
+    for leaf, x, u in zip(layout.leaves, xs, us, strict=True):
+        shape = [length if axis in leaf.axes else 1 for axis, length in enumerate(x.shape)]
+        scale_of, shift_of, is_zero = (values[leaf.ids].reshape(shape) for values in (scale, shift, zero))
+        # Selected, not multiplied: x − x is exactly zero in every dtype, even where u is not finite.
+        moved.append(jnp.where(is_zero, -x, scale_of * u + shift_of * x).astype(u.dtype))
+    return moved

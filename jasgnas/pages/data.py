@@ -1,0 +1,333 @@
+"""What a report shows, as plain numbers and strings: everything that is decided in Python is decided here."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jasgnas.errors import ArgumentError
+from jasgnas.graph.build import INPUT, Graph, Segment
+from jasgnas.optimizer.h2spg import h2spg_state
+from jasgnas.pages.left import Left, left_of
+from jasgnas.space.groups import LeafSlice, num_params
+
+if TYPE_CHECKING:
+    from jasgnas.space.search import SearchSpace
+
+Columns = dict[str, list[Any]]
+Figure = int | float | str
+Results = Mapping[str, Figure]
+History = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+
+PARAMETERS, MULTIPLY_ADDS = "parameters", "multiply-adds"
+
+# Points of a chart; more than its pixels would only make the page large.
+_MAX_POINTS = 1000
+# Numbers in the chart of all groups together.
+_MAX_NORMS = 100_000
+
+KEPT, REDUNDANT, DEAD, PASSING = "kept", "redundant", "dead", "passing"
+
+
+class Removal(NamedTuple):
+    """What is known of the groups after a run, or of a removal under consideration.
+
+    Attributes:
+        redundant: bool `[num_groups]`, groups that go, or None where no removal is known.
+        zero: bool `[num_groups]`, groups that are zero already, or None.
+        scores: float `[num_groups]`, redundancy scores, or None.
+    """
+
+    redundant: np.ndarray | None
+    zero: np.ndarray | None
+    scores: np.ndarray | None
+
+    @classmethod
+    def of(
+        cls, space: "SearchSpace", opt_state: Any, redundant: Iterable[int] | None, scores: Sequence[float] | None
+    ) -> "Removal":
+        """Takes either an optimizer state or what is given by hand.
+
+        Raises:
+            ArgumentError: both are given, or they are not of this search space.
+        """
+        num_groups = len(space.groups)
+        if opt_state is not None and (redundant is not None or scores is not None):
+            raise ArgumentError("opt_state= holds the redundant groups and their scores: leave out redundant=, scores=")
+        if opt_state is not None:
+            state = h2spg_state(opt_state)
+            found = cls(*(np.asarray(vector) for vector in (state.redundant, state.zero, state.scores)))
+        else:
+            marked = None if redundant is None else space.removed(redundant)
+            found = cls(marked, None, None if scores is None else np.asarray(scores, float))
+        for name, vector in found._asdict().items():
+            if vector is not None and vector.shape != (num_groups,):
+                raise ArgumentError(f"{name} has shape {vector.shape}, the search space has {num_groups} groups")
+        return found
+
+
+def page_data(
+    space: "SearchSpace", removal: Removal, history: History | None, full: Results | None, sub: Results | None
+) -> dict[str, Any]:
+    """Returns everything that the page shows, ready for JSON."""
+    left = None if removal.redundant is None else left_of(space, removal.redundant)
+    return _drawing(space, removal.redundant, left) | {
+        "inputs": [f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" for aval in space.call.avals],
+        "parts": _parts(space, left),
+        "groups": _groups(space, removal),
+        "networks": _networks(space, left, full or {}, sub or {}),
+        "largestRemoval": len(space.largest_removal),
+        "isValid": space.is_valid(() if removal.redundant is None else np.flatnonzero(removal.redundant)),
+        "history": None if history is None else history_data(history, len(space.groups)),
+    }
+
+
+def drawing_data(space: "SearchSpace", redundant: np.ndarray | None) -> dict[str, Any]:
+    """Returns what the drawing of the graphs needs."""
+    return _drawing(space, redundant, None if redundant is None else left_of(space, redundant))
+
+
+def _drawing(space: "SearchSpace", redundant: np.ndarray | None, left: Left | None) -> dict[str, Any]:
+    graph = space.graph
+    outputs = dict.fromkeys(graph.segment_of[operator] for operator in graph.outputs if operator != INPUT)
+    return {
+        "hasRemoval": redundant is not None,
+        "operators": _operators(space, left),
+        "segments": _segments(space, redundant, left),
+        "outputs": list(outputs),
+    }
+
+
+def _operators(space: "SearchSpace", left: Left | None) -> Columns:
+    nodes = space.trace_graph.nodes
+    columns: Columns = {
+        "name": [operator.name for operator in space.graph.operators],
+        "kind": [operator.kind for operator in space.graph.operators],
+        "shape": [list(operator.shape) for operator in space.graph.operators],
+        "params": nodes["num_params"].tolist(),
+        "macs": nodes["macs"].tolist(),
+        "parts": [list(operator.parts) for operator in space.graph.operators],
+    }
+    if left is not None:
+        columns |= {"subShape": list(left.shapes), "subParams": list(left.params), "subMacs": list(left.macs)}
+    return columns
+
+
+def _segments(space: "SearchSpace", redundant: np.ndarray | None, left: Left | None) -> Columns:
+    nodes, segments = space.segment_graph.nodes, space.graph.segments
+    kinds = [[space.graph.operators[index].kind for index in segment.operators] for segment in segments]
+    fates = [(KEPT, "")] * len(segments) if redundant is None or left is None else _fates(space, redundant, left)
+    columns: Columns = {
+        "name": list(space.segment_names),
+        "label": [_label(name, _modules(space, index)) for index, name in enumerate(space.segment_names)],
+        "operators": [list(segment.operators) for segment in segments],
+        "sources": [list(segment.sources) for segment in segments],
+        "additive": [segment.additive for segment in segments],
+        "hasUnknown": ["unknown" in own for own in kinds],
+        "group": nodes["group"].tolist(),
+        "reason": list(space.reasons),
+        "params": nodes["num_params"].tolist(),
+        "macs": nodes["macs"].tolist(),
+        "fate": [fate for fate, _ in fates],
+        "fateReason": [reason for _, reason in fates],
+    }
+    if left is not None:
+        columns["subParams"] = [sum(left.params[index] for index in segment.operators) for segment in segments]
+        columns["subMacs"] = [sum(left.macs[index] for index in segment.operators) for segment in segments]
+    return columns
+
+
+def _modules(space: "SearchSpace", segment: int) -> list[list[str]]:
+    """Returns the modules that hold the trainable parameters of a segment, as keys, in order."""
+    graph, leaves = space.graph, space.leaves
+    paths = {
+        leaves[leaf].path: None
+        for operator in graph.segments[segment].operators
+        for leaf in graph.leaves_of(operator)
+        if leaves[leaf].trainable
+    }
+    return [path.split("/")[:-1] for path in paths]
+
+
+def _label(name: str, modules: list[list[str]]) -> str:
+    """Returns a short name: where several modules are named and share a parent, only that."""
+    if len(name) <= 30 or len(modules) < 2:
+        return name
+    shared = []
+    for keys in zip(*modules, strict=False):
+        if len(set(keys)) > 1:
+            break
+        shared.append(keys[0])
+    return "/".join(shared) or name
+
+
+def _fates(space: "SearchSpace", redundant: np.ndarray, left: Left) -> list[tuple[str, str]]:
+    """Returns what becomes of each segment and, where it goes, why."""
+    graph, names = space.graph, space.segment_names
+    groups = space.segment_graph.nodes["group"].tolist()
+    is_left = [left.shapes[segment.operators[-1]] is not None for segment in graph.segments]
+    # Segments that go with what they read, and not because nobody reads them.
+    without_input: set[int] = set()
+
+    def fate(segment: Segment) -> tuple[str, str]:
+        index, group = segment.index, groups[segment.index]
+        operators = [graph.operators[each] for each in segment.operators]
+        inputs = [source for source in segment.sources if source == INPUT or is_left[source]]
+        if group >= 0 and redundant[group]:
+            without_input.add(index)
+            return REDUNDANT, f"group {group} is removed"
+        if left.varies[operators[-1].index]:
+            # A difference of one input may be its negative.
+            is_wire = segment.additive and len(inputs) == 1 and operators[0].name != "sub"
+            return PASSING if is_wire else KEPT, ""
+        if is_left[index]:
+            what = "all that it reads is constant" if inputs else "its inputs are all gone"
+            return DEAD, f"{what}: a constant is left of it"
+        missing = [source for source in dict.fromkeys(segment.sources) if source in without_input]
+        if missing and (not segment.additive or len(missing) == len(set(segment.sources))):
+            without_input.add(index)
+            if len(missing) == len(set(segment.sources)):
+                return DEAD, "its inputs are all gone"
+            return DEAD, f"it needs {' and '.join(names[source] for source in missing)}, which went"
+        return DEAD, "nothing that is left needs it"
+
+    return [fate(segment) for segment in graph.segments]
+
+
+def _parts(space: "SearchSpace", left: Left | None) -> Columns:
+    graph: Graph = space.graph
+    leaves = [space.leaves[part.leaf] for part in graph.parts]
+    pairs = list(zip(leaves, graph.parts, strict=True))
+    columns: Columns = {
+        "path": [str(LeafSlice(leaf.path, row=part.row)) for leaf, part in pairs],
+        "shape": [list(leaf.shape[len(part.row) :]) for leaf, part in pairs],
+        "params": [num_params(part, space.leaves) for part in graph.parts],
+    }
+    if left is not None:
+        columns["subShape"] = list(left.part_shapes)
+    return columns
+
+
+def _groups(space: "SearchSpace", removal: Removal) -> Columns:
+    columns: Columns = {
+        "name": [group.name for group in space.groups],
+        "segment": [group.segment for group in space.groups],
+        "params": [group.num_params for group in space.groups],
+        "macs": [int(space.segment_graph.nodes["macs"][group.segment]) for group in space.groups],
+        "paths": [list(group.paths) for group in space.groups],
+    }
+    if removal.scores is not None:
+        columns["score"] = [_number(score) for score in removal.scores]
+    if removal.redundant is not None:
+        columns["redundant"] = removal.redundant.tolist()
+    if removal.zero is not None:
+        columns["zero"] = removal.zero.tolist()
+    return columns
+
+
+def _networks(space: "SearchSpace", left: Left | None, full: Results, sub: Results) -> list[dict[str, Figure | None]]:
+    """Returns the rows of the table of both networks; what was measured replaces what is counted here."""
+    before, after = space.subnet_size(()), () if left is None else (left.num_params, sum(left.macs))
+    counted: list[Results] = [dict(zip((PARAMETERS, MULTIPLY_ADDS), sizes, strict=False)) for sizes in (before, after)]
+    first, second = {**counted[0], **full}, {**counted[1], **sub}
+    return [
+        {"label": label, "full": _figure(label, first.get(label)), "sub": _figure(label, second.get(label))}
+        for label in dict.fromkeys([*first, *second])
+    ]
+
+
+def _figure(label: str, value: Any) -> Figure | None:
+    if value is None or isinstance(value, str):
+        return value
+    if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number):
+        return int(value) if np.issubdtype(np.asarray(value).dtype, np.integer) else _number(value)
+    raise ArgumentError(f"the result {label!r} of a network must be a number or a string, got {value!r}")
+
+
+def history_data(history: History, num_groups: int) -> dict[str, Any]:
+    """Returns the curves of a run, thinned out.
+
+    Raises:
+        ArgumentError: columns differ in length, or something is no number.
+    """
+    columns = _columns(history)
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ArgumentError(f"the columns of history= have different lengths: {lengths}")
+    norms = columns.pop("group_norms", None)
+    length = next(iter(lengths.values()), 0)
+    steps = [float(step) for step in _scalars("step", columns.pop("step", range(length)), is_complete=True)]
+    phases = _scalars("phase", columns.pop("phase", []))
+    return {
+        "series": {name: _curve(steps, _scalars(name, column)) for name, column in columns.items()},
+        "phases": _phases(steps, phases),
+        "norms": None if norms is None else _norms(norms, steps, num_groups),
+    }
+
+
+def _columns(history: History) -> dict[str, Sequence[Any]]:
+    if isinstance(history, Mapping):
+        return dict(history)
+    names = dict.fromkeys(name for row in history for name in row)
+    return {name: [row.get(name) for row in history] for name in names}
+
+
+def _spread(length: int, most: int) -> list[int]:
+    """Returns indices over a whole sequence, the last one included, evenly spread where there are too many."""
+    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
+
+
+def _scalars(name: str, column: Sequence[Any], *, is_complete: bool = False) -> list[Any]:
+    """Returns a column as numbers, None where one is missing or not finite."""
+    try:
+        numbers = [None if value is None else _number(value) for value in column]
+    except (TypeError, ValueError):
+        raise ArgumentError(f"history= must hold numbers, the column {name!r} holds something else") from None
+    if is_complete and None in numbers:
+        raise ArgumentError(f"the column {name!r} of history= must have a number in every place")
+    return numbers
+
+
+def _curve(steps: Sequence[float], values: Sequence[float | None]) -> dict[str, list[Any]]:
+    """Returns the points of a curve; those that are missing between others are left out."""
+    known = [index for index, value in enumerate(values) if value is not None]
+    points = [known[i] for i in _spread(len(known), _MAX_POINTS)]
+    return {"steps": [steps[i] for i in points], "values": [values[i] for i in points]}
+
+
+def _number(value: Any) -> float | None:
+    """Returns a number in few digits, None where it is not finite, which JSON cannot say."""
+    number = float(value)
+    return float(f"{number:.6g}") if np.isfinite(number) else None
+
+
+def _phases(steps: Sequence[float], phases: Sequence[float | None]) -> list[dict[str, Any]]:
+    """Returns the stretches of each phase, by their first and last step."""
+    stretches: list[dict[str, Any]] = []
+    for step, phase in zip(steps, phases, strict=False):
+        if phase is None:
+            continue
+        if stretches and stretches[-1]["phase"] == int(phase):
+            stretches[-1]["stop"] = step
+            continue
+        if stretches:
+            stretches[-1]["stop"] = step
+        stretches.append({"phase": int(phase), "start": step, "stop": step})
+    return stretches
+
+
+def _norms(norms: Sequence[Any], steps: Sequence[float], num_groups: int) -> dict[str, Any]:
+    """Returns the norm of every group over the steps at which they are known."""
+    known = [index for index, row in enumerate(norms) if row is not None]
+    faults = [index for index in known if np.shape(norms[index]) != (num_groups,)]
+    if faults:
+        raise ArgumentError(
+            f"group_norms in history= must have {num_groups} numbers, entry {faults[0]} has shape "
+            f"{np.shape(norms[faults[0]])}"
+        )
+    chosen = [known[i] for i in _spread(len(known), max(2, min(_MAX_POINTS, _MAX_NORMS // num_groups)))]
+    table = np.array([np.asarray(norms[index], float) for index in chosen]).reshape(-1, num_groups)
+    return {
+        "steps": [steps[index] for index in chosen],
+        "values": [[None if v is None else float(f"{v:.4g}") for v in map(_number, row)] for row in table.T],
+    }

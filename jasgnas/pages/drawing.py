@@ -1,0 +1,182 @@
+"""Drawings of the graphs as SVG and PNG, laid out by the same scripts as the page."""
+
+import asyncio
+import atexit
+import json
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import cache
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal
+from xml.etree import ElementTree
+
+from jasgnas.errors import ArgumentError, JasgnasError
+from jasgnas.pages.data import drawing_data
+from jasgnas.pages.files import asset, engine
+
+if TYPE_CHECKING:
+    from jasgnas.space.search import SearchSpace
+
+View = Literal["segments", "operators", "subnet"]
+VIEWS: tuple[View, ...] = ("segments", "operators", "subnet")
+
+_SECONDS = 300
+# Pixels of a PNG per unit of the SVG, and at most on a side.
+_PNG_SCALE = 2
+_MOST_PIXELS = 8192
+
+
+class Drawing(str):
+    """A drawing: the text of an SVG file, which notebooks show as an image."""
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+
+def draw(
+    space: "SearchSpace",
+    redundant: Iterable[int] = (),
+    path: str | Path | None = None,
+    *,
+    view: View = "segments",
+) -> Drawing:
+    """Draws a graph of the search space, top to bottom, for papers and notebooks.
+
+    Needs the extra `draw`: `pip install 'jasgnas[draw]'`.
+
+    Args:
+        space: the search space.
+        redundant: indices of groups to show as removed, with what is dead without them.
+        path: file to write: SVG, or PNG where the name ends in `.png`.
+        view: "segments", "operators" for every operator inside its segment, or "subnet" for what is left, in its own
+            sizes.
+
+    Returns:
+        The drawing: a string of SVG, which notebooks show as an image. Its texts need a monospaced font, which every
+        browser has.
+
+    Raises:
+        ArgumentError: `view` or an index is none there is.
+        JasgnasError: the extra is not installed.
+        OSError: the file cannot be written.
+    """
+    if view not in VIEWS:
+        raise ArgumentError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+    removed = space.removed(redundant)
+    svg = _svg(drawing_data(space, removed if removed.any() else None), view)
+    if path is not None:
+        path = Path(path)
+        path.write_bytes(_png(svg) if path.suffix.lower() == ".png" else svg.encode())
+    return Drawing(svg)
+
+
+def _svg(data: dict[str, Any], view: View) -> str:
+    run = _layout_engine()
+    tree, width, height = json.loads(run(f"draw({json.dumps(data)}, {json.dumps(view)})"))
+    root = ElementTree.Element(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "width": str(width),
+            "height": str(height),
+            "viewBox": f"0 0 {width} {height}",
+        },
+    )
+    style = ElementTree.SubElement(root, "style")
+    style.text = _style()
+    root.append(_element(tree))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _element(tree: list[Any]) -> ElementTree.Element:
+    """Makes the element of a tree `[tag, attributes, *children]`; children that are strings are text."""
+    tag, attributes, *children = tree
+    element = ElementTree.Element(tag, {name: str(value) for name, value in attributes.items()})
+    for child in children:
+        if isinstance(child, str):
+            element.text = _xml_text(child)
+        else:
+            element.append(_element(child))
+    return element
+
+
+def _xml_text(text: str) -> str:
+    """Replaces the characters that XML cannot hold at all."""
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+
+
+def _style() -> str:
+    """Returns the style of a drawing with its colours filled in: few programs but browsers know CSS variables."""
+    colours = dict(re.findall(r"(--[\w-]+): ([^;]+);", asset("theme.css").partition("}")[0]))
+    return re.sub(r"var\((--[\w-]+)\)", lambda match: colours[match[1]], asset("drawing.css"))
+
+
+@cache
+def _layout_engine() -> Callable[[str], Any]:
+    """Returns what evaluates expressions where the scripts of the layout are loaded."""
+    try:
+        from py_mini_racer import init_mini_racer, mini_racer
+    except ImportError as error:
+        raise _missing("mini-racer", error) from error
+    # Here and not in the thread of the first engine, of which the threads of later ones would not descend: where memory
+    # is protected by keys, they could not write to it.
+    init_mini_racer(ignore_duplicate_init=True)
+    context = _served(mini_racer)
+    # An evaluation ends in a number, so that nothing but that is converted to Python.
+    for script in (asset("engine.js"), engine(), asset("scene.js"), asset("draw.js")):
+        context.eval(f"{script}\n;0", timeout_sec=_SECONDS)
+    return lambda expression: context.eval(expression, timeout_sec=_SECONDS)
+
+
+def _served(engine: Callable[[], Any]) -> Any:
+    """Returns what a context manager makes, entered in a thread and an event loop of its own until the program ends.
+
+    In a loop that runs already, as a notebook's does, the engine could not be waited for; and no thread but the one
+    that it was made in may end it.
+    """
+    ready: Future[tuple[Any, Callable[[], Any]]] = Future()
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with engine() as context:
+            ready.set_result((context, lambda: loop.call_soon_threadsafe(stop.set)))
+            await stop.wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except Exception as error:  # a library that is missing, or made for another machine
+            ready.set_exception(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    context, stop = ready.result()
+
+    def close() -> None:
+        stop()
+        thread.join()
+
+    # Left to the garbage collector, it may wait for ever for its thread, which an interpreter that ends has halted.
+    atexit.register(close)
+    return context
+
+
+def _png(svg: str) -> bytes:
+    """Returns the drawing as PNG, on white."""
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise _missing("resvg-py", error) from error
+    root = ElementTree.fromstring(svg)
+    width, height = int(root.attrib["width"]), int(root.attrib["height"])
+    longest = min(_PNG_SCALE * max(width, height), _MOST_PIXELS)
+    # The other side follows.
+    sides = (None, longest) if height > width else (longest, None)
+    return bytes(resvg_py.svg_to_bytes(svg_string=svg, background="white", width=sides[0], height=sides[1]))
+
+
+def _missing(package: str, error: ImportError) -> JasgnasError:
+    return JasgnasError(f"jasgnas.draw needs the package {package} ({error}): pip install 'jasgnas[draw]'")

@@ -1,0 +1,113 @@
+"""The report: one HTML file that holds everything it needs, opens without a network, and runs nothing of the user's."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jasgnas.pages.data import History, Removal, Results, page_data
+from jasgnas.pages.files import asset, packed_engine
+
+if TYPE_CHECKING:
+    from jasgnas.space.search import SearchSpace
+
+_STYLES = ("theme.css", "drawing.css", "page.css")
+# In this order they make one script; the first is also the worker's.
+_SCRIPTS = ("scene.js", "dom.js", "tables.js", "charts.js", "details.js", "graph.js", "print.js", "page.js")
+_WORKER_SCRIPTS = ("scene.js", "worker.js")
+
+_FRAME_HEIGHT = 640
+
+
+def report(
+    space: "SearchSpace",
+    *,
+    path: str | Path = "report.html",
+    title: str | None = None,
+    opt_state: Any = None,
+    redundant: Iterable[int] | None = None,
+    scores: Sequence[float] | None = None,
+    history: History | None = None,
+    full: Results | None = None,
+    sub: Results | None = None,
+) -> Path:
+    """Writes a page that shows a search space and, where given, what a run made of it.
+
+    The page is one file that needs no network: the graphs laid out from top to bottom, with every segment, operator and
+    parameter and why it is or is not removable; the groups; full and sub-network side by side; the curves of the run.
+    The sizes of the sub-network are those that `construct_subnet` arrives at, and take about as long to find.
+
+    Args:
+        space: the search space.
+        path: the file to write.
+        title: heading of the page.
+        opt_state: anything `jasgnas.h2spg_state` accepts: says which groups are redundant and zero, and their scores.
+        redundant: instead of `opt_state`, indices of the groups that go.
+        scores: instead of `opt_state`, a redundancy score per group, `[num_groups]`.
+        history: the course of the run: a mapping per logged step, or a mapping of names to columns of one length. Of
+            the names, `step`, `phase` (that of `H2SPGState`) and `group_norms` (`[num_groups]` per step) have a
+            meaning; every other column is a curve, and columns `a/loss`, `b/loss` are curves of one chart. None and
+            what is not finite is left out. Long histories are thinned out.
+        full: results of the full network, numbers or texts by label, as in `{"test accuracy": "99.2 %"}`. Parameters
+            and multiply-adds need not be given.
+        sub: the same of the sub-network.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ArgumentError: arguments contradict each other or do not fit the search space.
+        OSError: the file cannot be written.
+    """
+    data = page_data(space, Removal.of(space, opt_state, redundant, scores), history, full, sub)
+    path = Path(path)
+    path.write_text(_page(title or "Search space", data), encoding="utf-8")
+    return path
+
+
+def embedded(space: "SearchSpace") -> str:
+    """Returns the page of a search space in a frame of its own, for notebooks."""
+    page = _page("Search space", page_data(space, Removal(None, None, None), None, None, None))
+    # A sandboxed frame: its scripts run, but reach nothing of the notebook.
+    return (
+        f'<iframe sandbox="allow-scripts" title="Search space" style="width: 100%; height: {_FRAME_HEIGHT}px; '
+        f'border: 1px solid #8884; border-radius: 8px" srcdoc="{html.escape(page)}"></iframe>'
+    )
+
+
+def _page(title: str, data: dict[str, Any]) -> str:
+    style = "\n".join(map(asset, _STYLES))
+    script = "\n".join(map(asset, _SCRIPTS))
+    parts = {
+        "title": html.escape(title),
+        "policy": _policy(style, script),
+        "style": style,
+        "script": script,
+        "worker": "\n".join(map(asset, _WORKER_SCRIPTS)),
+        "engine": base64.b64encode(packed_engine()).decode(),
+        "data": _script_json(data),
+    }
+    # One pass: what is filled in is not searched for marks again.
+    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], asset("page.html"))
+
+
+def _policy(style: str, script: str) -> str:
+    """Returns a content security policy that forbids all but this style, this script, and a worker made by it."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}' 'wasm-unsafe-eval'; "
+        "worker-src blob:; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _script_json(data: Any) -> str:
+    """Returns JSON that cannot end the script element it is put in, whatever strings it holds."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # Half a surrogate pair has no encoding.
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,254 @@
+"""The only module that touches JAX's own jaxprs: everything else reads the `Program` defined here.
+
+A `Program` is a jaxpr whose variables are plain integers. It can be inlined (calls opened up, for analysis) or kept
+nested (so that custom gradients and rematerialisation survive evaluation).
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+from jax.interpreters import partial_eval
+
+# Primitives that only call another jaxpr once, and the parameter that holds it.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Literal:
+    """A constant operand written into the equation itself; a scalar in practice."""
+
+    value: Any
+    aval: Any
+
+
+Atom = int | Literal
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """One equation.
+
+    Attributes:
+        primitive: name of the primitive.
+        bind: binds the primitive to new operands; keyword arguments replace parameters.
+        params: parameters of the primitive.
+        inputs: operands, a variable number or a `Literal` each.
+        outputs: variable numbers of the results.
+        in_avals: shape and dtype of each operand.
+        out_avals: shape and dtype of each result.
+        body: the program it calls, or None.
+        calls: the calls that enclose it after inlining, outermost first, as `(number of the call, its name)`.
+    """
+
+    primitive: str
+    bind: Callable[..., list[Any]]
+    params: dict[str, Any]
+    inputs: tuple[Atom, ...]
+    outputs: tuple[int, ...]
+    in_avals: tuple[Any, ...]
+    out_avals: tuple[Any, ...]
+    body: "Program | None" = None
+    calls: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A jaxpr over integer variables, equations in topological order.
+
+    Attributes:
+        inputs: variable numbers of the arguments.
+        outputs: the results, a variable number or a `Literal` each.
+        equations: the equations.
+        avals: shape and dtype of every variable, by number.
+        constants: values of the variables that are constants.
+        name: name of the function it was traced from, if any.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[Atom, ...]
+    equations: tuple[Equation, ...]
+    avals: dict[int, Any]
+    constants: dict[int, Any] = field(default_factory=dict)
+    name: str = ""
+
+
+def trace(fn: Callable[..., Any], *args: Any) -> Program:
+    """Traces `fn` at abstract arguments (arrays or `ShapeDtypeStruct`s) into a nested `Program`."""
+    with _brief_tracers():
+        return from_jaxpr(jax.make_jaxpr(fn)(*args))
+
+
+@contextmanager
+def _brief_tracers() -> Iterator[None]:
+    """Has tracers not tell where they come from when they are asked for what only a concrete array has.
+
+    An `nnx.Variable` asks every array it is set to for its `sharding`, and the message of the `AttributeError`, which
+    nobody reads, goes through all equations so far: tracing a network with many batch norms in training mode would take
+    a time that grows with the square of its size.
+    """
+    tracer: Any = partial_eval.DynamicJaxprTracer
+    if _ORIGIN_MESSAGE is None:
+        yield
+        return
+    tracer._origin_msg = lambda self: ""
+    try:
+        yield
+    finally:
+        tracer._origin_msg = _ORIGIN_MESSAGE
+
+
+_ORIGIN_MESSAGE = getattr(partial_eval.DynamicJaxprTracer, "_origin_msg", None)
+
+
+def from_jaxpr(jaxpr: Any) -> Program:
+    """Turns a (closed or open) jaxpr into a nested `Program`; equal inner jaxprs become one object."""
+    return _convert(jaxpr, {})
+
+
+def _convert(closed: Any, cache: dict[int, tuple[Any, Program]]) -> Program:
+    # The key is the identity of an object that the cache entry keeps alive.
+    if (known := cache.get(id(closed))) is not None:
+        return known[1]
+    jaxpr = getattr(closed, "jaxpr", closed)
+    numbers: dict[Any, int] = {}
+    avals: dict[int, Any] = {}
+
+    def define(var: Any) -> int:
+        number = len(avals)
+        avals[number] = var.aval
+        numbers[var] = number
+        return number
+
+    def read(atom: Any) -> Atom:
+        return Literal(atom.val, atom.aval) if isinstance(atom, jex.Literal) else numbers[atom]
+
+    constants = dict(zip(map(define, jaxpr.constvars), getattr(closed, "consts", ()), strict=True))
+    inputs = tuple(map(define, jaxpr.invars))
+    equations = []
+    for eqn in jaxpr.eqns:
+        operands = tuple(map(read, eqn.invars))
+        inner = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
+        equations.append(
+            Equation(
+                primitive=eqn.primitive.name,
+                bind=_binder(eqn),
+                params=eqn.params,
+                inputs=operands,
+                outputs=tuple(map(define, eqn.outvars)),
+                in_avals=tuple(v.aval for v in eqn.invars),
+                out_avals=tuple(v.aval for v in eqn.outvars),
+                body=None if inner is None else _convert(inner, cache),
+            )
+        )
+    name = getattr(jaxpr.debug_info, "func_name", "") or ""
+    program = Program(inputs, tuple(map(read, jaxpr.outvars)), tuple(equations), avals, constants, name)
+    cache[id(closed)] = closed, program
+    return program
+
+
+def _binder(eqn: Any) -> Callable[..., list[Any]]:
+    def bind(*operands: Any, **changes: Any) -> list[Any]:
+        results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params | changes))
+        return list(results) if eqn.primitive.multiple_results else [results]
+
+    return bind
+
+
+def inner_programs(eqn: Equation) -> list[Program]:
+    """Returns the programs that an equation runs: the one it calls, the body of a loop, the branches of a condition."""
+    match eqn.primitive:
+        case "cond":
+            jaxprs = eqn.params["branches"]
+        case "scan":
+            jaxprs = [eqn.params["jaxpr"]]
+        case "while":
+            jaxprs = [eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]]
+        case _:
+            return [] if eqn.body is None else [eqn.body]
+    return list(map(from_jaxpr, jaxprs))
+
+
+def call_name(equation: Equation) -> str:
+    """Returns the name of the function that is called, or nothing if it has none."""
+    name = equation.params.get("name") or (equation.body.name if equation.body is not None else "")
+    return "" if name.startswith("<") else name  # a lambda has no name
+
+
+def inline(program: Program) -> Program:
+    """Opens up every call, so that one flat list of first-order equations is left, and drops dead equations."""
+    avals: dict[int, Any] = {}
+    constants: dict[int, Any] = {}
+    equations: list[Equation] = []
+    call_numbers = itertools.count()
+
+    def define(aval: Any) -> int:
+        avals[len(avals)] = aval
+        return len(avals) - 1
+
+    def open_up(part: Program, arguments: Sequence[Atom], calls: tuple[tuple[int, str], ...]) -> list[Atom]:
+        env: dict[int, Atom] = dict(zip(part.inputs, arguments, strict=True))
+        for var, value in part.constants.items():
+            env[var] = define(part.avals[var])
+            constants[len(avals) - 1] = value
+
+        def read(atom: Atom) -> Atom:
+            return env[atom] if isinstance(atom, int) else atom
+
+        for eqn in part.equations:
+            operands = tuple(map(read, eqn.inputs))
+            if eqn.body is not None:
+                inner = (*calls, (next(call_numbers), call_name(eqn)))
+                env.update(zip(eqn.outputs, open_up(eqn.body, operands, inner), strict=True))
+                continue
+            outputs = tuple(define(aval) for aval in eqn.out_avals)
+            env.update(zip(eqn.outputs, outputs, strict=True))
+            equations.append(
+                Equation(
+                    eqn.primitive, eqn.bind, eqn.params, operands, outputs, eqn.in_avals, eqn.out_avals, calls=calls
+                )
+            )
+        return [read(atom) for atom in part.outputs]
+
+    inputs = tuple(define(program.avals[var]) for var in program.inputs)
+    outputs = tuple(open_up(program, inputs, ()))
+    return Program(inputs, outputs, tuple(_live(equations, outputs)), avals, constants)
+
+
+def _live(equations: Sequence[Equation], outputs: Sequence[Atom]) -> Iterator[Equation]:
+    needed = {atom for atom in outputs if isinstance(atom, int)}
+    live = []
+    for eqn in reversed(equations):
+        if not needed.isdisjoint(eqn.outputs):
+            needed.update(atom for atom in eqn.inputs if isinstance(atom, int))
+            live.append(eqn)
+    return reversed(live)
+
+
+def is_array(value: Any) -> bool:
+    """Tells whether a value is an array (or an abstract one), as opposed to a static argument."""
+    return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def abstract(value: Any) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype of an array; weak types are made strong."""
+    return jax.ShapeDtypeStruct(np.shape(value), jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True))
+
+
+def aval_of(program: Program, atom: Atom) -> Any:
+    """Returns shape and dtype of an operand or result."""
+    return program.avals[atom] if isinstance(atom, int) else atom.aval

@@ -1,0 +1,106 @@
+"""Scans over stacked leaves, opened up: each layer of a scanned stack gets equations of its own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, abstract, aval_of, from_jaxpr, trace
+
+
+def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
+    """Opens up every `scan` over stacked leaves, so that each layer of a scanned stack has equations of its own.
+
+    Args:
+        program: a nested program.
+        is_leaf: for each of its inputs, whether it is a leaf (or computed from leaves alone).
+    """
+    if not _has_scan(program):
+        return program
+    avals = dict(program.avals)
+    # Variables that depend on leaves and constants alone, and whether any leaf is among them.
+    static = dict.fromkeys(program.constants, False)
+    static |= {var: True for var, leaf in zip(program.inputs, is_leaf, strict=True) if leaf}
+    equations: list[Equation] = []
+
+    def depends_on_leaves(atom: Atom) -> bool:
+        return isinstance(atom, int) and static.get(atom, False)
+
+    def add(eqn: Equation) -> None:
+        if all(isinstance(atom, Literal) or atom in static for atom in eqn.inputs):
+            static.update(dict.fromkeys(eqn.outputs, any(map(depends_on_leaves, eqn.inputs))))
+        if eqn.body is not None:
+            eqn = replace(eqn, body=unroll(eqn.body, [depends_on_leaves(atom) for atom in eqn.inputs]))
+        equations.append(eqn)
+
+    def call(name: str, body: Program, operands: Sequence[Atom], outputs: Sequence[int] | None = None) -> list[int]:
+        out_avals = tuple(aval_of(body, atom) for atom in body.outputs)
+        if outputs is None:
+            outputs = range(len(avals), len(avals) + len(out_avals))
+            avals.update(zip(outputs, out_avals, strict=True))
+        in_avals = tuple(body.avals[var] for var in body.inputs)
+        add(Equation(name, _no_bind, {}, tuple(operands), tuple(outputs), in_avals, out_avals, body))
+        return list(outputs)
+
+    for eqn in program.equations:
+        if eqn.primitive != "scan":
+            add(eqn)
+            continue
+        body = from_jaxpr(eqn.params["jaxpr"])
+        num_consts, num_carry = _scan_arity(eqn, body)
+        if any(map(depends_on_leaves, eqn.inputs[num_consts + num_carry :])):
+            _unroll_scan(eqn, body, call)
+        else:
+            add(eqn)
+    return replace(program, equations=tuple(equations), avals=avals)
+
+
+def _has_scan(program: Program) -> bool:
+    return any(eqn.primitive == "scan" or (eqn.body is not None and _has_scan(eqn.body)) for eqn in program.equations)
+
+
+def _scan_arity(eqn: Equation, body: Program) -> tuple[int, int]:
+    """Returns how many operands of a scan are constants and how many are carried; the others are stacked.
+
+    The parameters that say so differ between versions of JAX; that what is stacked has one more axis outside does not.
+    """
+    num_stacked = sum(
+        len(aval.shape) > len(body.avals[var].shape) for aval, var in zip(eqn.in_avals, body.inputs, strict=True)
+    )
+    num_carry = sum(
+        len(aval.shape) == len(aval_of(body, atom).shape)
+        for aval, atom in zip(eqn.out_avals, body.outputs, strict=True)
+    )
+    return len(eqn.inputs) - num_carry - num_stacked, num_carry
+
+
+def _unroll_scan(eqn: Equation, body: Program, call: Callable[..., list[int]]) -> None:
+    """Emits the steps of a scan, each a call of its body, in the order in which they run."""
+    num_consts, num_carry = _scan_arity(eqn, body)
+    consts, carry = eqn.inputs[:num_consts], list(eqn.inputs[num_consts : num_consts + num_carry])
+    stacked = eqn.inputs[num_consts + num_carry :]
+    stacked_avals = eqn.in_avals[num_consts + num_carry :]
+    length = eqn.params["length"]
+    collected: dict[int, list[int]] = {}
+    for step in reversed(range(length)) if eqn.params["reverse"] else range(length):
+        taken = [
+            call("take", trace(lambda x, i=step: jax.lax.index_in_dim(x, i, keepdims=False), abstract(aval)), [atom])[0]
+            for atom, aval in zip(stacked, stacked_avals, strict=True)
+        ]
+        results = call("step", body, [*consts, *carry, *taken])
+        carry, collected[step] = list(results[:num_carry]), results[num_carry:]
+    call("carry", _identity([aval_of(body, atom) for atom in body.outputs[:num_carry]]), carry, eqn.outputs[:num_carry])
+    for position, output in enumerate(eqn.outputs[num_carry:]):
+        parts = [collected[step][position] for step in range(length)]
+        part_aval = abstract(aval_of(body, body.outputs[num_carry + position]))
+        call("stack", trace(lambda *xs: jnp.stack(xs), *[part_aval] * length), parts, [output])
+
+
+def _identity(avals: Sequence[Any]) -> Program:
+    return Program(tuple(range(len(avals))), tuple(range(len(avals))), (), dict(enumerate(avals)))
+
+
+def _no_bind(*operands: Any, **changes: Any) -> list[Any]:
+    raise AssertionError("a step of an unrolled scan is evaluated through its body")

@@ -1,0 +1,491 @@
+"""The search space: which parts of a network may be removed, as groups of parameters."""
+
+import contextlib
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from jasgnas.bridge import Leaf, Model, argument_names, open_model
+from jasgnas.bridge.trace import Call, TracedModel, trace_model
+from jasgnas.collector import collector_paused
+from jasgnas.errors import (
+    ArgumentError,
+    DisconnectedOutputError,
+    InvalidRemovalError,
+    NoRemovableStructureError,
+    TargetError,
+    TreeMismatchError,
+)
+from jasgnas.graph.build import ADDITIVE, Graph, build_graph
+from jasgnas.graph.graphs_tuple import segment_graph, trace_graph
+from jasgnas.graph.names import operator_label, segment_label
+from jasgnas.program.jaxpr import Program, inline, inner_programs
+from jasgnas.program.masks import NOTHING, everything, unknown
+from jasgnas.pytree import leaves_by_path, path_str
+from jasgnas.rules.flow import propagate_needs, propagate_zeros
+from jasgnas.space.dependence import build_dependence
+from jasgnas.space.groups import Group, LeafSlice, Saving, find_groups, leaf_zeros, num_params
+from jasgnas.space.sizes import SegmentCosts, build_costs, build_topology, subnet_size
+from jasgnas.space.validity import SegmentTopology, is_valid, largest_removal
+
+KeepPattern = str | re.Pattern[str]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SearchSpace:
+    """What may be removed from a network, and what depends on what.
+
+    Attributes:
+        model: the model, as a pure function of its leaves.
+        call: the example inputs it was traced with.
+        traced: the trace, in inference mode.
+        graph: its operators and segments.
+        groups: the parameters of each minimal removal structure.
+        reasons: for each segment, why it is or is not removable.
+        savings: what the groups save in other segments than their own.
+        kept: indices of the leaves that `keep=` names.
+        connected: for each array among the inputs, whether it is one of those that outputs must stay connected to.
+    """
+
+    model: Model
+    call: Call
+    traced: TracedModel
+    graph: Graph
+    groups: tuple[Group, ...]
+    reasons: tuple[str, ...]
+    savings: tuple[Saving, ...]
+    kept: frozenset[int]
+    connected: tuple[bool, ...]
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles search anew: a trace can be neither copied nor pickled, and the model says it all."""
+        return _search, (self.model, self.call, self.kept, self.connected)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """All arrays of the model, in the order of its pytree."""
+        return self.model.leaves
+
+    @cached_property
+    def traces(self) -> tuple[TracedModel, ...]:
+        """The network traced in inference and training mode, and with its boolean arguments inverted."""
+        traces = {(self.model.static, self.call.static): self.traced}
+        for call in self.call.variants:
+            for training in (False, True):
+                model = self.model.in_mode(training)
+                if (model.static, call.static) not in traces:
+                    # With inverted arguments a model may fail; then nobody will ever call it so. In training it may
+                    # need what only the training step provides, such as the axis that statistics are averaged over.
+                    with contextlib.suppress(Exception):
+                        traces[model.static, call.static] = trace_model(model, call)
+        return tuple(traces.values())
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the leaves, by path."""
+        return {leaf.path: leaf.shape for leaf in self.leaves}
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """A number below 2³² that tells search spaces apart: which ranges of leaves of which shapes make the groups."""
+        described = [[(str(part), self.shapes[part.path]) for part in group.slices] for group in self.groups]
+        return zlib.crc32(repr(described).encode())
+
+    @cached_property
+    def topology(self) -> SegmentTopology:
+        """The segment graph as the index arrays that sizes are judged on."""
+        return build_topology(self.graph, self.groups)
+
+    @cached_property
+    def dependence(self) -> SegmentTopology:
+        """The graph that validity is judged on: the segment graph, segments divided where they are read in parts."""
+        return build_dependence(self.graph, self.groups, self.leaves, self.connected)
+
+    @cached_property
+    def costs(self) -> SegmentCosts:
+        """What each segment contributes to the size of a sub-network."""
+        return build_costs(self.graph, self.leaves, self.topology, self.savings, self.kept)
+
+    def subnet_size(self, indices: Iterable[int]) -> tuple[int, int]:
+        """Returns the parameters and multiply-adds that are left without some groups, at most.
+
+        Branches that only the removed groups made use of are gone too. Nothing is constructed: the count follows the
+        segment graph, and is exact unless a branch is left with nothing but its biases.
+        """
+        return subnet_size(self.topology, self.costs, self.removed(indices))
+
+    @cached_property
+    def trace_graph(self) -> jraph.GraphsTuple:
+        """The operators, as a graph whose node features are dictionaries of arrays of shape `[num_operators]`."""
+        return trace_graph(self.graph, self.topology.group, self._num_params)
+
+    @cached_property
+    def segment_graph(self) -> jraph.GraphsTuple:
+        """The segments, as a graph whose node features are dictionaries of arrays of shape `[num_segments]`."""
+        return segment_graph(self.graph, self.topology.group, self._num_params)
+
+    @cached_property
+    def operator_names(self) -> tuple[str, ...]:
+        """Name of every node of the trace graph: what it is, and the modules whose parameters it holds."""
+        return tuple(operator_label(operator, self.graph, self.leaves) for operator in self.graph.operators)
+
+    @cached_property
+    def segment_names(self) -> tuple[str, ...]:
+        """Name of every node of the segment graph: its modules, or its operators where it has none."""
+        return tuple(segment_label(segment, self.graph, self.leaves) for segment in self.graph.segments)
+
+    @cached_property
+    def largest_removal(self) -> tuple[int, ...]:
+        """Indices of a valid set of groups, as large as any known."""
+        return largest_removal(self.dependence, len(self.groups))
+
+    @cached_property
+    def _num_params(self) -> list[int]:
+        counted: set[int] = set()
+        numbers = []
+        for operator in self.graph.operators:
+            own = [part for part in operator.parts if part not in counted]
+            counted.update(own)
+            numbers.append(sum(num_params(self.graph.parts[part], self.leaves) for part in own))
+        return numbers
+
+    def removed(self, indices: Iterable[int]) -> np.ndarray:
+        """Returns group indices as a bool vector `[num_groups]`.
+
+        Raises:
+            ArgumentError: an index is out of range or not an integer, such as an entry of a boolean vector.
+        """
+        try:
+            listed = list(indices)
+        except TypeError:
+            raise ArgumentError(f"expected group indices, such as [0, 2], got {indices!r}") from None
+        marked = np.zeros(len(self.groups), bool)
+        for index in listed:
+            number = np.asarray(index)
+            if number.ndim or not np.issubdtype(number.dtype, np.integer):
+                hint = "; those of a boolean vector over the groups are np.flatnonzero(vector)"
+                raise ArgumentError(f"expected group indices, got {index!r}{hint if number.dtype == bool else ''}")
+            if not 0 <= number < len(self.groups):
+                raise ArgumentError(f"no group {number}: the search space has groups 0 to {len(self.groups) - 1}")
+            marked[number] = True
+        return marked
+
+    def is_valid(self, indices: Iterable[int]) -> bool:
+        """Tells whether every network output still depends on the network input without these groups."""
+        return is_valid(self.dependence, self.removed(indices))
+
+    def require_valid(self, indices: Iterable[int]) -> None:
+        """Raises `InvalidRemovalError` if removing these groups would cut off a network output.
+
+        Stricter than `is_valid` alone: the zeros are followed through the whole network, too.
+        """
+        indices = np.flatnonzero(self.removed(indices)).tolist()
+        cut = [] if self.is_valid(indices) else ["an output"]
+        if cut or (cut := self._cut_off(indices)):
+            names = ", ".join(f"{index} ({self.groups[index].name})" for index in indices)
+            raise InvalidRemovalError(
+                f"without the groups {names} no path is left from the network input to {', '.join(cut)}. "
+                "Check a set with space.is_valid(indices), or let jasgnas.h2spg choose it."
+            )
+
+    def _cut_off(self, indices: Sequence[int]) -> list[str]:
+        """Returns the outputs that need no entry of an input that they must stay connected to, given all zeros."""
+        program = self.traced.program
+        inputs = program.inputs[len(self.leaves) :]
+        known = [unknown(len(program.avals[var].shape)) for var in inputs]
+        flow = propagate_zeros(program, [*leaf_zeros(self.groups, self.leaves, indices), *known])
+        required = [var for var, is_required in zip(inputs, self.connected, strict=True) if is_required]
+        outputs = [everything(len(aval.shape)) for aval in self.traced.output_avals]
+        cut = []
+        for index, name in enumerate(self.traced.output_names):
+            wanted = [need if index == i else NOTHING for i, need in enumerate(outputs)]
+            needs = propagate_needs(program, flow, [*wanted, *[NOTHING] * len(self.leaves)])
+            if all(needs.read(var) == NOTHING for var in required):
+                cut.append(name)
+        return cut
+
+    def zero(self, holder: Any, indices: Iterable[int]) -> Any:
+        """Returns the same kind of object with the parameters of some groups set to zero.
+
+        Args:
+            holder: the model, its variables, or a pytree of its parameters.
+            indices: indices of the groups.
+
+        Raises:
+            ArgumentError: an index is no group's, or the parameters are abstract.
+            TreeMismatchError: a parameter of the groups is missing or has another shape.
+        """
+        marked = self.removed(indices)
+        slices: dict[str, list[LeafSlice]] = {}
+        for group in self.groups:
+            for part in group.slices if marked[group.index] else ():
+                slices.setdefault(part.path, []).append(part)
+        tree = self.model.tree(holder)
+        found = leaves_by_path(tree)
+        faults = [path for path in slices if path not in found or np.shape(found[path]) != self.shapes[path]]
+        if faults:
+            raise TreeMismatchError(
+                f"the parameters {', '.join(faults)} are missing or have another shape than in the search space; "
+                "pass the model that the space was made for, or its parameters"
+            )
+
+        if any(isinstance(found[path], jax.ShapeDtypeStruct) for path in slices):
+            raise ArgumentError(
+                "these parameters are abstract: only arrays can be set to zero. Pass the initialised ones"
+            )
+
+        def cleared(keys: Any, leaf: Any) -> Any:
+            for part in slices.get(path_str(keys), ()):
+                leaf = jnp.asarray(leaf).at[part.indices].set(0)
+            return leaf
+
+        return self.model.like(holder, jax.tree_util.tree_map_with_path(cleared, tree))
+
+    def random_redundant(self, key: jax.Array, k: int) -> tuple[int, ...]:
+        """Returns a random valid set of `k` group indices, in rising order.
+
+        Groups are visited in random order, as H2SPG visits them by score; where that ends in a set that is too small
+        and cannot grow, the set is drawn from `largest_removal`.
+
+        Raises:
+            TargetError: no valid set of `k` groups is known.
+        """
+        self.require_reachable(k)
+        order = np.asarray(jax.random.permutation(key, len(self.groups)))
+        chosen: list[int] = []
+        for index in order:
+            if len(chosen) < k and self.is_valid([*chosen, int(index)]):
+                chosen.append(int(index))
+        if len(chosen) < k:
+            chosen = [int(index) for index in order if index in self.largest_removal][:k]
+        return tuple(sorted(chosen))
+
+    def require_reachable(self, k: int) -> None:
+        """Raises `TargetError` if no valid set of `k` groups is known."""
+        most = len(self.largest_removal)
+        if not 0 <= k <= most:
+            raise TargetError(
+                f"{k} redundant groups were asked for; at most {most} of the {len(self.groups)} groups can go "
+                "if every network output is to stay connected to the input"
+            )
+
+    def explain(self, path: KeepPattern | None = None) -> str:
+        """Says why operators are or are not removable.
+
+        Args:
+            path: a parameter path, a pattern such as `blocks/*/kernel` or a compiled regular expression; only the
+                segments that own a parameter that matches are explained. All of them without it.
+
+        Raises:
+            ArgumentError: no parameter matches.
+        """
+        lines = []
+        for segment, name, reason in zip(self.graph.segments, self.segment_names, self.reasons, strict=True):
+            owned = [self.leaves[i].path for o in segment.operators for i in self.graph.leaves_of(o)]
+            if path is None or any(_matches(path, leaf) for leaf in owned):
+                operators = ", ".join(self.graph.operators[index].name for index in segment.operators)
+                lines.append(f"{name} ({operators}): {reason}" if name != operators else f"{name}: {reason}")
+        if not lines:
+            raise ArgumentError(
+                f"no operator owns a parameter path that matches {path!r}; paths look like {self.leaves[0].path!r}"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Returns what the space is about, in one line."""
+        total = sum(int(np.prod(leaf.shape)) for leaf in self.leaves if leaf.trainable)
+        inside = sum(group.num_params for group in self.groups)
+        return f"<SearchSpace: {len(self.groups)} groups with {inside:,} of {total:,} parameters; print() shows them>"
+
+    def __str__(self) -> str:
+        """Returns a table of the groups, and what else a person wants to know first."""
+        return _table(self)
+
+    def _repr_html_(self) -> str:
+        """Returns the report of the space in a frame, which notebooks show."""
+        from jasgnas.pages.page import embedded  # here, because the report is made of spaces
+
+        return embedded(self)
+
+
+def search_space(
+    model: Any,
+    *args: Any,
+    variables: Any = None,
+    params: Any = None,
+    method: Any = None,
+    keep: Sequence[KeepPattern] | KeepPattern = (),
+    inputs: Sequence[str | int] | str | int | None = None,
+    **kwargs: Any,
+) -> SearchSpace:
+    """Finds what may be removed from a network (arXiv 2305.18030, section 3.1; arXiv 2312.09411, section 3).
+
+    The model is traced once, in inference mode, with abstract values: nothing is computed.
+
+    Args:
+        model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
+        *args: example inputs, arrays or `jax.ShapeDtypeStruct`s (or pytrees of them).
+        variables: the variables of a Linen module, as `module.init` returns them.
+        params: the parameter pytree of a function.
+        method: the method of a Linen module that is called, instead of `__call__`.
+        keep: patterns (as in a shell, or compiled regular expressions) of parameter paths that are never candidates.
+        inputs: the arguments that outputs must stay connected to, by name or position, or `x/image` for a leaf of a
+            pytree: every output must depend on one of them. By default all but random keys, typed ones and those under
+            the keyword `rngs`; keys that are plain uint32 arrays are left out by naming the others.
+        **kwargs: further arguments of the call (`train=False`, for a Linen module also `rngs`).
+
+    Returns:
+        The search space. Group indices and names follow the order of the trace: the same model gives the same space.
+
+    Raises:
+        ArgumentError: the model is of an unknown kind, or an argument is missing.
+        DisconnectedOutputError: a network output does not depend on the input.
+        NoRemovableStructureError: nothing can be removed.
+    """
+    with collector_paused():
+        opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
+        call = Call.of(args, kwargs)
+        chosen = [inputs] if isinstance(inputs, str | int) else inputs
+        connected = _connected(call, argument_names(model, method), chosen)
+        kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
+        return _search(opened, call, kept, connected)
+
+
+def _search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[bool, ...]) -> SearchSpace:
+    traced = trace_model(opened, call)
+    program = inline(replace(traced.program, outputs=traced.outputs))
+    trainable = [leaf.trainable for leaf in opened.leaves]
+    graph = build_graph(program, len(opened.leaves), trainable)
+    _require_connected(graph, traced)
+    found = find_groups(graph, opened.leaves, kept)
+    if not found.groups:
+        raise NoRemovableStructureError(_why_nothing(graph, found.reasons))
+    space = SearchSpace(opened, Call(call.avals, call.static, call.treedef), traced, graph, *found, kept, connected)
+    if not space.is_valid(()):
+        raise DisconnectedOutputError(
+            "a network output reads only such entries as no network input has an influence on, a class token before "
+            "the first attention for example, or only random keys. Return only what is computed from the input, or "
+            "name the arguments that outputs are to stay connected to: inputs=('x',)."
+        )
+    return space
+
+
+def _connected(call: Call, names: Sequence[str], selectors: Sequence[str | int] | None) -> tuple[bool, ...]:
+    """Returns for each array of a call whether outputs must stay connected to it, see `search_space`."""
+    paths = call.paths
+    if selectors is None:
+        return tuple(
+            path.partition("/")[0] != "rngs" and not jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+            for path, array in zip(paths, call.arrays, strict=True)
+        )
+    # A positional argument can be called by its position and by its name.
+    called = [
+        (path, "/".join((names[int(first)], *rest)) if first.isdecimal() and int(first) < len(names) else path)
+        for path in paths
+        for first, *rest in [path.split("/")]
+    ]
+    chosen = [False] * len(paths)
+    for selector in map(str, selectors):
+        found = [any(f"{path}/".startswith(f"{selector}/") for path in both) for both in called]
+        if not any(found):
+            raise ArgumentError(
+                f"inputs={selector!r} names no array among the arguments; there are "
+                + ", ".join(" or ".join(dict.fromkeys(both)) for both in called)
+            )
+        chosen = [a or b for a, b in zip(chosen, found, strict=True)]
+    if not any(chosen):
+        raise ArgumentError("inputs=() leaves nothing for the outputs to stay connected to: name at least one argument")
+    return tuple(chosen)
+
+
+def _require_connected(graph: Graph, traced: TracedModel) -> None:
+    cut = [
+        name
+        for name, atom in zip(traced.output_names, graph.program.outputs, strict=True)
+        if not isinstance(atom, int) or atom in graph.static_parts
+    ]
+    if cut:
+        raise DisconnectedOutputError(
+            f"the network output {', '.join(cut)} does not depend on any network input. Return only what is computed "
+            "from the input, or pass as inputs whatever it is computed from."
+        )
+
+
+def _kept_leaves(leaves: Sequence[Leaf], patterns: Sequence[KeepPattern]) -> frozenset[int]:
+    kept: set[int] = set()
+    for pattern in patterns:
+        found = {index for index, leaf in enumerate(leaves) if _matches(pattern, leaf.path)}
+        if not found:
+            raise ArgumentError(
+                f"keep={pattern!r} matches no parameter path; paths look like {leaves[0].path!r} (`*` also matches `/`)"
+            )
+        kept |= found
+    return frozenset(kept)
+
+
+def _matches(pattern: KeepPattern, path: str) -> bool:
+    if not isinstance(pattern, str | re.Pattern):
+        raise ArgumentError(f"expected a pattern of parameter paths, such as 'head/*', got {pattern!r}")
+    return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
+
+
+def _why_nothing(graph: Graph, reasons: Sequence[str]) -> str:
+    if not any(segment.additive for segment in graph.segments):
+        loops = sorted({eqn.primitive for eqn in graph.program.equations if any(map(_has_joint, inner_programs(eqn)))})
+        if loops:
+            return (
+                "the network has no removable structure: its additions and concatenations are inside a "
+                f"{' or '.join(loops)} over data, which is taken as one operator. The layers of a scan over stacked "
+                "parameters are told apart; another loop may be written out."
+            )
+        return (
+            "the network has no removable structure: it is a plain chain without an addition or concatenation of "
+            "branches, so that no part can be taken out without cutting it. Give it parallel branches or residual "
+            "connections."
+        )
+    listed = "\n  ".join(dict.fromkeys(reasons))
+    return f"the network has no removable structure. What was found of its segments:\n  {listed}"
+
+
+def _has_joint(program: Program) -> bool:
+    flat = inline(program)
+    return any(eqn.primitive in ADDITIVE or any(map(_has_joint, inner_programs(eqn))) for eqn in flat.equations)
+
+
+def _table(space: SearchSpace) -> str:
+    macs = space.segment_graph.nodes["macs"]
+    headings = ("group", "name", "parameters", "multiply-adds", "operators")
+    rows = [
+        (str(g.index), _clip(g.name), f"{g.num_params:,}", f"{macs[g.segment]:,}", _clip(", ".join(g.operators)))
+        for g in space.groups
+    ]
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    rules = ["─" * width for width in widths]
+    lines = [
+        f"{index:>{widths[0]}}  {name:<{widths[1]}}  {params:>{widths[2]}}  {macs:>{widths[3]}}  {operators}".rstrip()
+        for index, name, params, macs, operators in (headings, rules, *rows)
+    ]
+    total = sum(int(np.prod(leaf.shape)) for leaf in space.leaves if leaf.trainable)
+    inside = sum(group.num_params for group in space.groups)
+    footer = [
+        f"{len(space.groups)} groups hold {inside:,} of {total:,} parameters; "
+        f"at most {len(space.largest_removal)} can go together.",
+        f"{len(space.graph.operators)} operators in {len(space.graph.segments)} segments.",
+    ]
+    unknown = sorted({operator.name for operator in space.graph.operators if operator.kind == "unknown"})
+    if unknown:
+        footer.append(f"Unknown operators, kept as they are: {', '.join(unknown)}.")
+    return "\n".join([*lines, "", *footer])
+
+
+def _clip(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -1,0 +1,364 @@
+"""Sub-network construction: the full network partially evaluated at its zeros (arXiv 2305.18030, section 3.3).
+
+The sub-network holds the arrays that are still needed, sliced to the entries that are. Called, it traces the original
+model at the shapes and in the mode asked for, and evaluates that program on the smaller arrays; traces are cached.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jasgnas.bridge import Leaf, Model, matched
+from jasgnas.bridge.trace import Call, TracedModel, trace_model
+from jasgnas.collector import collector_paused
+from jasgnas.errors import ArgumentError, NonFiniteError, NothingRemovedWarning, TreeMismatchError
+from jasgnas.optimizer.h2spg import CHANGED_UPDATES, H2SPGState, h2spg_state, single_state
+from jasgnas.program.masks import (
+    NOTHING,
+    Layout,
+    Need,
+    Zeros,
+    coarsened,
+    everything,
+    same,
+    simplified,
+    stored_shape,
+    union,
+    unknown,
+)
+from jasgnas.program.sliced import Sliced
+from jasgnas.rules.flow import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
+from jasgnas.space.groups import leaf_zeros
+from jasgnas.space.search import SearchSpace
+from jasgnas.subnet.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
+from jasgnas.subnet.verify import verify_subnet
+
+
+@dataclass(frozen=True, eq=False)
+class _Flows:
+    """Zeros and needs of a traced model, without and with the removed parameters at zero.
+
+    Attributes:
+        traced: the traced model.
+        updated: leaves that a call changes.
+        zeros: zeros of every value.
+        full_zeros: the same in the full network.
+        full_needs: needs of every value in the full network.
+    """
+
+    traced: TracedModel
+    updated: tuple[int, ...]
+    zeros: ZeroFlow
+    full_zeros: ZeroFlow
+    full_needs: NeedFlow
+
+    @classmethod
+    def of(cls, traced: TracedModel, zeros: Sequence[Zeros]) -> "_Flows":
+        """Analyses a traced model, given the zeros of its leaves."""
+        program = traced.program
+        after = program.outputs[traced.num_outputs :]
+        updated = tuple(i for i, atom in enumerate(after) if atom is not program.inputs[i])
+        inputs = [unknown(len(aval.shape)) for aval in traced.input_avals]
+        full = full_zero_flow(program)
+        whole = [everything(len(leaf.shape)) for leaf in traced.leaves]
+        return cls(
+            traced,
+            updated,
+            propagate_zeros(program, [*zeros, *inputs]),
+            full,
+            propagate_needs(program, full, _output_needs(traced, updated, whole)),
+        )
+
+    def needs(self, state: Sequence[Need]) -> NeedFlow:
+        """Returns the needs of every value, given which entries of the changed leaves are to be kept up to date."""
+        return propagate_needs(self.traced.program, self.zeros, _output_needs(self.traced, self.updated, state))
+
+    def leaf_needs(self, needs: NeedFlow) -> list[Need]:
+        """Returns the needs of the leaves."""
+        return [needs.read(var) for var in self.traced.program.inputs[: len(self.traced.leaves)]]
+
+
+def _output_needs(traced: TracedModel, updated: Sequence[int], state: Sequence[Need]) -> list[Need]:
+    outputs = [
+        everything(np.ndim(atom.value) if not isinstance(atom, int) else len(traced.program.avals[atom].shape))
+        for atom in traced.outputs
+    ]
+    return [*outputs, *(need if index in updated else NOTHING for index, need in enumerate(state))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A traced call and how to evaluate it on the arrays of the sub-network."""
+
+    plan: Plan
+    num_outputs: int
+    out_tree: Any
+    updated: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to compute what the full network computes from the arrays of the sub-network.
+
+    Attributes:
+        leaves: the leaves of the full network.
+        zeros: what is known to be zero in each of them.
+        layouts: which entries of each the sub-network holds.
+    """
+
+    leaves: tuple[Leaf, ...]
+    zeros: tuple[Zeros, ...]
+    layouts: tuple[Layout, ...]
+    _calls: dict[Any, _Prepared] = field(default_factory=dict, repr=False)
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles trace their calls anew: what a trace consists of can be neither copied nor pickled."""
+        return Recipe, (self.leaves, self.zeros, self.layouts)
+
+    def slice(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Returns the arrays of the sub-network by path, given those of the full network in the order of leaves."""
+        return {
+            leaf.path: whole(value).to(layout).array
+            for leaf, layout, value in zip(self.leaves, self.layouts, values, strict=True)
+            if layout != NOTHING
+        }
+
+    def apply(
+        self, model: Model, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Calls the sub-network.
+
+        Args:
+            model: the full model, in the mode asked for.
+            arrays: the arrays of the sub-network, by path.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+
+        Returns:
+            The network outputs, and the arrays that the call has changed, by path.
+
+        Raises:
+            ArgumentError: the call needs parameters that were not needed when the sub-network was constructed.
+            TreeMismatchError: the arrays are not those of the sub-network.
+        """
+        self._check(arrays)
+        call = Call.of(args, kwargs)
+        prepared = self._prepare(model, call)
+        inputs = [
+            Sliced(arrays.get(leaf.path), layout, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+            for leaf, layout in zip(self.leaves, self.layouts, strict=True)
+        ]
+        results = evaluate(prepared.plan, [*inputs, *map(whole, call.arrays)])
+        outputs = [value.full() for value in results[: prepared.num_outputs]]
+        after = results[prepared.num_outputs :]
+        changed = {
+            self.leaves[index].path: after[index].to(self.layouts[index]).array
+            for index in prepared.updated
+            if self.layouts[index] != NOTHING
+        }
+        return jax.tree.unflatten(prepared.out_tree, outputs), changed
+
+    def _check(self, arrays: Mapping[str, Any]) -> None:
+        faults = []
+        for leaf, layout in zip(self.leaves, self.layouts, strict=True):
+            expected = stored_shape(leaf.shape, layout)
+            found = np.shape(arrays[leaf.path]) if leaf.path in arrays else "missing"
+            if layout != NOTHING and found != expected:
+                faults.append(f"{leaf.path}: {found}, expected {expected}")
+        if faults:
+            raise TreeMismatchError("these are not the arrays of the sub-network:\n  " + "\n  ".join(faults))
+
+    def _prepare(self, model: Model, call: Call) -> _Prepared:
+        key = (model.static, call.avals, call.static, call.treedef)
+        if (known := self._calls.get(key)) is not None:
+            return known
+        flows = _Flows.of(trace_model(model, call), self.zeros)
+        needs = flows.needs(self.layouts)
+        for leaf, layout, need in zip(self.leaves, self.layouts, flows.leaf_needs(needs), strict=True):
+            if not same(union(layout, need), layout):
+                raise ArgumentError(
+                    f"this call needs entries of {leaf.path} that were not needed by the calls that the sub-network "
+                    "was constructed for. Make the search space with example inputs that use all of the network."
+                )
+        plan = make_plan(flows.traced.program, Flows(flows.zeros, needs, flows.full_zeros, flows.full_needs))
+        prepared = _Prepared(plan, flows.traced.num_outputs, flows.traced.out_tree, flows.updated)
+        # Constants that belong to a transformation under way must not outlive it.
+        if not any(isinstance(value, jax.core.Tracer) for value in flows.traced.program.constants.values()):
+            self._calls[key] = prepared
+        return prepared
+
+
+def construct_subnet(
+    space: SearchSpace, holder: Any, *, opt_state: Any = None, allow_nothing: bool = False, verify: bool = False
+) -> Any:
+    """Constructs the sub-network: the groups that are entirely zero are gone, and all that only they needed.
+
+    Nothing but exact zeros of whole groups is removed, so the sub-network returns what the full network returns, up to
+    the order of floating-point sums, at any batch size, in training and in inference mode, and can be trained further.
+
+    Args:
+        space: the search space.
+        holder: the `nnx.Module`, the variables of the Linen module, or the parameter pytree of the function.
+        opt_state: the optimizer state that belongs to it, which holds one `h2spg`. Its word that groups are zero is
+            checked, and messages say how far it has come.
+        allow_nothing: whether it is as it should be that no group is zero.
+        verify: whether to compare full and sub-network on random inputs of the traced shapes.
+
+    Returns:
+        For an `nnx.Module` a smaller `nnx.Module`; for the variables of a Linen module the tuple of a smaller module
+        and its variables; for the parameters of a function the tuple of a function `sub_fn(sub_params, *inputs)` and
+        its smaller parameters. Parameters keep their names.
+
+    Raises:
+        ArgumentError: `space` is no search space; or groups that `opt_state` says are zero are not.
+        TreeMismatchError: the arrays do not match the search space, or the state was made for another one.
+        NonFiniteError: an array holds NaN or infinity.
+        InvalidRemovalError: the zero groups cut off a network output.
+        VerificationError: full and sub-network differ (with `verify=True`).
+
+    Warns:
+        NothingRemovedWarning: no group is entirely zero (unless `allow_nothing`).
+    """
+    require_space(space)
+    values = matched(space.leaves, space.model.tree(holder))
+    require_concrete(values)
+    removed = zero_groups(space, values)
+    require_finite(space, values, removed)
+    if opt_state is not None:
+        state = single_state(h2spg_state(opt_state, space))
+        require_zero(space, np.flatnonzero(state.zero), removed, state)
+    if not (removed or allow_nothing):
+        warn_of_nothing(space, None if opt_state is None else state)
+    space.require_valid(removed)
+    recipe = make_recipe(space, removed)
+    arrays = recipe.slice(values)
+    if verify:
+        verify_subnet(space, recipe, values, arrays)
+    return space.model.wrap_subnet(recipe, holder, arrays)
+
+
+def require_concrete(values: Sequence[Any]) -> None:
+    """Raises an `ArgumentError` if the values of arrays are not known: if these are abstract, or traced."""
+    if any(isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer) for value in values):
+        raise ArgumentError(
+            "the values of these arrays are not known, but which groups are zero is read off them: pass the arrays "
+            "themselves, outside jax.jit and other transformations"
+        )
+
+
+def require_space(space: Any) -> None:
+    """Raises an `ArgumentError` unless the first argument is a search space."""
+    if not isinstance(space, SearchSpace):
+        raise ArgumentError(
+            f"expected the search space first, as jasgnas.search_space returns it, got {type(space).__name__}; the "
+            "model, its variables or its parameters come after it"
+        )
+
+
+def require_zero(space: SearchSpace, claimed: Iterable[int], zero: Iterable[int], state: H2SPGState | None) -> None:
+    """Raises an `ArgumentError` if groups that are to be removed are not entirely zero."""
+    if alive := sorted(set(map(int, claimed)).difference(zero)):
+        names = ", ".join(f"{index} ({space.groups[index].name})" for index in alive)
+        said = "" if state is None else f", though the optimizer state ({_progress(state)}) says so. {CHANGED_UPDATES}"
+        raise ArgumentError(
+            f"the groups {names} are not entirely zero{said}. Nothing but exact zeros is removed: pass the parameters "
+            "that belong to the optimizer state, or space.zero(model, removed)"
+        )
+
+
+def warn_of_nothing(space: SearchSpace, state: H2SPGState | None) -> None:
+    """Warns that no group is zero, and says why that may be."""
+    if state is None:
+        why = (
+            "If h2spg has trained the network, it is not through with its projection, or its updates were changed: "
+            "give `opt_state=` to be told which"
+        )
+    elif np.any(state.revived):
+        why = CHANGED_UPDATES
+    else:
+        why = f"h2spg is not as far yet: {_progress(state)}, {int(np.sum(state.redundant))} groups selected"
+    warnings.warn(
+        f"nothing was removed: none of the {len(space.groups)} groups is entirely zero. {why}. Where that is as it "
+        "should be, construct_subnet(..., allow_nothing=True)",
+        NothingRemovedWarning,
+        stacklevel=3,
+    )
+
+
+def _progress(state: H2SPGState) -> str:
+    """Says how far H2SPG has come."""
+    phase = ("warm-up", "projection", "done")[int(state.phase)]
+    return f"step {int(state.step)}, phase {int(state.phase)} ({phase})"
+
+
+@collector_paused()
+def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
+    """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
+    known = leaf_zeros(space.groups, space.leaves, removed)
+    modes = [_Flows.of(traced, known) for traced in space.traces]
+    needs: list[Need] = [NOTHING] * len(space.leaves)
+    settled = False
+    while not settled:
+        # State that is needed must be kept up to date, which may need more.
+        before = list(needs)
+        for flows in modes:
+            found = flows.leaf_needs(flows.needs(needs))
+            needs = [union(a, b) for a, b in zip(needs, found, strict=True)]
+        settled = all(same(a, b) for a, b in zip(before, needs, strict=True))
+    full_needs: list[Need] = [NOTHING] * len(space.leaves)
+    for flows in modes:
+        full_needs = [union(a, b) for a, b in zip(full_needs, flows.leaf_needs(flows.full_needs), strict=True)]
+    layouts: list[Layout] = []
+    # Along how many axes of each leaf layers are stacked.
+    stacked = [1] * len(space.leaves)
+    for part in space.graph.parts:
+        stacked[part.leaf] = max(stacked[part.leaf], len(part.row))
+    for index, leaf in enumerate(space.leaves):
+        ndim = len(leaf.shape)
+        if index in space.kept:
+            layouts.append(everything(ndim))
+        else:
+            layout = choose_layout(known[index], needs[index], unknown(ndim), full_needs[index])
+            layouts.append(simplified(coarsened(layout, stacked[index])))
+    return Recipe(space.leaves, tuple(known), tuple(layouts))
+
+
+def whole(value: Any) -> Sliced:
+    """Wraps an array of which every entry is stored."""
+    aval = jax.ShapeDtypeStruct(np.shape(value), jnp.result_type(value) if not hasattr(value, "dtype") else value.dtype)
+    return Sliced(value, everything(len(aval.shape)), aval)
+
+
+def require_finite(space: SearchSpace, values: Sequence[Any], zero: Sequence[int]) -> None:
+    """Raises a `NonFiniteError` if an array holds NaN or infinity; `zero` are the groups that are zero."""
+    bad = [
+        leaf.path
+        for leaf, value in zip(space.leaves, values, strict=True)
+        if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not bool(jnp.all(jnp.isfinite(value)))
+    ]
+    if bad:
+        why = "training has diverged (a smaller learning rate or gradient clipping may help)"
+        if zero:
+            why += (
+                ", or the gradient of a group at zero is not finite, as that of a norm is, and a link before h2spg has "
+                "spread it (clipping by the global norm): make gradients finite first, with optax.zero_nans() as the "
+                "first link of the chain"
+            )
+        raise NonFiniteError(
+            f"{', '.join(bad)} hold NaN or infinity. Construct from the last finite checkpoint; {why}."
+        )
+
+
+def zero_groups(space: SearchSpace, values: Sequence[Any]) -> list[int]:
+    """Returns the groups whose every parameter is exactly zero."""
+    by_path = {leaf.path: value for leaf, value in zip(space.leaves, values, strict=True)}
+    return [
+        group.index
+        for group in space.groups
+        if all(not np.any(np.asarray(by_path[part.path][part.indices])) for part in group.slices)
+    ]

@@ -1,0 +1,278 @@
+"""Partial evaluation of a program at zeros: only the entries that are needed and not zero are computed.
+
+A `Plan` fixes the layout of every value: entries that the zeros of the parameters made zero, or made useless, are not
+stored. Where a rule cannot keep a range out, the zeros are put back: the result is larger, never different.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jasgnas.program.jaxpr import Equation, Literal, Program, call_name, trace
+from jasgnas.program.masks import (
+    NOTHING,
+    Layout,
+    Need,
+    Zeros,
+    aligned,
+    coarsened,
+    everything,
+    normalize,
+    same,
+    simplified,
+    union,
+    zero,
+)
+from jasgnas.program.sliced import Sliced
+from jasgnas.rules import rule_for
+from jasgnas.rules.flow import NeedFlow, ZeroFlow, all_needed, full_zero_flow, propagate_needs, propagate_zeros
+
+_Run = Callable[..., list[Any]]
+"""A function of the stored arrays of the inputs of a program; returns those of its outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How to evaluate a program.
+
+    Attributes:
+        program: the program.
+        zeros: what is known to be zero in each of its inputs.
+        layouts: layout of each variable that is stored at all.
+        bodies: plans of the programs that equations call, by position of the equation.
+    """
+
+    program: Program
+    zeros: tuple[Zeros, ...]
+    layouts: dict[int, Layout]
+    bodies: dict[int, "Plan"]
+
+    def layout(self, var: int) -> Layout:
+        """Returns the layout of a variable."""
+        return self.layouts.get(var, NOTHING)
+
+
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """Zeros and needs of one program, with the removed parameters at zero and, for comparison, without."""
+
+    zeros: ZeroFlow
+    needs: NeedFlow
+    full_zeros: ZeroFlow
+    full_needs: NeedFlow
+
+    def body(self, position: int) -> "Flows | None":
+        """Returns the flows of the program that an equation calls, or None if it is not called at all."""
+        if position not in self.needs.bodies or position not in self.full_needs.bodies:
+            return None
+        return Flows(
+            self.zeros.bodies[position],
+            self.needs.bodies[position],
+            self.full_zeros.bodies[position],
+            self.full_needs.bodies[position],
+        )
+
+
+def plan(program: Program, inputs: Sequence[Zeros], outputs: Sequence[Need]) -> Plan:
+    """Plans the evaluation of a program, given the zeros of its inputs and what its outputs are needed for."""
+    zeros = propagate_zeros(program, inputs)
+    full_zeros = full_zero_flow(program)
+    return make_plan(
+        program,
+        Flows(
+            zeros,
+            propagate_needs(program, zeros, outputs),
+            full_zeros,
+            propagate_needs(program, full_zeros, all_needed(program)),
+        ),
+    )
+
+
+def make_plan(program: Program, flows: Flows) -> Plan:
+    """Chooses the layout of every value from what is known of it."""
+    layouts: dict[int, Layout] = {}
+    inputs = frozenset(program.inputs)
+    for var in flows.needs.needs:
+        layout = choose_layout(
+            flows.zeros.zeros[var], flows.needs.read(var), flows.full_zeros.zeros[var], flows.full_needs.read(var)
+        )
+        if layout != NOTHING:
+            # Rows of rows are stored as such in what is handed in, and read by calls; rules know vectors alone.
+            layouts[var] = layout if var in inputs else coarsened(layout)
+    bodies = {}
+    for position, eqn in enumerate(program.equations):
+        if eqn.body is not None and (inner := flows.body(position)) is not None:
+            bodies[position] = make_plan(eqn.body, inner)
+    return Plan(program, tuple(flows.zeros.zeros[var] for var in program.inputs), layouts, bodies)
+
+
+def choose_layout(zeros: Zeros, need: Need, full_zeros: Zeros, full_need: Need) -> Layout:
+    """Leaves out what is zero or useless now and was not so before.
+
+    Entries that the full network computes in vain (padding, rows that a slice skips) are left alone: they cost it
+    nothing extra, and which ones they are changes with the shape of the input.
+    """
+    if need == NOTHING or (zeros.everywhere and not full_zeros.everywhere):
+        return NOTHING
+    if full_zeros.everywhere or full_need == NOTHING:
+        return everything(len(need))
+    masks = []
+    known = aligned([need, full_need], zeros=[zeros.axes, full_zeros.axes])
+    for needed, needed_then, zero_now, zero_then in zip(*known, strict=True):
+        dropped = []
+        if zero_now is not None:
+            dropped.append(zero_now if zero_then is None else zero_now & ~zero_then)
+        if needed is not None:
+            dropped.append(~needed if needed_then is None else ~needed & needed_then)
+        masks.append(~np.logical_or.reduce(dropped) if dropped else None)
+    return simplified(normalize(masks))
+
+
+def evaluate(plan: Plan, inputs: Sequence[Sliced]) -> list[Sliced]:
+    """Evaluates a program as planned; outputs come in the layouts of the plan.
+
+    Inputs may come in any layout that stores all the entries the plan asks for.
+    """
+    program = plan.program
+    env: dict[int, Sliced] = {}
+
+    def write(var: int, value: Sliced) -> None:
+        env[var] = value.to(plan.layout(var))
+
+    def read(atom: Any) -> Sliced:
+        if isinstance(atom, Literal):
+            return Sliced(atom.value, everything(np.ndim(atom.value)), atom.aval)
+        return env[atom]
+
+    for var, value in zip(program.inputs, inputs, strict=True):
+        write(var, value)
+    for var, value in program.constants.items():
+        write(var, Sliced(value, everything(np.ndim(value)), program.avals[var]))
+    for position, eqn in enumerate(program.equations):
+        layouts = [plan.layout(var) for var in eqn.outputs]
+        if all(layout == NOTHING for layout in layouts):
+            results = [Sliced(None, NOTHING, aval) for aval in eqn.out_avals]
+        else:
+            operands = [read(atom) for atom in eqn.inputs]
+            if eqn.body is None:
+                operands = [value.to(coarsened(value.layout)) for value in operands]
+                results = list(rule_for(eqn.primitive).execute(eqn, operands, layouts))
+            else:
+                results = _call(eqn, plan.bodies[position], operands)
+        for var, value in zip(eqn.outputs, results, strict=True):
+            write(var, value)
+    return [read(atom) for atom in program.outputs]
+
+
+def _call(eqn: Equation, body: Plan, operands: Sequence[Sliced]) -> list[Sliced]:
+    """Evaluates a call; names, rematerialisation and custom gradients are kept."""
+    program = body.program
+    in_layouts = [body.layout(var) for var in program.inputs]
+    out_layouts = [body.layout(atom) if isinstance(atom, int) else everything(0) for atom in program.outputs]
+    arrays = [value.to(layout).array for value, layout in zip(operands, in_layouts, strict=True)]
+    run = _stored_function(body, in_layouts, out_layouts)
+    run.__name__ = call_name(eqn) or run.__name__
+    if eqn.primitive in _CUSTOM_GRADIENTS:
+        differentiable = all(jnp.issubdtype(aval.dtype, jnp.inexact) for aval in (*eqn.in_avals, *eqn.out_avals))
+        custom = differentiable and _CUSTOM_GRADIENTS[eqn.primitive](eqn, body, run, in_layouts, out_layouts)
+        if not custom:
+            return _full_width(eqn, operands)
+        run = custom
+    match eqn.primitive:
+        case "jit" if any(isinstance(array, jax.core.Tracer) for array in arrays):
+            run = jax.jit(run)  # Outside of a trace this would compile every call anew.
+        case "remat2" | "checkpoint":
+            run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
+    results = iter(run(*(array for array in arrays if array is not None)))
+    return [
+        Sliced(None if layout == NOTHING else next(results), layout, aval)
+        for layout, aval in zip(out_layouts, eqn.out_avals, strict=True)
+    ]
+
+
+def _full_width(eqn: Equation, operands: Sequence[Sliced]) -> list[Sliced]:
+    arrays = eqn.bind(*(value.full() for value in operands))
+    return [Sliced(array, everything(len(aval.shape)), aval) for array, aval in zip(arrays, eqn.out_avals, strict=True)]
+
+
+def _stored_function(
+    plan: Plan, in_layouts: Sequence[Layout], out_layouts: Sequence[Layout]
+) -> Callable[..., list[Any]]:
+    """Returns a plan as a function from the stored arrays of its inputs to those of its outputs."""
+    avals = [plan.program.avals[var] for var in plan.program.inputs]
+
+    def run(*arrays: Any) -> list[Any]:
+        stored = iter(arrays)
+        inputs = [
+            Sliced(None if layout == NOTHING else next(stored), layout, aval)
+            for layout, aval in zip(in_layouts, avals, strict=True)
+        ]
+        results = zip(evaluate(plan, inputs), out_layouts, strict=True)
+        return [value.to(layout).array for value, layout in results if layout != NOTHING]
+
+    return run
+
+
+def _with_custom_jvp(
+    eqn: Equation, body: Plan, run: _Run, in_layouts: Sequence[Layout], out_layouts: Sequence[Layout]
+) -> _Run:
+    """Gives a sliced call the custom derivative of the full one, itself evaluated on stored entries only."""
+    del body
+
+    def full_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        return jax.jvp(lambda *operands: eqn.bind(*operands), tuple(primals), tuple(tangents))
+
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        program = trace(full_jvp, eqn.in_avals, eqn.in_avals)
+        # An entry that is not stored is zero, or nobody asks for what depends on it; its tangent likewise.
+        missing = [_missing(layout, aval) for layout, aval in zip(in_layouts, eqn.in_avals, strict=True)]
+        layouts = [*out_layouts, *out_layouts]
+        derivative = _stored_function(plan(program, missing + missing, layouts), [*in_layouts, *in_layouts], layouts)
+        results = derivative(*primals, *tangents)
+        half = len(results) // 2
+        return results[:half], results[half:]
+
+    function = jax.custom_jvp(run)
+    function.defjvp(jvp)
+    return function
+
+
+def _with_custom_vjp(
+    eqn: Equation, body: Plan, run: _Run, in_layouts: Sequence[Layout], out_layouts: Sequence[Layout]
+) -> _Run | None:
+    """Does the same for a custom derivative in reverse, if stored entries are all that it depends on.
+
+    What the forward pass of the derivative hands to the backward pass is computed in the backward pass again.
+    """
+
+    def full_vjp(primals: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+        return jax.vjp(lambda *operands: eqn.bind(*operands), *primals)[1](list(cotangents))
+
+    program = trace(full_vjp, eqn.in_avals, eqn.out_avals)
+    missing = [_missing(layout, aval) for layout, aval in zip(out_layouts, eqn.out_avals, strict=True)]
+    derivative = plan(program, [*body.zeros, *missing], in_layouts)
+    stored = [*in_layouts, *out_layouts]
+    if not all(same(union(a, derivative.layout(var)), a) for a, var in zip(stored, program.inputs, strict=True)):
+        return None
+    backward = _stored_function(derivative, stored, in_layouts)
+    function = jax.custom_vjp(run)
+    function.defvjp(
+        lambda *arrays: (run(*arrays), arrays), lambda arrays, cotangents: tuple(backward(*arrays, *cotangents))
+    )
+    return function
+
+
+_CUSTOM_GRADIENTS: dict[str, Callable[..., _Run | None]] = {
+    "custom_jvp_call": _with_custom_jvp,
+    "custom_vjp_call": _with_custom_vjp,
+}
+
+
+def _missing(layout: Layout, aval: Any) -> Zeros:
+    if layout == NOTHING:
+        return zero(len(aval.shape))
+    return Zeros(tuple(None if mask is None else ~mask for mask in layout))

@@ -1,0 +1,123 @@
+"""The comparison of a sub-network with the full network, on random inputs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jasgnas.errors import VerificationError
+from jasgnas.program.jaxpr import Equation, Program
+from jasgnas.rules import rule_for
+from jasgnas.rules.elementwise import Elementwise
+from jasgnas.space.search import SearchSpace
+
+if TYPE_CHECKING:
+    from jasgnas.subnet.construct import Recipe
+
+# How many values an integer that is no index is drawn from, as the entries of an image are.
+_NUM_VALUES = 256
+
+# Primitives that hand on the integers they are given, beside elementwise ones.
+_MOVES = ("broadcast_in_dim", "concatenate", "expand_dims", "pad", "reshape", "slice", "split", "squeeze", "transpose")
+
+
+def verify_subnet(space: SearchSpace, recipe: "Recipe", values: Sequence[Any], arrays: Mapping[str, Any]) -> None:
+    """Compares full and sub-network on random inputs of the traced shapes.
+
+    Args:
+        space: the search space.
+        recipe: how the sub-network computes.
+        values: the arrays of the full network, in the order of its leaves.
+        arrays: those of the sub-network, by path.
+
+    Raises:
+        VerificationError: their outputs differ by more than rounding.
+    """
+    rng = np.random.default_rng(0)
+    program = space.graph.program
+    variables = program.inputs[len(space.leaves) :]
+    inputs = [
+        _random_array(aval, num_values(program, var), rng)
+        for aval, var in zip(space.call.avals, variables, strict=True)
+    ]
+
+    def full(values: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        args, kwargs = space.call.arguments(inputs)
+        return space.model.apply(values, args, kwargs)[0]
+
+    def sub(arrays: Mapping[str, Any], inputs: Sequence[Any]) -> Any:
+        args, kwargs = space.call.arguments(inputs)
+        return recipe.apply(space.model, arrays, args, kwargs)[0]
+
+    expected = jax.tree.leaves(jax.jit(full)(values, inputs))
+    found = jax.tree.leaves(jax.jit(sub)(arrays, inputs))
+    # The least precise dtype that the network computes in bounds how well two evaluations agree.
+    dtypes = {aval.dtype for aval in space.graph.program.avals.values() if jnp.issubdtype(aval.dtype, jnp.inexact)}
+    tolerance = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) ** 0.5
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        wide = np.result_type(a.dtype, np.float32)
+        a, b = np.asarray(a, wide), np.asarray(b, wide)
+        # Inputs at random may be out of bounds for the full network, too.
+        finite = np.isfinite(a)
+        error = np.max(np.abs(a[finite] - b[finite]), initial=0)
+        scale = np.max(np.abs(a[finite]), initial=0)
+        if not (error <= tolerance * max(scale, 1) and np.array_equal(a[~finite], b[~finite], equal_nan=True)):
+            raise VerificationError(
+                f"output {index} of the sub-network differs by up to {error:.3g} from the full network's, whose "
+                f"largest entry is {scale:.3g}. This is a defect of jasgnas: please report it with the model."
+            )
+
+
+def _random_array(aval: jax.ShapeDtypeStruct, num: int, rng: np.random.Generator) -> jax.Array:
+    """Draws normal numbers, or integers from 0 to `num` − 1."""
+    if jax.dtypes.issubdtype(aval.dtype, np.inexact):
+        return jnp.asarray(rng.normal(size=aval.shape), aval.dtype)
+    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        return jnp.zeros(aval.shape, aval.dtype)
+    largest = 1 if aval.dtype == bool else min(num - 1, int(jnp.iinfo(aval.dtype).max))
+    return jnp.asarray(rng.integers(0, largest, size=aval.shape, endpoint=True), aval.dtype)
+
+
+def num_values(program: Program, var: int) -> int:
+    """Returns from how many values, from 0 on, the integers of an input may be: as many as what they index has places.
+
+    Args:
+        program: a flat program.
+        var: the input.
+    """
+    indices = {var}
+    places: dict[int, int] = {}
+    found: list[int] = []
+    for eqn in program.equations:
+        if eqn.primitive == "iota":
+            places[eqn.outputs[0]] = eqn.params["shape"][eqn.params["dimension"]]
+            continue
+        variables = [atom for atom in eqn.inputs if isinstance(atom, int)]
+        if not indices.isdisjoint(variables):
+            found += _places(eqn, indices)
+            # Compared with 0, 1, 2, …, as a one-hot encoding does.
+            found += [places[each] for each in variables if each in places and eqn.primitive == "eq"]
+        if eqn.primitive in _MOVES or isinstance(rule_for(eqn.primitive), Elementwise):
+            if not indices.isdisjoint(variables):
+                indices.update(eqn.outputs)
+            for each in (each for each in variables if each in places):
+                places.update(dict.fromkeys(eqn.outputs, places[each]))
+    return max(1, min(found, default=_NUM_VALUES))
+
+
+def _places(eqn: Equation, indices: set[int]) -> Iterator[int]:
+    """Yields how many places there are along each axis that an equation looks up by some variables."""
+    shape = eqn.in_avals[0].shape if eqn.in_avals else ()
+    if eqn.primitive == "gather" and eqn.inputs[1] in indices:
+        sizes = eqn.params["slice_sizes"]
+        yield from (shape[axis] - sizes[axis] + 1 for axis in eqn.params["dimension_numbers"].start_index_map)
+    elif eqn.primitive.startswith("scatter") and eqn.inputs[1] in indices:
+        yield from (shape[axis] for axis in eqn.params["dimension_numbers"].scatter_dims_to_operand_dims)
+    elif eqn.primitive in ("dynamic_slice", "dynamic_update_slice"):
+        first = 1 if eqn.primitive == "dynamic_slice" else 2
+        taken = eqn.params["slice_sizes"] if first == 1 else eqn.in_avals[1].shape
+        for axis, atom in enumerate(eqn.inputs[first:]):
+            if atom in indices:
+                yield shape[axis] - taken[axis] + 1
