@@ -399,7 +399,7 @@ def assert_zero_invariant(space, params, x):
                 env[var] = zeroed[leaf.path]
                 changed.add(var)
         for position, eqn in enumerate(program.equations):
-            on_leaves = all(var in space.graph.static_parts for var in eqn.outputs)
+            on_leaves = all(var in space.graph.independent for var in eqn.outputs)
             if position in own or (on_leaves and not changed.isdisjoint(eqn.inputs)):
                 run([eqn], env)
                 changed.update(eqn.outputs)

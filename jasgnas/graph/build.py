@@ -1,140 +1,18 @@
-"""From a flat program to operators and segments: what the network is made of, as a reader of its code would say it.
-
-Operators are the vertices of the trace graph: an equation, or several that belong together (a convolution and its
-bias, the equations of a batch norm, the body of a softmax). Segments are the vertices of the segment graph: maximal
-chains of operators. Names are for people; nothing is decided by them (arXiv 2305.18030, section 3.1).
-"""
+"""From a flat program to operators and segments: what the network is made of, as a reader of its code would say it."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
+from jasgnas.graph.graph import ADDITIVE, INPUT, Graph, Operator, Part, Segment
+from jasgnas.graph.names import operator_name
 from jasgnas.program.jaxpr import Equation, Program
 from jasgnas.program.macs import equation_macs
-from jasgnas.program.masks import Zeros
 from jasgnas.rules import is_known, rule_for
 from jasgnas.rules.contraction import Convolution, DotGeneral
 from jasgnas.rules.elementwise import Elementwise
-from jasgnas.rules.flow import full_zero_flow
 from jasgnas.rules.indexing import Gather
 from jasgnas.rules.reduction import Reduce
 from jasgnas.rules.shape import Broadcast, Reshape, Squeeze, Transpose
-
-KINDS = ("stem", "joint", "accessory", "unknown")
-ADDITIVE = ("add", "sub", "add_any", "concatenate", "stack")
-
-# The network input, where a vertex is expected.
-INPUT = -1
-
-
-class Part(NamedTuple):
-    """What one operator may own: a leaf, or one row of a leaf that stacks the parameters of several layers.
-
-    Attributes:
-        leaf: index of the leaf.
-        row: indices along the leading axes, as many as the layers are stacked along; none for the whole leaf.
-    """
-
-    leaf: int
-    row: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Operator:
-    """A vertex of the trace graph.
-
-    Attributes:
-        index: its position in the order of the trace.
-        kind: one of `KINDS`.
-        name: what a reader would call it (`conv`, `batch_norm`, `relu`, `add`).
-        equations: positions of its data-dependent equations in the program.
-        sources: operators whose outputs it reads, each once, in operand order; `INPUT` for each network input.
-        additive: whether it is a joint that can lose an input (add, subtract, concatenate).
-        parts: indices of the parts of leaves it reads, in leaf order.
-        macs: multiply-adds of one evaluation at the traced shapes.
-        shape: shape of its (first) result.
-    """
-
-    index: int
-    kind: str
-    name: str
-    equations: tuple[int, ...]
-    sources: tuple[int, ...]
-    additive: bool
-    parts: tuple[int, ...]
-    macs: int
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """A vertex of the segment graph.
-
-    Attributes:
-        index: its position in the order of the trace.
-        operators: indices of its operators, in order.
-        sources: segments whose outputs it reads, in operand order, `INPUT` for a network input.
-        additive: whether it is a joint that can lose an input.
-    """
-
-    index: int
-    operators: tuple[int, ...]
-    sources: tuple[int, ...]
-    additive: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Graph:
-    """The operators and segments of a program.
-
-    Attributes:
-        program: the flat program.
-        parts: the parts that the leaves consist of.
-        part_vars: the variables that hold each part.
-        static_parts: for each variable that depends on leaves or constants alone, the parts it depends on.
-        operators: vertices of the trace graph.
-        segments: vertices of the segment graph.
-        outputs: for each network output, the operator that computes it, or `INPUT`.
-    """
-
-    program: Program
-    parts: tuple[Part, ...]
-    part_vars: tuple[tuple[int, ...], ...]
-    static_parts: dict[int, frozenset[int]]
-    operators: tuple[Operator, ...]
-    segments: tuple[Segment, ...]
-    outputs: tuple[int, ...]
-
-    @cached_property
-    def zeros(self) -> dict[int, Zeros]:
-        """What is known to be zero in each variable of the full network."""
-        return full_zero_flow(self.program).zeros
-
-    @cached_property
-    def consumers(self) -> list[list[int]]:
-        """For each operator, the operators that read it, in order and without repetition."""
-        found: list[dict[int, None]] = [{} for _ in self.operators]
-        for operator in self.operators:
-            for source in operator.sources:
-                if source != INPUT:
-                    found[source][operator.index] = None
-        return [list(readers) for readers in found]
-
-    def leaves_of(self, operator: int) -> list[int]:
-        """Returns the indices of the leaves that an operator reads, in order."""
-        return sorted({self.parts[part].leaf for part in self.operators[operator].parts})
-
-    @cached_property
-    def segment_of(self) -> dict[int, int]:
-        """The segment of each operator."""
-        return {operator: segment.index for segment in self.segments for operator in segment.operators}
-
-    @cached_property
-    def operator_of(self) -> dict[int, int]:
-        """The operator of each data-dependent equation."""
-        return {equation: operator.index for operator in self.operators for equation in operator.equations}
 
 
 def build_graph(program: Program, num_leaves: int, trainable: Sequence[bool]) -> Graph:
@@ -156,7 +34,7 @@ class _Builder:
         self.trainable = trainable
         self.parts, self.part_vars = _find_parts(program, num_leaves)
         self.holds_part = {var: part for part, held in enumerate(self.part_vars) for var in held}
-        self.static_parts: dict[int, frozenset[int]] = {
+        self.independent: dict[int, frozenset[int]] = {
             var: frozenset([self.holds_part[var]] if var in self.holds_part else [])
             for var in (*program.constants, *program.inputs[:num_leaves])
         }
@@ -183,9 +61,9 @@ class _Builder:
             self.reads[position] = sources
             self.producer.update((var, position) for var in eqn.outputs)
         else:
-            parts = frozenset().union(*(self.static_parts[var] for var in operands))
+            parts = frozenset().union(*(self.independent[var] for var in operands))
             for var in eqn.outputs:
-                self.static_parts[var] = frozenset([self.holds_part[var]]) if var in self.holds_part else parts
+                self.independent[var] = frozenset([self.holds_part[var]]) if var in self.holds_part else parts
 
     def build(self) -> Graph:
         self._merge_regions()
@@ -198,7 +76,7 @@ class _Builder:
             if isinstance(atom, int) and atom in self.producer
         )
         segments = _segments(operators, outputs)
-        return Graph(self.program, self.parts, self.part_vars, self.static_parts, operators, segments, outputs)
+        return Graph(self.program, self.parts, self.part_vars, self.independent, operators, segments, outputs)
 
     # Single-entry, single-exit regions of elementwise, broadcast and reduction equations are one operator.
 
@@ -321,7 +199,7 @@ class _Builder:
         for position in equations:
             for atom in self.program.equations[position].inputs:
                 if isinstance(atom, int):
-                    found |= self.static_parts.get(atom, frozenset())
+                    found |= self.independent.get(atom, frozenset())
         return sorted(found)
 
     def _has_stem(self, equations: Iterable[int]) -> bool:
@@ -339,7 +217,7 @@ class _Builder:
 
     def _is_affine(self, eqn: Equation) -> bool:
         # State may be among the leaves, or a constant that a function has closed over.
-        return eqn.primitive in ("add", "sub", "mul", "div") and any(atom in self.static_parts for atom in eqn.inputs)
+        return eqn.primitive in ("add", "sub", "mul", "div") and any(atom in self.independent for atom in eqn.inputs)
 
     def _has_reduction(self, equations: Sequence[int]) -> bool:
         return any(isinstance(rule_for(self.program.equations[p].primitive), Reduce) for p in equations)
@@ -463,96 +341,3 @@ def _segments(operators: Sequence[Operator], outputs: Sequence[int]) -> tuple[Se
         )
         for index, chain in enumerate(chains)
     )
-
-
-def operator_name(eqns: Sequence[Equation], kind: str, state: Sequence[bool]) -> str:
-    """Names an operator as a reader of the network would; for display only.
-
-    Args:
-        eqns: its equations.
-        kind: its kind.
-        state: for each part of a leaf it reads, whether that is not trained.
-    """
-    if len(eqns) == 1 and not any(name for _, name in eqns[0].calls) and kind in ("accessory", "unknown") and not state:
-        return _simple_name(eqns[0])
-    names = [eqn.primitive for eqn in eqns]
-    calls = [eqn.calls for eqn in eqns]
-    for eqn in eqns:
-        rule = rule_for(eqn.primitive)
-        if kind in ("stem", "joint"):
-            if isinstance(rule, Convolution):
-                return _conv_name(eqn)
-            if isinstance(rule, DotGeneral):
-                return "dense" if kind == "stem" else "matmul"
-            if isinstance(rule, Gather) and kind == "stem":
-                return "embed"
-    if any(state) and {"mul", "sub"} & set(names):
-        return "batch_norm"
-    if state and any(isinstance(rule_for(name), Reduce) for name in names):
-        return _norm_name(eqns)
-    common = [name for number, name in calls[0] if name and all((number, name) in other for other in calls)]
-    if common and not state:
-        return common[0].lstrip("_")
-    if "reduce_window_sum" in names:
-        return "avg_pool"
-    if "reduce_sum" in names and {"div", "mul"} & set(names) and len(eqns) == 2:
-        return _mean_name(eqns[names.index("reduce_sum")])
-    if "reduce_max" in names and "exp" in names:
-        return "softmax"
-    if "rsqrt" in names and "reduce_sum" in names:
-        return _norm_name(eqns)
-    for primitive, name in _TELLING:
-        if primitive in names:
-            return name
-    if len(eqns) == 1 or len(set(names)) == 1:
-        return _simple_name(eqns[0])
-    return "scale" if state else "elementwise"
-
-
-_TELLING = (
-    ("reduce_window_max", "max_pool"),
-    ("erf", "gelu"),
-    ("erfc", "gelu"),
-    ("logistic", "silu"),
-    ("tanh", "gelu"),
-    ("exp", "softmax"),
-)
-_READABLE = {
-    "add_any": "add",
-    "broadcast_in_dim": "broadcast",
-    "convert_element_type": "cast",
-    "logistic": "sigmoid",
-    "reduce_window_max": "max_pool",
-    "rsqrt": "rsqrt",
-}
-
-
-def _simple_name(eqn: Equation) -> str:
-    if eqn.primitive == "reshape":
-        return "flatten" if len(eqn.out_avals[0].shape) < len(eqn.in_avals[0].shape) else "reshape"
-    return _READABLE.get(eqn.primitive, eqn.primitive)
-
-
-def _conv_name(eqn: Equation) -> str:
-    data = eqn.in_avals[0]
-    numbers = eqn.params["dimension_numbers"]
-    if any(dilation > 1 for dilation in eqn.params["lhs_dilation"]):
-        return "conv_transpose"
-    depthwise = eqn.params["feature_group_count"] == data.shape[numbers.lhs_spec[1]] > 1
-    return "depthwise_conv" if depthwise else "conv"
-
-
-def _norm_name(eqns: Sequence[Equation]) -> str:
-    reductions = [eqn for eqn in eqns if isinstance(rule_for(eqn.primitive), Reduce)]
-    first = reductions[0]
-    ndim = len(first.in_avals[0].shape)
-    if all(len(eqn.params["axes"]) == 1 and eqn.params["axes"][0] == ndim - 1 for eqn in reductions):
-        return "layer_norm" if "sub" in [eqn.primitive for eqn in eqns] else "rms_norm"
-    spatial = tuple(range(1, ndim - 1))
-    return "instance_norm" if tuple(first.params["axes"]) == spatial else "group_norm"
-
-
-def _mean_name(eqn: Equation) -> str:
-    ndim = len(eqn.in_avals[0].shape)
-    spatial = tuple(range(1, ndim - 1))
-    return "global_avg_pool" if ndim > 3 and tuple(eqn.params["axes"]) == spatial else "mean"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jraph
 import numpy as np
 
-from jasgnas.graph.build import INPUT, KINDS, Graph
+from jasgnas.graph.graph import INPUT, KINDS, Graph
 
 
 def trace_graph(graph: Graph, segment_group: np.ndarray, num_params: Sequence[int]) -> jraph.GraphsTuple:

@@ -1,11 +1,12 @@
 """H2SPG, the optimizer that removes groups: the last link of an optax chain.
 
-Owns the phases (warm-up, selection, projection) and what they do to the updates. Which groups there are is `space.py`'s
-business, which may go together `validity.py`'s, and which should go first `scores.py`'s.
+Owns the phases (warm-up, selection, projection) and what they do to the updates. Which groups there are is said by
+`space/candidates.py`, which may go together by `space/validity.py`, and which should go first by `scores.py`.
 """
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import optax
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, RevivedGroupsWarning, TreeMismatchError
 from jasgnas.optimizer.layout import (
+    GroupLayout,
     GroupMoves,
     GroupSums,
     Remainder,
@@ -27,9 +29,9 @@ from jasgnas.optimizer.layout import (
     with_grouped_leaves,
 )
 from jasgnas.optimizer.scores import DEFAULT_SCORE, SCORES, GroupStats, ScoreFn
+from jasgnas.space.candidates import Candidates
 from jasgnas.space.selection import falling_order, select_redundant
-from jasgnas.space.targets import resolve_target
-from jasgnas.space.validity import SegmentTopology, critical_segments
+from jasgnas.space.targets import Target, resolve_target
 
 if TYPE_CHECKING:
     from jasgnas.space.search import SearchSpace
@@ -76,7 +78,7 @@ class H2SPGState(NamedTuple):
 
 
 def h2spg(
-    space: "SearchSpace",
+    space: "SearchSpace | Candidates",
     *,
     learning_rate: optax.ScalarOrSchedule,
     target_groups: int | None = None,
@@ -114,7 +116,7 @@ def h2spg(
     Scores are averaged until the last selection.
 
     Args:
-        space: the search space of the network, from `jasgnas.search_space`.
+        space: the search space of the network, from `jasgnas.search_space`, or its `candidates` alone.
         learning_rate: α of the links before, number or optax schedule; it must be what they multiply with.
         target_groups: how many groups to remove. Exactly one of the four targets is needed.
         target_sparsity: the same as a fraction of the number of groups, rounded down.
@@ -170,9 +172,7 @@ def h2spg(
         Chen et al., ASGNAS / OTOv3, arXiv 2305.18030 and 2312.09411: phases, score and hierarchical selection.
         Chen et al., OTOv2, arXiv 2303.06862, section 3.2: λ rule and half-space projection (DHSPG).
     """
-    if not isinstance(getattr(space, "dependence", None), SegmentTopology):
-        raise ArgumentError(f"expected a search space, as jasgnas.search_space returns it, got {type(space).__name__}")
-    num_groups = len(space.groups)
+    candidates = _candidates_of(space)
     _check_learning_rate(learning_rate)
     check_integer("warmup_steps", warmup_steps, 1)
     check_integer("periods", periods, 1)
@@ -185,114 +185,186 @@ def h2spg(
     if selection_steps is None:
         selection_steps = int(min(warmup_steps, _memory(omega)))
     check_integer("selection_steps", selection_steps, 1, warmup_steps)
-    score_fn = _find_score(score)
-
-    rounds = _Rounds.divide(warmup_steps, projection_steps, periods)
-    given = {
+    targets = {
         "target_groups": target_groups,
         "target_sparsity": target_sparsity,
         "target_params": target_params,
         "target_macs": target_macs,
     }
-    target = resolve_target(space, given, periods, hierarchical)
-    critical = critical_segments(space.dependence)
-    first_scoring = warmup_steps - selection_steps
+    method = _Method(
+        candidates=candidates,
+        learning_rate=learning_rate,
+        target=resolve_target(candidates, targets, periods, hierarchical),
+        rounds=_Rounds.divide(warmup_steps, projection_steps, periods),
+        first_scoring=warmup_steps - selection_steps,
+        lmbda=lmbda,
+        amplify=amplify,
+        hat=hat,
+        epsilon=epsilon,
+        omega=omega,
+        score=_find_score(score),
+        hierarchical=hierarchical,
+        guarantee_target=guarantee_target,
+    )
+    return optax.GradientTransformation(method.init, method.update)
 
-    def init(params: optax.Params) -> H2SPGState:
-        dtype = lay_out(space, params, Remainder()).dtype
+
+@dataclass(frozen=True, eq=False)
+class _Method:
+    """The steps of H2SPG, with the options of `h2spg`.
+
+    Attributes:
+        target: what must be gone by the end of each round.
+        rounds: the updates of each round.
+        first_scoring: number of the first update whose scores are averaged.
+    """
+
+    candidates: Candidates
+    learning_rate: optax.ScalarOrSchedule
+    target: Target
+    rounds: "_Rounds"
+    first_scoring: int
+    lmbda: float | jax.Array
+    amplify: float | jax.Array
+    hat: float | jax.Array
+    epsilon: float | jax.Array
+    omega: float | jax.Array
+    score: ScoreFn
+    hierarchical: bool
+    guarantee_target: bool
+
+    def init(self, params: optax.Params) -> H2SPGState:
+        """Returns the state before the first update."""
+        dtype = lay_out(self.candidates, params, Remainder()).dtype
+        num_groups = self.candidates.num_groups
         return H2SPGState(
             step=jnp.zeros([], jnp.int32),
             phase=jnp.full([], WARMUP, jnp.int32),
             scores=jnp.zeros(num_groups, dtype),
             redundant=jnp.zeros(num_groups, bool),
             zero=jnp.zeros(num_groups, bool),
-            planned=jnp.asarray(np.isin(np.arange(num_groups), target.reachable)),
+            planned=jnp.asarray(np.isin(np.arange(num_groups), self.target.reachable)),
             revived=jnp.zeros(num_groups, bool),
             norms=jnp.zeros(num_groups, dtype),
             start_norms=jnp.zeros(num_groups, dtype),
-            space_id=jnp.uint32(space.fingerprint),
+            space_id=jnp.uint32(self.candidates.fingerprint),
         )
 
-    def select(state: H2SPGState, norms: jax.Array) -> H2SPGState:
-        """Plans the whole target anew around what is redundant already, and adds this round's share of it."""
-        if hierarchical:
-            planned = select_redundant(
-                space.dependence, critical, state.scores, target.take(-1), state.planned, state.redundant
-            )
-        else:
-            planned = jnp.ones(num_groups, bool)
-        share, _ = target.take(rounds.number(state.step))(falling_order(state.scores, state.redundant), planned)
-        redundant = state.redundant | share
-        return state._replace(planned=planned, redundant=redundant, start_norms=norms)
-
     def update(
-        updates: optax.Updates, state: H2SPGState, params: optax.Params | None = None
+        self, updates: optax.Updates, state: H2SPGState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, H2SPGState]:
+        """Changes the updates of an optimizer as the phase demands."""
         if params is None:
             raise ArgumentError("h2spg needs the parameters: call tx.update(grads, opt_state, params)")
-        _check_state(state, space)
+        _check_state(state, self.candidates)
         state = _with_dtypes(state)
-        layout = lay_out(space, params, state.remainder)
+        layout = lay_out(self.candidates, params, state.remainder)
         if state.remainder.is_final:
             norms = jnp.where(state.zero, 0, state.norms)
             return updates, state._replace(step=optax.safe_increment(state.step), norms=norms)
-        step, dtype = state.step, layout.dtype
-        alpha = jnp.asarray(learning_rate(step) if callable(learning_rate) else learning_rate, dtype)
+        step, rounds = state.step, self.rounds
+        alpha = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
+        alpha = jnp.asarray(alpha, layout.dtype)
         check_updates(layout, params, updates)
         xs, us = grouped_leaves(layout, params), grouped_leaves(layout, updates)
         # In the narrower of two dtypes, x − x would not be exactly zero.
         us = [u.astype(jnp.result_type(x, u)) for x, u in zip(xs, us, strict=True)]
 
-        # Once more after the end: whether what has been set to zero last is so.
-        is_unsure = jnp.any(state.zero & (state.norms > 0))
-        is_measured = (step >= first_scoring) & ((state.phase != DONE) | is_unsure)
-        sums = jax.lax.cond(
-            is_measured, lambda: sum_over_groups(layout, xs, us), lambda: GroupSums(*jnp.zeros((3, num_groups), dtype))
-        )
-        revived = (state.zero | state.revived) & jnp.where(is_measured, sums.x_x > 0, state.revived)
-        state = state._replace(zero=state.zero & ~revived, revived=revived)
-        # What an optimizer would do to a frozen zero is no property of the group: it may not even be there any more.
-        sums = GroupSums(*(jnp.where(state.zero, 0, each) for each in sums))
-        stats = _group_stats(sums, alpha, jnp.asarray(layout.num_params, dtype))
-        is_concerned = (state.phase != DONE) | state.zero | state.revived
-        norms = jnp.where(is_measured & is_concerned, stats.x_norm, state.norms)
-        state = jax.lax.cond(rounds.starts_at(step), select, lambda state, _: state, state, norms)
-
-        def move() -> tuple[list[jax.Array], jax.Array]:
-            limits = rounds.fraction_left(step).astype(dtype) * state.start_norms if guarantee_target else None
-            strengths = _shrinking_strengths(stats, lmbda, amplify, hat)
-            moves = _project(sums, alpha * strengths, epsilon, limits)
-            moves = GroupMoves(
-                jnp.where(state.redundant, moves.scale, 1),
-                jnp.where(state.redundant, moves.shift, 0),
-                state.zero | (state.redundant & moves.zero),
-            )
-            # Keeps the compiler from doing this arithmetic again for every single parameter.
-            moves = jax.lax.optimization_barrier(moves)
-            return move_groups(layout, xs, us, moves), moves.zero
-
+        sums, state = self._measure(layout, xs, us, state)
+        stats = _group_stats(sums, alpha, jnp.asarray(layout.num_params, layout.dtype))
+        state = jax.lax.cond(rounds.starts_at(step), self._select, lambda state: state, state)
         # Parameters and updates are read again only where something can move.
-        us, zero = jax.lax.cond(step >= warmup_steps, move, lambda: (us, state.zero))
-        # Until they are found to be zero, these are not believed to be.
-        zero = zero & ~revived
-
-        # A round that starts with this update was selected with the scores averaged before it.
-        new_scores = _checked_scores(score_fn(stats), num_groups).astype(dtype)
-        new_scores = jnp.where(step == first_scoring, new_scores, omega * state.scores + (1 - omega) * new_scores)
-        is_scoring = (step >= first_scoring) & (step < rounds.last_start)
+        us, zero = jax.lax.cond(
+            step >= rounds.first_start,
+            lambda: self._move(layout, xs, us, state, sums, alpha * self._strengths(stats)),
+            lambda: (us, state.zero),
+        )
         is_done = (step >= rounds.last_start) & jnp.all(zero == state.redundant)
+        phase = jnp.where(is_done, DONE, jnp.where(step < rounds.first_start, WARMUP, PROJECTION))
         return with_grouped_leaves(layout, updates, us), state._replace(
             step=optax.safe_increment(step),
-            phase=jnp.where(is_done, DONE, jnp.where(step < warmup_steps, WARMUP, PROJECTION)).astype(jnp.int32),
-            scores=jnp.where(is_scoring, new_scores, state.scores).astype(dtype),
+            phase=phase.astype(jnp.int32),
+            # A round that starts with this update was selected with the scores averaged before it.
+            scores=self._averaged_scores(state, stats),
             zero=zero,
-            norms=norms,
         )
 
-    return optax.GradientTransformation(init, update)
+    def _measure(
+        self, layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], state: H2SPGState
+    ) -> tuple[GroupSums, H2SPGState]:
+        """Returns the inner products over the groups, and the state with their norms and those found to be revived."""
+        # Once more after the end: whether what has been set to zero last is so.
+        is_unsure = jnp.any(state.zero & (state.norms > 0))
+        is_measured = (state.step >= self.first_scoring) & ((state.phase != DONE) | is_unsure)
+        nothing = GroupSums(*jnp.zeros((3, self.candidates.num_groups), layout.dtype))
+        sums = jax.lax.cond(is_measured, lambda: sum_over_groups(layout, xs, us), lambda: nothing)
+        revived = (state.zero | state.revived) & jnp.where(is_measured, sums.x_x > 0, state.revived)
+        zero = state.zero & ~revived
+        # What an optimizer would do to a frozen zero is no property of the group: it may not even be there any more.
+        sums = GroupSums(*(jnp.where(zero, 0, each) for each in sums))
+        is_concerned = (state.phase != DONE) | zero | revived
+        norms = jnp.where(is_measured & is_concerned, jnp.sqrt(sums.x_x), state.norms)
+        return sums, state._replace(zero=zero, revived=revived, norms=norms)
+
+    def _select(self, state: H2SPGState) -> H2SPGState:
+        """Plans the whole target anew around what is redundant already, and adds this round's share of it."""
+        if self.hierarchical:
+            planned = select_redundant(
+                self.candidates.dependence,
+                self.candidates.critical,
+                state.scores,
+                self.target.take(-1),
+                state.planned,
+                state.redundant,
+            )
+        else:
+            planned = jnp.ones_like(state.planned)
+        order = falling_order(state.scores, state.redundant)
+        share, _ = self.target.take(self.rounds.number(state.step))(order, planned)
+        return state._replace(planned=planned, redundant=state.redundant | share, start_norms=state.norms)
+
+    def _move(
+        self,
+        layout: GroupLayout,
+        xs: list[jax.Array],
+        us: list[jax.Array],
+        state: H2SPGState,
+        sums: GroupSums,
+        pull: jax.Array,
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """Returns the updates of the grouped leaves, redundant groups projected, and which groups are zero then."""
+        left = self.rounds.fraction_left(state.step).astype(layout.dtype)
+        moves = _project(sums, pull, self.epsilon, left * state.start_norms if self.guarantee_target else None)
+        moves = GroupMoves(
+            jnp.where(state.redundant, moves.scale, 1),
+            jnp.where(state.redundant, moves.shift, 0),
+            state.zero | (state.redundant & moves.zero),
+        )
+        # Keeps the compiler from doing this arithmetic again for every single parameter.
+        moves = jax.lax.optimization_barrier(moves)
+        # Until they are found to be zero, those revived are not believed to be.
+        return move_groups(layout, xs, us, moves), moves.zero & ~state.revived
+
+    def _averaged_scores(self, state: H2SPGState, stats: GroupStats) -> jax.Array:
+        """Returns the moving average of the scores with those of this update, as long as it is kept."""
+        scores = _checked_scores(self.score(stats), len(state.scores)).astype(state.scores.dtype)
+        averaged = self.omega * state.scores + (1 - self.omega) * scores
+        averaged = jnp.where(state.step == self.first_scoring, scores, averaged)
+        is_scoring = (state.step >= self.first_scoring) & (state.step < self.rounds.last_start)
+        return jnp.where(is_scoring, averaged, state.scores).astype(state.scores.dtype)
+
+    def _strengths(self, stats: GroupStats) -> jax.Array:
+        return _shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
 
 
-def h2spg_state(opt_state: Any, space: "SearchSpace | None" = None) -> H2SPGState:
+def _candidates_of(space: Any) -> Candidates:
+    candidates = space if isinstance(space, Candidates) else getattr(space, "candidates", None)
+    if not isinstance(candidates, Candidates):
+        raise ArgumentError(f"expected a search space, as jasgnas.search_space returns it, got {type(space).__name__}")
+    return candidates
+
+
+def h2spg_state(opt_state: Any, space: "SearchSpace | Candidates | None" = None) -> H2SPGState:
     """Returns the state of `h2spg` inside an optimizer state, its fields as plain arrays.
 
     Args:
@@ -320,7 +392,7 @@ def h2spg_state(opt_state: Any, space: "SearchSpace | None" = None) -> H2SPGStat
     # Leaf by leaf, since those of an `nnx.Optimizer` are inside variables.
     state = _with_dtypes(states[0]._replace(**dict(zip(H2SPGState._fields, jax.tree.leaves(states[0]), strict=False))))
     if space is not None:
-        _check_state(state, space)
+        _check_state(state, _candidates_of(space))
     return state
 
 
@@ -396,6 +468,11 @@ class _Rounds(NamedTuple):
     def divide(cls, warmup_steps: int, projection_steps: int, periods: int) -> "_Rounds":
         """Divides the projection phase into `periods` parts, equal up to rounding."""
         return cls(warmup_steps + np.arange(periods + 1) * projection_steps // periods)
+
+    @property
+    def first_start(self) -> int:
+        """The update that makes the first selection."""
+        return int(self.starts[0])
 
     @property
     def last_start(self) -> int:
@@ -510,13 +587,15 @@ def _with_dtypes(state: H2SPGState) -> H2SPGState:
     )
 
 
-def _check_state(state: H2SPGState, space: "SearchSpace") -> None:
+def _check_state(state: H2SPGState, candidates: Candidates) -> None:
     """Raises an error if the state is none, or was made for another space, as far as that is known while tracing."""
     if not isinstance(state, H2SPGState):
         raise ArgumentError(f"expected an H2SPGState, got {type(state).__name__}. {LOST_TYPE}")
-    expected, found = len(space.groups), np.shape(state.scores)[-1:]
+    expected, found = candidates.num_groups, np.shape(state.scores)[-1:]
     is_concrete = not isinstance(state.space_id, jax.core.Tracer)
-    is_other = is_concrete and bool(np.any(np.asarray(_with_dtypes(state).space_id) != np.uint32(space.fingerprint)))
+    is_other = is_concrete and bool(
+        np.any(np.asarray(_with_dtypes(state).space_id) != np.uint32(candidates.fingerprint))
+    )
     if found != (expected,) or is_other:
         raise TreeMismatchError(
             f"the optimizer state is for the {found[0]} groups of another search space than the given one, which has "

@@ -5,7 +5,7 @@ All that H2SPG does to arrays as large as the parameters is here; what it does t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,8 @@ from flax import serialization
 from jasgnas.errors import TreeMismatchError
 from jasgnas.program.masks import NOTHING, Axes, Layout, everything, stored_shape
 from jasgnas.pytree import leaves_by_path
-
-if TYPE_CHECKING:
-    from jasgnas.space.groups import LeafSlice
-    from jasgnas.space.search import SearchSpace
+from jasgnas.space.candidates import Candidates
+from jasgnas.space.groups import NOBODY, Owners
 
 T = TypeVar("T")
 
@@ -49,13 +47,11 @@ class GroupedLeaf(NamedTuple):
 
     Attributes:
         position: place of the leaf among the leaves of the tree.
-        axes: axes that the leaf is divided along, none if the whole of it is in one group.
-        ids: int `[*sizes of the axes]`: the group of each entry along the axes; `num_groups` where there is none.
+        owners: which entries of what is left of it belong to which group.
     """
 
     position: int
-    axes: tuple[int, ...]
-    ids: np.ndarray
+    owners: Owners
 
 
 class GroupLayout(NamedTuple):
@@ -96,11 +92,11 @@ class GroupMoves(NamedTuple):
     zero: jax.Array
 
 
-def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) -> GroupLayout:
-    """Returns where the groups of the space lie in the parameters. Looks at paths, shapes and dtypes only.
+def lay_out(candidates: Candidates, params: optax.Params, remainder: Remainder) -> GroupLayout:
+    """Returns where the groups lie in the parameters. Looks at paths, shapes and dtypes only.
 
     Args:
-        space: the search space of the full network.
+        candidates: the groups of the full network.
         params: the parameters of the full network or of what is left of it.
         remainder: what is left of it.
 
@@ -109,16 +105,15 @@ def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) ->
     """
     found = {path: (position, leaf) for position, (path, leaf) in enumerate(leaves_by_path(params).items())}
     grouped, dtypes, faults = [], [], []
-    num_params = np.zeros(len(space.groups), int)
-    for path, (axes, ids) in _groups_of_leaves(space).items():
-        full_shape = space.shapes[path]
-        layout = remainder.layouts.get(path, everything(len(full_shape)))
+    num_params = np.zeros(candidates.num_groups, int)
+    for path, (full,) in candidates.owners.items():
+        layout = remainder.layouts.get(path, everything(len(candidates.shapes[path])))
         if layout == NOTHING:
             continue
-        shape = stored_shape(full_shape, layout)
-        axes, ids = _left(axes, ids, layout)
-        inside = ids[ids < len(space.groups)]
-        np.add.at(num_params, inside, int(np.prod(shape)) // ids.size)
+        shape = stored_shape(candidates.shapes[path], layout)
+        owners = _left(full, layout)
+        inside = owners.groups[owners.groups != NOBODY]
+        np.add.at(num_params, inside, int(np.prod(shape)) // owners.groups.size)
         # In a Linen tree of variables the parameters lie one level down.
         full_path = path if path in found else f"params/{path}"
         if full_path not in found:
@@ -129,7 +124,7 @@ def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) ->
         if np.shape(leaf) != shape:
             faults.append(f"{path} has shape {np.shape(leaf)} instead of {shape}")
         if len(inside):
-            grouped.append(GroupedLeaf(position, axes, ids))
+            grouped.append(GroupedLeaf(position, owners))
     # A tree without leaves is what `optax.tree_map_params` finds out with which states are shaped like the parameters.
     if faults and found:
         raise TreeMismatchError(
@@ -138,43 +133,25 @@ def lay_out(space: "SearchSpace", params: optax.Params, remainder: Remainder) ->
             "jasgnas.shrink returns beside it. Parameters that the optimizer does not get to see (masked, or left "
             "out by a filter) cannot go to zero: name them when the space is made, search_space(..., keep=('path/*',))"
         )
-    full = np.array([group.num_params for group in space.groups])
-    gone = np.isin(np.arange(len(full)), remainder.removed)
-    return GroupLayout(
-        tuple(grouped), len(full), np.where(gone, full, num_params), jnp.result_type(jnp.float32, *dtypes)
-    )
+    is_gone = np.isin(np.arange(candidates.num_groups), remainder.removed)
+    num_params = np.where(is_gone, candidates.num_params, num_params)
+    return GroupLayout(tuple(grouped), candidates.num_groups, num_params, jnp.result_type(jnp.float32, *dtypes))
 
 
-def _groups_of_leaves(space: "SearchSpace") -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
-    """Returns, for each leaf that holds groups, the axes and the ids as in `GroupedLeaf`, in the full network."""
-    slices: dict[str, list[tuple[LeafSlice, int]]] = {}
-    for group in space.groups:
-        for part in group.slices:
-            slices.setdefault(part.path, []).append((part, group.index))
-    found = {}
-    for path, parts in slices.items():
-        # Rows of different depth may lie in one leaf.
-        axes = max((part.axes for part, _ in parts), key=len)
-        ids = np.full([space.shapes[path][axis] for axis in axes], len(space.groups))
-        for part, index in parts:
-            ids[part.taken] = index
-        found[path] = axes, ids
-    return found
-
-
-def _left(axes: tuple[int, ...], ids: np.ndarray, layout: Axes) -> tuple[tuple[int, ...], np.ndarray]:
-    """Returns axes and ids of what a layout stores of a leaf, given those of the full leaf."""
+def _left(owners: Owners, layout: Axes) -> Owners:
+    """Returns the owners of what a layout stores of a leaf, given those of the full leaf."""
+    axes, groups = owners
     rows = layout[0] if axes[:1] == (0,) else None
     if rows is not None and rows.ndim > 1:
         # These axes have become one.
-        ids = ids.reshape(*ids.shape, *(1,) * (rows.ndim - ids.ndim))
-        ids = np.broadcast_to(ids, (*rows.shape, *ids.shape[rows.ndim :]))[rows]
-        axes = tuple(range(ids.ndim))
+        groups = groups.reshape(*groups.shape, *(1,) * (rows.ndim - groups.ndim))
+        groups = np.broadcast_to(groups, (*rows.shape, *groups.shape[rows.ndim :]))[rows]
+        axes = tuple(range(groups.ndim))
         layout = None, *layout[rows.ndim :]
     for position, axis in enumerate(axes):
         if (mask := layout[axis]) is not None:
-            ids = np.compress(mask, ids, position)
-    return axes, ids
+            groups = np.compress(mask, groups, position)
+    return Owners(axes, groups)
 
 
 def check_updates(layout: GroupLayout, params: optax.Params, updates: optax.Updates) -> None:
@@ -211,12 +188,12 @@ def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array
     partial_sums, ids = [], []
     for leaf, leaf_x, leaf_u in zip(layout.leaves, xs, us, strict=True):
         x, u = leaf_x.astype(layout.dtype), leaf_u.astype(layout.dtype)
-        others = tuple(axis for axis in range(x.ndim) if axis not in leaf.axes)
+        others = tuple(axis for axis in range(x.ndim) if axis not in leaf.owners.axes)
         sums = jnp.stack([jnp.sum(each, others).reshape(-1) for each in (x * x, x * u, u * u)], axis=1)
-        groups = np.setdiff1d(leaf.ids, layout.num_groups)
-        if leaf.axes:
+        groups = np.setdiff1d(leaf.owners.groups, NOBODY)
+        if leaf.owners.axes:
             # Where an axis is sharded, devices thus exchange one sum per group and not the whole axis.
-            sums = jnp.sum(jnp.where((groups[:, None] == leaf.ids.reshape(-1))[..., None], sums, 0), axis=1)
+            sums = jnp.sum(jnp.where((groups[:, None] == leaf.owners.groups.reshape(-1))[..., None], sums, 0), axis=1)
         partial_sums.append(sums)
         ids.append(groups)
     totals = jax.ops.segment_sum(jnp.concatenate(partial_sums), np.concatenate(ids), layout.num_groups)
@@ -232,12 +209,11 @@ def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], m
         us: grouped leaves of the updates, in a dtype as wide as the parameters'.
         moves: what becomes of each group.
     """
-    # The last entry is for what lies in no group.
+    # The last entry is for NOBODY.
     scale, shift, zero = jnp.append(moves.scale, 1), jnp.append(moves.shift, 0), jnp.append(moves.zero, False)
     moved = []
     for leaf, x, u in zip(layout.leaves, xs, us, strict=True):
-        shape = [length if axis in leaf.axes else 1 for axis, length in enumerate(x.shape)]
-        scale_of, shift_of, is_zero = (values[leaf.ids].reshape(shape) for values in (scale, shift, zero))
+        scale_of, shift_of, is_zero = (leaf.owners.over(v[leaf.owners.groups], x.ndim) for v in (scale, shift, zero))
         # Selected, not multiplied: x − x is exactly zero in every dtype, even where u is not finite.
         moved.append(jnp.where(is_zero, -x, scale_of * u + shift_of * x).astype(u.dtype))
     return moved

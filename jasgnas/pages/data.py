@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jasgnas.errors import ArgumentError
-from jasgnas.graph.build import INPUT, Graph, Segment
+from jasgnas.graph.graph import INPUT, Graph, Segment
 from jasgnas.optimizer.h2spg import h2spg_state
 from jasgnas.pages.left import Left, left_of
-from jasgnas.space.groups import LeafSlice, num_params
+from jasgnas.space.groups import LeafSlice
+from jasgnas.space.structures import num_params
 
 if TYPE_CHECKING:
     from jasgnas.space.search import SearchSpace

@@ -3,14 +3,14 @@
 Nothing is computed and no parameter value is looked at: all that is known is which entries of the inputs are zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
-from jasgnas.program.jaxpr import Atom, Equation, Literal, Program
+from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, aval_of
 from jasgnas.program.masks import NOTHING, Need, Zeros, everything, union, unknown, without, zeros
 from jasgnas.rules import needs_of, zeros_of
 
@@ -20,41 +20,71 @@ _LARGEST_CONSTANT = 4096
 
 @dataclass(frozen=True, eq=False)
 class ZeroFlow:
-    """What is known to be zero throughout a program.
+    """What is known to be zero throughout a program, or a part of one.
 
     Attributes:
         zeros: zeros of each variable.
         bodies: the same for the programs that equations call, by position of the equation.
     """
 
-    zeros: dict[int, Zeros]
+    zeros: MutableMapping[int, Zeros]
     bodies: dict[int, "ZeroFlow"] = field(default_factory=dict)
 
     def read(self, atom: Atom) -> Zeros:
         """Returns what is known of an operand."""
         return of_literal(atom) if isinstance(atom, Literal) else self.zeros[atom]
 
+    def through(self, equations: Iterable[tuple[int, Equation]]) -> "ZeroFlow":
+        """Follows the zeros forwards through equations, given with their positions in order; returns itself."""
+        for position, eqn in equations:
+            operands = [self.read(atom) for atom in eqn.inputs]
+            if eqn.body is None:
+                results = zeros_of(eqn, operands)
+            else:
+                inner = self.bodies[position] = propagate_zeros(eqn.body, operands)
+                results = [inner.read(atom) for atom in eqn.body.outputs]
+            self.zeros.update(zip(eqn.outputs, results, strict=True))
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class NeedFlow:
-    """What is needed throughout a program.
+    """What is needed throughout a program, or a part of one. Nobody needs an entry that is zero.
 
     Attributes:
+        flow: the zeros.
         needs: need of each variable that is needed at all.
         bodies: the same for the programs that equations call, by position of the equation.
     """
 
-    needs: dict[int, Need]
+    flow: ZeroFlow
+    needs: dict[int, Need] = field(default_factory=dict)
     bodies: dict[int, "NeedFlow"] = field(default_factory=dict)
 
     def read(self, var: int) -> Need:
         """Returns which entries of a variable are needed."""
         return self.needs.get(var, NOTHING)
 
-    def add(self, atom: Atom, need: Need) -> None:
-        """Records one more need of a variable."""
-        if isinstance(atom, int):
-            self.needs[atom] = union(self.read(atom), need)
+    def add(self, atoms: Iterable[Atom], needs: Iterable[Need]) -> "NeedFlow":
+        """Records one more need of each of some operands or results; returns itself."""
+        for atom, need in zip(atoms, needs, strict=True):
+            if isinstance(atom, int):
+                self.needs[atom] = union(self.read(atom), without(need, self.flow.zeros[atom]))
+        return self
+
+    def back_through(self, equations: Sequence[tuple[int, Equation]]) -> "NeedFlow":
+        """Follows the needs backwards through equations, given as to `ZeroFlow.through`; returns itself."""
+        for position, eqn in reversed(equations):
+            results = [self.read(var) for var in eqn.outputs]
+            if all(need == NOTHING for need in results):
+                continue
+            if eqn.body is None:
+                operands = needs_of(eqn, [self.flow.read(atom) for atom in eqn.inputs], results)
+            else:
+                inner = self.bodies[position] = propagate_needs(eqn.body, self.flow.bodies[position], results)
+                operands = [inner.read(var) for var in eqn.body.inputs]
+            self.add(eqn.inputs, operands)
+        return self
 
 
 def of_literal(literal: Literal) -> Zeros:
@@ -85,15 +115,7 @@ def propagate_zeros(program: Program, inputs: Sequence[Zeros]) -> ZeroFlow:
     flow = ZeroFlow(dict(zip(program.inputs, inputs, strict=True)))
     for var, value in program.constants.items():
         flow.zeros[var] = of_constant(value, len(program.avals[var].shape))
-    for position, eqn in enumerate(program.equations):
-        operands = [flow.read(atom) for atom in eqn.inputs]
-        if eqn.body is None:
-            results = zeros_of(eqn, operands)
-        else:
-            inner = flow.bodies[position] = propagate_zeros(eqn.body, operands)
-            results = [inner.read(atom) for atom in eqn.body.outputs]
-        flow.zeros.update(zip(eqn.outputs, results, strict=True))
-    return flow
+    return flow.through(enumerate(program.equations))
 
 
 def full_zero_flow(program: Program) -> ZeroFlow:
@@ -103,32 +125,9 @@ def full_zero_flow(program: Program) -> ZeroFlow:
 
 def propagate_needs(program: Program, flow: ZeroFlow, outputs: Sequence[Need]) -> NeedFlow:
     """Derives which entries of every value the needed entries of the outputs depend on, given the zeros."""
-    needs = NeedFlow({})
-    for atom, need in zip(program.outputs, outputs, strict=True):
-        needs.add(atom, without(need, flow.read(atom)))
-    for position in reversed(range(len(program.equations))):
-        eqn = program.equations[position]
-        results = [without(needs.read(var), flow.zeros[var]) for var in eqn.outputs]
-        if all(need == NOTHING for need in results):
-            continue
-        for atom, need in zip(eqn.inputs, _operand_needs(eqn, position, flow, needs, results), strict=True):
-            needs.add(atom, without(need, flow.read(atom)))
-    return needs
-
-
-def _operand_needs(
-    eqn: Equation, position: int, flow: ZeroFlow, needs: NeedFlow, results: Sequence[Need]
-) -> Sequence[Need]:
-    if eqn.body is None:
-        return needs_of(eqn, [flow.read(atom) for atom in eqn.inputs], results)
-    inner = needs.bodies[position] = propagate_needs(eqn.body, flow.bodies[position], results)
-    return [inner.read(var) for var in eqn.body.inputs]
+    return NeedFlow(flow).add(program.outputs, outputs).back_through(list(enumerate(program.equations)))
 
 
 def all_needed(program: Program) -> list[Need]:
     """Returns the need of every output in full."""
-    return [everything(len(_ndim(program, atom))) for atom in program.outputs]
-
-
-def _ndim(program: Program, atom: Atom) -> Sequence[int]:
-    return program.avals[atom].shape if isinstance(atom, int) else np.shape(atom.value)
+    return [everything(len(aval_of(program, atom).shape)) for atom in program.outputs]

@@ -1,247 +1,184 @@
-"""Proofs that a part of a network stays zero when some of its parameters do, and which parameters that takes.
+"""What the zero result of a structure does beyond it: which parameters must be zero, too, and which are of no use.
 
-Zero-invariance is never looked up by the name of a layer: the zeros of the parameters are followed through the
-equations of the part (arXiv 2305.18030, definition 3.2).
+Nothing is looked up by the name of a layer: zeros and needs are followed through the equations of operators
+(arXiv 2305.18030, definition 3.2).
+
+Example: the convolutions a and b, with 4 channels each, are concatenated, and a batch norm and another convolution
+follow. Without a, channels 0 to 3 of the concatenation are zero. The norm would make its bias of them, so the entries 0
+to 3 of its scale and bias join the group of a, and with them its result is zero there. The next convolution mixes all
+channels, so nothing of it joins; but the columns 0 to 3 of its kernel then meet zeros alone, and are idle.
 """
 
-import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jasgnas.graph.build import Graph, Operator
-from jasgnas.program.jaxpr import Atom, Literal
-from jasgnas.program.masks import NOTHING, Need, Zeros, coarsened, everything, same, union, without, zero, zeros
-from jasgnas.rules import needs_of, zeros_of
-from jasgnas.rules.flow import of_literal
-
-
-class Range(NamedTuple):
-    """Indices of one axis of a part.
-
-    Attributes:
-        part: index of the part, which is a whole leaf.
-        axis: the axis.
-        mask: the indices, bool `[size of the axis]`.
-    """
-
-    part: int
-    axis: int
-    mask: np.ndarray
+from jasgnas.graph.graph import Graph, Operator
+from jasgnas.program.masks import NOTHING, everything
+from jasgnas.space.ranges import (
+    NONE,
+    Ranges,
+    flows_of_ranges,
+    needed_along,
+    needs_of_ranges,
+    numbers_in,
+    told_apart,
+    zeros_after,
+)
 
 
 class Effect(NamedTuple):
-    """What a zero range does to the parameters of an operator.
+    """What zero ranges do to a part of a leaf that an operator reads.
 
     Attributes:
         operator: index of the operator.
-        ranges: the parameters that act on the range, or meet nothing but its zeros.
-        joins: whether they must be zero themselves for the range to stay zero; the others are merely of no use.
+        part: index of the part.
+        axis: an axis of it.
+        groups: int `[size of the axis]`, the group whose range each index meets, `NONE` for no group.
+        joins: whether these entries must be zero themselves for the ranges to stay zero; else they are of no use.
     """
 
     operator: int
-    ranges: list[Range]
+    part: int
+    axis: int
+    groups: np.ndarray
     joins: bool
 
 
-class Prover:
-    """Follows zeros from parameters through parts of a network."""
+class RangeFollower:
+    """Follows the zero ranges of all groups through a network, operator by operator in the order of the trace."""
 
-    def __init__(self, graph: Graph):
-        """Prepares a graph."""
-        self._graph = graph
-        self._program = graph.program
-        held = {var for variables in graph.part_vars for var in variables}
-        self._static_producer = {
-            var: position
-            for position, eqn in enumerate(graph.program.equations)
-            for var in eqn.outputs
-            if var in graph.static_parts and var not in held
-        }
-
-    def zeros_of(self, operators: Iterable[int], parts: Iterable[int]) -> dict[int, Zeros]:
-        """Returns what is known of the results of a chain of operators when parts are zero, whatever its input."""
-        variables = [var for part in parts for var in self._graph.part_vars[part]]
-        known = {var: zero(len(self._program.avals[var].shape)) for var in variables}
-        for operator in operators:
-            self.extend(self._graph.operators[operator], known)
-        return known
-
-    def output(self, operator: int) -> tuple[int, ...]:
-        """Returns the variables that an operator hands on."""
-        return self._program.equations[self._graph.operators[operator].equations[-1]].outputs
-
-    def follow(self, operator: int, known: dict[int, Zeros], eligible: frozenset[int]) -> Iterator[Effect]:
-        """Follows a zero range beyond an operator, as far as parameters can keep it zero.
-
-        A concatenation makes a range of channels of an operator's zero output. The parameters that act on that range
-        up to the next stem are yielded, operator by operator, and are taken to be zero from there on; then those of
-        the stem that meet nothing but zeros.
+    def __init__(self, graph: Graph, eligible: frozenset[int]):
+        """Prepares a network.
 
         Args:
-            operator: the operator whose output is zero.
-            known: what is known to be zero so far; extended on the way.
+            graph: the network.
             eligible: parts that may be asked to be zero on a range; whole leaves.
         """
-        pending = list(self._graph.consumers[operator])
-        heapq.heapify(pending)
-        seen = set(pending)
-        while pending:
-            current = self._graph.operators[heapq.heappop(pending)]
-            if current.kind == "unknown":
-                continue
-            if current.parts:
-                if ranges := self._held(current, known, eligible):
-                    yield Effect(current.index, ranges, joins=True)
-                elif current.kind == "stem":
-                    yield Effect(current.index, self._idle(current, known), joins=False)
-                    continue
-            self.extend(current, known)
-            if any(self._gained(var, known) for var in self.output(current.index)):
-                for consumer in self._graph.consumers[current.index]:
-                    if consumer not in seen:
-                        seen.add(consumer)
-                        heapq.heappush(pending, consumer)
+        self._graph = graph
+        self._eligible = eligible
+        # By variable, the group whose removal makes each index zero.
+        self._ranges: dict[int, Ranges] = {}
 
-    def passes_zeros(self, operators: Iterable[int], source: int) -> bool:
-        """Tells whether a chain of operators is zero, whatever its parameters, where what it reads of `source` is."""
-        chain = [self._graph.operators[operator] for operator in operators]
-        read = self.inputs(chain[0])
-        given = self.output(source)
-        known = {var: zero(len(self._program.avals[var].shape)) for var in read if var in given}
-        for operator in chain:
-            self.extend(operator, known)
-        return all(known[var].everywhere for var in self.output(chain[-1].index))
+    def start(self, operator: int, group: int) -> None:
+        """Notes that the results of an operator are zero without a group."""
+        for var in self._graph.results(operator):
+            self._ranges[var] = tuple(np.full(size, group) for size in self._graph.program.avals[var].shape)
 
-    def _gained(self, var: int, known: Mapping[int, Zeros]) -> bool:
-        """Tells whether more of a variable is zero than in the full network."""
-        value = known.get(var)
-        if value is None:
-            return False
-        whole = everything(len(value.axes))
-        return not same(without(whole, value), without(whole, self._graph.zeros[var]))
-
-    def _held(self, operator: Operator, known: dict[int, Zeros], eligible: frozenset[int]) -> list[Range]:
-        """Finds the ranges of an operator's parameters that act on the zero range of its input, and on nothing else.
-
-        They are taken to be zero if that, or nothing more, keeps the range zero.
-        """
-        result, *others = self.output(operator.index)
-        shape = self._program.avals[result].shape
-        if others:
+    def through(self, index: int) -> list[Effect]:
+        """Follows the ranges through an operator, as far as parameters can keep them zero; returns what they do."""
+        operator = self._graph.operators[index]
+        given = {var: self._ranges[var] for var in self._graph.operands(index) if var in self._ranges}
+        if not given or operator.kind == "unknown":
             return []
-        for var in self.inputs(operator):
-            value = known.get(var)
-            if value is None or not self._gained(var, known) or len(value.axes) != len(shape):
-                continue
-            for axis, mask in enumerate(value.axes):
-                if mask is None or len(mask) != shape[axis]:
-                    continue
-                ranges = self._acting(operator, var, axis, mask, eligible)
-                if not ranges:
-                    continue
-                tried = dict(known)
-                for part, part_axis, part_mask in ranges:
-                    (held,) = self._graph.part_vars[part]
-                    ndim = len(self._program.avals[held].shape)
-                    tried[held] = zeros(part_mask if i == part_axis else None for i in range(ndim))
-                self.extend(operator, tried)
-                if not (mask & ~tried[result].axis(axis, shape[axis])).any():
-                    known.update(tried)
-                    return ranges
-        return []
+        effects, after = self._joining(operator, given) if operator.parts else ([], None)
+        if operator.kind == "stem":
+            # Ranges end at a stem, but for those that it keeps apart from all others, as a depthwise convolution does.
+            kept = numbers_in((effect.groups,) for effect in effects)
+            ended = _restricted(given, lambda groups: ~np.isin(groups, kept))
+            effects += self._idle(operator, ended) if ended else []
+            given = _restricted(given, lambda groups: np.isin(groups, kept))
+        if given and after is None:
+            joined = self._held(effect for effect in effects if effect.joins)
+            after = zeros_after(self._graph, [index], given | joined, self._graph.results(index))
+        self._ranges |= after or {}
+        return effects
 
-    def _acting(
-        self, operator: Operator, var: int, axis: int, mask: np.ndarray, eligible: frozenset[int]
-    ) -> list[Range]:
-        """Returns the ranges of parameters that act on a range of the result's channels and on no other."""
-        (result,) = self.output(operator.index)
-        ndim = len(self._program.avals[result].shape)
-        inside = self.needs(operator, {result: tuple(mask if i == axis else None for i in range(ndim))}, {})
-        outside = self.needs(operator, {result: tuple(~mask if i == axis else None for i in range(ndim))}, {})
-        if operator.kind == "stem" and not disjoint(inside.get(var, NOTHING), outside.get(var, NOTHING)):
-            return []  # It mixes channels: the range ends here.
-        ranges = []
-        for part in operator.parts:
-            if part not in eligible:
+    def _joining(
+        self, operator: Operator, given: Mapping[int, Ranges]
+    ) -> tuple[list[Effect], dict[int, Ranges] | None]:
+        """Returns the parameters that act on ranges of the operator's result alone, and being zero keep these zero.
+
+        The second value holds the ranges of the result that are zero then, where that is known already.
+        """
+        result, *others = self._graph.results(operator.index)
+        shape = self._graph.program.avals[result].shape
+        effects: list[Effect] = []
+        for var, ranges in given.items():
+            for axis, groups in enumerate(ranges if len(ranges) == len(shape) and not others else ()):
+                if groups is None or len(groups) != shape[axis]:
+                    continue
+                groups = np.where(np.isin(groups, numbers_in((effect.groups,) for effect in effects)), NONE, groups)
+                if len(np.unique(groups)) == 1:
+                    continue  # Nothing is left to do, or all of the value is zero and not a range of it.
+                if not (acting := self._acting(operator, var, axis, groups)):
+                    continue
+                after = zeros_after(self._graph, [operator.index], {**given, **self._held(acting)}, [result])
+                found = after.get(result, (None,) * len(shape))[axis]
+                is_zero = self._graph.full.zeros[result].apart.axis(axis, shape[axis])
+                is_lost = ~is_zero & (groups != NONE) & (groups != (NONE if found is None else found))
+                effects += (kept := _without(acting, np.unique(groups[is_lost])))
+                if operator.kind != "stem" and len(given) == 1 and not is_lost.any() and len(kept) == len(effects):
+                    return effects, after
+        return effects, None
+
+    def _acting(self, operator: Operator, var: int, axis: int, groups: np.ndarray) -> list[Effect]:
+        """Returns the ranges of parameters that act on ranges of the result's channels and on no others."""
+        numbers, needs = needs_of_ranges(self._graph, operator.index, axis, groups)
+        is_apart = np.ones(len(numbers), bool)
+        if operator.kind == "stem":
+            # Where it mixes channels, ranges end.
+            read = [needed_along(needs, var, each, n) for each, n in enumerate(self._graph.program.avals[var].shape)]
+            is_apart = np.any([_exclusive(*told_apart(rows, numbers), numbers) for rows in read], axis=0)
+        effects = []
+        for part in operator.parts if is_apart.any() else ():
+            if part not in self._eligible:
                 continue
             (held,) = self._graph.part_vars[part]
-            need, other = inside.get(held, NOTHING), outside.get(held, NOTHING)
-            if need != NOTHING and disjoint(need, other):
-                axes = [i for i, taken in enumerate(need) if taken is not None]
-                if len(axes) == 1 and (taken := need[axes[0]]) is not None:
-                    ranges.append(Range(part, axes[0], taken))
-        return ranges
+            shape = self._graph.program.avals[held].shape
+            along = [needed_along(needs, held, each, size) for each, size in enumerate(shape)]
+            divided = [each for each, rows in enumerate(along) if not np.all(rows)]
+            if len(divided) == 1:
+                found, possible = told_apart(along[divided[0]], numbers)
+                own = numbers[is_apart & _exclusive(found, possible, numbers)]
+                effects.append(
+                    Effect(operator.index, part, divided[0], np.where(np.isin(found, own), found, NONE), True)
+                )
+        return _without(effects, [])
 
-    def _idle(self, operator: Operator, known: Mapping[int, Zeros]) -> list[Range]:
+    def _idle(self, operator: Operator, given: Mapping[int, Ranges]) -> list[Effect]:
         """Returns the ranges of an operator's parameters that meet nothing but zeros."""
-        whole: dict[int, Need] = {
-            var: everything(len(self._program.avals[var].shape)) for var in self.output(operator.index)
-        }
-        before = self.needs(operator, whole, {})
-        after = self.needs(operator, whole, known)
-        ranges = []
+        whole = {var: everything(self._graph.ndim(var)) for var in self._graph.results(operator.index)}
+        before = self._graph.needs_before([operator.index], whole)
+        numbers, flows = flows_of_ranges(self._graph, [operator.index], given)
+        after = [self._graph.needs_before([operator.index], whole, flow) for flow in flows]
+        effects = []
         for part in operator.parts:
             for held in self._graph.part_vars[part]:
-                old, new = before.get(held, NOTHING), after.get(held, NOTHING)
-                if old == NOTHING or new == NOTHING:
-                    continue
-                for axis, (was, still) in enumerate(zip(old, new, strict=True)):
-                    if was is None and still is not None:
-                        ranges.append(Range(part, axis, ~still))
-        return ranges
+                need = before.get(held, NOTHING)
+                for axis, size in enumerate(self._graph.program.avals[held].shape if need != NOTHING else ()):
+                    if need[axis] is None:
+                        rows = [~row for row in needed_along(after, held, axis, size)]
+                        effects.append(Effect(operator.index, part, axis, told_apart(rows, numbers)[0], joins=False))
+        return _without(effects, [])
 
-    def needs(self, operator: Operator, results: dict[int, Need], known: Mapping[int, Zeros]) -> dict[int, Need]:
-        """Returns which entries of what an operator reads some entries of its results depend on."""
-        needs = dict(results)
-        for position in reversed(sorted([*operator.equations, *self._static_equations(operator)])):
-            eqn = self._program.equations[position]
-            wanted = [needs.get(var, NOTHING) for var in eqn.outputs]
-            if all(need == NOTHING for need in wanted):
-                continue
-            operands = [self.read(atom, known) for atom in eqn.inputs]
-            for atom, asked in zip(eqn.inputs, needs_of(eqn, operands, wanted), strict=True):
-                if isinstance(atom, int):
-                    needs[atom] = union(needs.get(atom, NOTHING), asked)
-        return {var: coarsened(need) for var, need in needs.items()}
-
-    def inputs(self, operator: Operator) -> list[int]:
-        """Returns the data-dependent variables that an operator reads from others."""
-        equations = [self._program.equations[position] for position in operator.equations]
-        own = {var for eqn in equations for var in eqn.outputs}
-        read = dict.fromkeys(atom for eqn in equations for atom in eqn.inputs if isinstance(atom, int))
-        return [var for var in read if var not in own and var not in self._graph.static_parts]
-
-    def _static_equations(self, operator: Operator) -> set[int]:
-        """Returns the equations on leaves and constants alone that an operator depends on."""
-        found: set[int] = set()
-        pending: list[Atom] = [a for p in operator.equations for a in self._program.equations[p].inputs]
-        while pending:
-            atom = pending.pop()
-            position = self._static_producer.get(atom) if isinstance(atom, int) else None
-            if position is not None and position not in found:
-                found.add(position)
-                pending.extend(self._program.equations[position].inputs)
+    def _held(self, effects: Iterable[Effect]) -> dict[int, Ranges]:
+        """Returns the ranges of parameters that join groups."""
+        found: dict[int, Ranges] = {}
+        for effect in effects:
+            (held,) = self._graph.part_vars[effect.part]
+            found[held] = tuple(effect.groups if i == effect.axis else None for i in range(self._graph.ndim(held)))
         return found
 
-    def extend(self, operator: Operator, known: dict[int, Zeros]) -> None:
-        """Extends what is known over the equations of an operator, those on its leaves included."""
-        for position in sorted([*operator.equations, *self._static_equations(operator)]):
-            eqn = self._program.equations[position]
-            results = zeros_of(eqn, [self.read(atom, known) for atom in eqn.inputs])
-            known.update(zip(eqn.outputs, results, strict=True))
 
-    def read(self, atom: Atom, known: Mapping[int, Zeros]) -> Zeros:
-        """Returns what is known of an operand, be it only what holds in the full network."""
-        if isinstance(atom, Literal):
-            return of_literal(atom)
-        return known.get(atom, self._graph.zeros[atom])
+def _exclusive(found: np.ndarray, possible: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Returns of which things all possible indices are surely their own, bool `[num]`, see `told_apart`."""
+    return ~(possible & (found != numbers[:, None])).any(1)
 
 
-def disjoint(first: Need, second: Need) -> bool:
-    """Tells whether two needs have no entry in common."""
-    if first == NOTHING or second == NOTHING:
-        return True
-    pairs = zip(first, second, strict=True)
-    return any(a is not None and b is not None and not (a & b).any() for a, b in pairs)
+def _without(effects: Iterable[Effect], groups: Sequence[int] | np.ndarray) -> list[Effect]:
+    """Returns the effects of all but some groups."""
+    left = (effect._replace(groups=np.where(np.isin(effect.groups, groups), NONE, effect.groups)) for effect in effects)
+    return [effect for effect in left if (effect.groups != NONE).any()]
+
+
+def _restricted(given: Mapping[int, Ranges], chosen: Callable[[np.ndarray], np.ndarray]) -> dict[int, Ranges]:
+    """Returns the ranges of the chosen groups; `chosen` tells which of some group indices these are."""
+    found = {}
+    for var, ranges in given.items():
+        axes = [None if axis is None else np.where(chosen(axis), axis, NONE) for axis in ranges]
+        left = tuple(None if axis is None or (axis == NONE).all() else axis for axis in axes)
+        if any(axis is not None for axis in left):
+            found[var] = left
+    return found

@@ -17,15 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 from jasgnas.bridge import Leaf
-from jasgnas.graph.build import ADDITIVE, Graph, Segment
+from jasgnas.graph.graph import ADDITIVE, Graph, Segment
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import NOTHING, Need, Zeros, coarsened, join, normalize, union, unknown, without, zero, zeros
-from jasgnas.rules import needs_of, rule_for, zeros_of
+from jasgnas.program.masks import NOTHING, Need, Zeros, join, normalize, unknown, without, zero, zeros
+from jasgnas.rules import rule_for, zeros_of
 from jasgnas.rules.elementwise import Elementwise
 from jasgnas.rules.flow import propagate_zeros
 from jasgnas.rules.reduction import ReduceProduct
-from jasgnas.space.groups import Group, leaf_zeros, slice_zeros
-from jasgnas.space.invariance import Prover, disjoint
+from jasgnas.space.groups import NOBODY, OwnerTable, leaf_zeros, zeros_of_leaves
 
 # Sets of more cells or groups than this, or after as many tries, are not looked for: what is not found does not count.
 _MOST_CELLS = 3
@@ -70,20 +69,24 @@ class Keepers(NamedTuple):
 class Survival:
     """Finds the least sets of units that keep the results of segments from being zero."""
 
-    def __init__(self, graph: Graph, groups: Sequence[Group], leaves: Sequence[Leaf], prover: Prover):
+    def __init__(self, graph: Graph, owners: OwnerTable, leaves: Sequence[Leaf], num_groups: int):
         """Prepares a network.
 
         Args:
             graph: its operators and segments.
-            groups: its groups.
+            owners: which entries of its leaves belong to which group.
             leaves: its arrays.
-            prover: follows zeros through its operators.
+            num_groups: number of groups.
         """
         self._graph = graph
         self._program = graph.program
-        self._groups = groups
+        self._owners = owners
         self._leaves = leaves
-        self._prover = prover
+        self._num_groups = num_groups
+        # By path, the owners of ranges of leaves that are read as a whole.
+        rows = {leaves[part.leaf].path for part in graph.parts if part.row}
+        ranges = {path: [each for each in own if each.axes] for path, own in owners.items() if path not in rows}
+        self._ranges = {path: own for path, own in ranges.items() if own}
 
     def keepers(self, segment: Segment, results: Mapping[int, Need]) -> Keepers | None:
         """Returns what keeps some entries of a segment's results from being zero, and from being constant.
@@ -96,18 +99,15 @@ class Survival:
             None if reachability says it all: if these entries are zero only where all that they are computed from is,
             or never.
         """
-        claims = self._claims(segment)
+        divided = self._divided(segment)
         can_cancel = self._can_cancel(segment)
-        if not (claims or can_cancel):
+        if not (divided or can_cancel):
             return None
-        needs = dict(results)
-        for operator in reversed(segment.operators):
-            needs = self._prover.needs(self._graph.operators[operator], needs, {})
-        held = [var for ranges in claims.values() for var in ranges]
-        if not (can_cancel or any(_is_partial(needs.get(var, NOTHING)) for var in held)):
+        needs = self._graph.needs_before(segment.operators, results)
+        if not (can_cancel or any(_is_partial(needs.get(var, NOTHING)) for var in divided)):
             return None
-        read = self._prover.inputs(self._graph.operators[segment.operators[0]])
-        read = [var for var in read if needs.get(var, NOTHING) != NOTHING]
+        claims = self._claims(divided)
+        read = [var for var in self._graph.operands(segment.operators[0]) if needs.get(var, NOTHING) != NOTHING]
         cells = [cell for var in read for cell in self._cells(var, needs[var])]
 
         def run(chosen: Sequence[Unit]) -> tuple[bool, list[Cell]]:
@@ -117,48 +117,29 @@ class Survival:
             for group, ranges in claims.items():
                 for var, value in ranges.items() if group not in chosen else ():
                     known[var] = join([known.get(var, value), value])
-            for operator in segment.operators:
-                self._prover.extend(self._graph.operators[operator], known)
-            needs = self._needs(segment, results, known)
-            is_nonzero = any(without(need, known[var]) != NOTHING for var, need in results.items())
-            return is_nonzero, [cell for cell in own if not disjoint(needs.get(cell.var, NOTHING), cell.need)]
+            flow = self._graph.zeros_through(segment.operators, known)
+            needs = self._graph.needs_before(segment.operators, results, flow)
+            is_nonzero = any(without(need, flow.zeros[var]) != NOTHING for var, need in results.items())
+            return is_nonzero, [cell for cell in own if not _disjoint(needs.get(cell.var, NOTHING), cell.need)]
 
         return _least(cells, list(claims), run)
 
-    def _needs(self, segment: Segment, results: Mapping[int, Need], known: Mapping[int, Zeros]) -> dict[int, Need]:
-        """Returns which entries of what a segment reads some entries of its results depend on, given all zeros."""
-        needs = dict(results)
-        for eqn in reversed(list(self._equations(segment))):
-            wanted = [without(needs.get(var, NOTHING), known[var]) for var in eqn.outputs]
-            if any(need != NOTHING for need in wanted):
-                operands = [self._prover.read(atom, known) for atom in eqn.inputs]
-                for atom, asked in zip(eqn.inputs, needs_of(eqn, operands, wanted), strict=True):
-                    if isinstance(atom, int):
-                        needs[atom] = union(needs.get(atom, NOTHING), asked)
-        return {var: coarsened(need) for var, need in needs.items()}
+    def _divided(self, segment: Segment) -> dict[int, Leaf]:
+        """Returns the variables that hold leaves that a segment reads and of which groups hold ranges."""
+        parts = dict.fromkeys(part for o in segment.operators for part in self._graph.operators[o].parts)
+        held = (
+            (var, self._leaves[self._graph.parts[part].leaf]) for part in parts for var in self._graph.part_vars[part]
+        )
+        return {var: leaf for var, leaf in held if leaf.path in self._ranges}
 
-    def _equations(self, segment: Segment) -> Iterator[Equation]:
-        for operator in segment.operators:
-            yield from (self._program.equations[position] for position in self._graph.operators[operator].equations)
-
-    def _claims(self, segment: Segment) -> dict[int, dict[int, Zeros]]:
-        """Returns the groups that hold ranges of the parameters of a segment, and what each makes zero of these."""
+    def _claims(self, divided: Mapping[int, Leaf]) -> dict[int, dict[int, Zeros]]:
+        """Returns the groups that hold ranges of some leaves, and what each makes zero of these, by variable."""
         found: dict[int, dict[int, Zeros]] = {}
-        for part in dict.fromkeys(part for o in segment.operators for part in self._graph.operators[o].parts):
-            leaf = self._leaves[self._graph.parts[part].leaf]
-            for index in self._range_owners.get(leaf.path, ()):
-                own = [each for each in self._groups[index].slices if each.path == leaf.path]
-                value = join([slice_zeros(each, leaf.shape) for each in own])
-                found.setdefault(index, {}).update((held, value) for held in self._graph.part_vars[part])
-        return found
-
-    @cached_property
-    def _range_owners(self) -> dict[str, list[int]]:
-        """For each leaf, by path, the groups that hold ranges of it."""
-        found: dict[str, list[int]] = {}
-        for group in self._groups:
-            for path in dict.fromkeys(part.path for part in group.slices if part.axis is not None):
-                found.setdefault(path, []).append(group.index)
+        for var, leaf in divided.items():
+            owners = self._ranges[leaf.path]
+            for group in np.setdiff1d(np.concatenate([each.groups.reshape(-1) for each in owners]), NOBODY).tolist():
+                own = leaf_zeros(owners, np.arange(self._num_groups) == group, len(leaf.shape))
+                found.setdefault(group, {})[var] = own
         return found
 
     def _can_cancel(self, segment: Segment) -> bool:
@@ -168,7 +149,7 @@ class Survival:
         entries of one.
         """
         products = [eqn for eqn in self._equations(segment) if self._is_product(eqn)]
-        read = self._prover.inputs(self._graph.operators[segment.operators[0]]) if products else ()
+        read = self._graph.operands(segment.operators[0]) if products else ()
         results = (var for eqn in products for var in eqn.outputs)
         return any(map(self._is_divided, read)) and any(self._largest_zeros[var].anywhere for var in results)
 
@@ -176,20 +157,23 @@ class Survival:
         # The same variable may be read twice, as in x * x, and another one be computed from it, as in x * roll(x). What
         # does not depend on data may be zero in parts, too, as a mask is.
         variables = [atom for atom in eqn.inputs if isinstance(atom, int)]
-        factors = [v for v in variables if v not in self._graph.static_parts or self._graph.zeros[v].anywhere]
+        factors = [v for v in variables if v not in self._graph.independent or self._graph.full.zeros[v].anywhere]
         has_several = len(factors) > 1 or isinstance(rule_for(eqn.primitive), ReduceProduct)
         return has_several and eqn.primitive not in ADDITIVE
 
     def _is_divided(self, var: int) -> bool:
         return self._largest_zeros[var].anywhere and any(labels is not None for labels in self._labels_of(var))
 
+    def _equations(self, segment: Segment) -> Iterator[Equation]:
+        for operator in segment.operators:
+            yield from (self._program.equations[position] for position in self._graph.operators[operator].equations)
+
     @cached_property
     def _largest_zeros(self) -> dict[int, Zeros]:
         """The zeros of every variable without any group; with some groups there are never more."""
-        removed = [group.index for group in self._groups]
+        known = zeros_of_leaves(self._owners, self._leaves, np.ones(self._num_groups, bool))
         inputs = self._program.inputs[len(self._leaves) :]
-        known = [unknown(len(self._program.avals[var].shape)) for var in inputs]
-        return propagate_zeros(self._program, [*leaf_zeros(self._groups, self._leaves, removed), *known]).zeros
+        return dict(propagate_zeros(self._program, [*known, *(unknown(self._graph.ndim(var)) for var in inputs)]).zeros)
 
     def _cells(self, var: int, need: Need) -> Iterator[Cell]:
         """Divides the needed entries of a variable into blocks, along every axis that has some."""
@@ -213,12 +197,12 @@ class Survival:
         for axis in range(len(shape)):
             kept = [mask for cell in cells if isinstance(mask := cell.need[axis], np.ndarray)]
             masks.append(~np.logical_or.reduce(kept) if len(kept) == len(cells) else None)
-        return join([self._graph.zeros[var], zeros(masks)])
+        return join([self._graph.full.zeros[var], zeros(masks)])
 
     # Blocks: the ranges that concatenations have put together, and that groups hold of parameters, wherever they go.
 
     def _labels_of(self, var: int) -> Labels:
-        known = [self._labels.get(var), *map(self._edges, (self._largest_zeros[var], self._graph.zeros[var]))]
+        known = [self._labels.get(var), *map(self._edges, (self._largest_zeros[var], self._graph.full.zeros[var]))]
         return _combined([labels for labels in known if labels is not None], len(self._program.avals[var].shape))
 
     def _edges(self, value: Zeros) -> Labels:
@@ -229,8 +213,9 @@ class Survival:
         """The labels of every variable that has some."""
         found: dict[int, Labels] = {}
         for leaf, var in zip(self._leaves, self._program.inputs, strict=False):
-            if leaf.path in self._range_owners:
-                found[var] = self._labels_of_leaf(leaf)
+            groups = {each.axes[0]: each.groups for each in self._ranges.get(leaf.path, ())}
+            if groups:
+                found[var] = tuple(1 + groups[axis] if axis in groups else None for axis in range(len(leaf.shape)))
         for eqn in self._program.equations:
             known = [found.get(atom) if isinstance(atom, int) else None for atom in eqn.inputs]
             if eqn.primitive in ("concatenate", "stack") or any(labels is not None for labels in known):
@@ -238,17 +223,6 @@ class Survival:
                     if any(axis is not None for axis in labels):
                         found[var] = labels
         return found
-
-    def _labels_of_leaf(self, leaf: Leaf) -> Labels:
-        labels: list[np.ndarray | None] = [None] * len(leaf.shape)
-        for group in self._groups:
-            for part in group.slices:
-                if part.path == leaf.path and part.axis is not None:
-                    own = labels[part.axis]
-                    own = np.zeros(leaf.shape[part.axis], int) if own is None else own
-                    own[part.start : part.stop] = 1 + group.index
-                    labels[part.axis] = own
-        return tuple(labels)
 
 
 def _least(
@@ -379,3 +353,11 @@ def _combined(several: Sequence[Labels], ndim: int) -> Labels:
         combined = _numbered(own) if own else None
         axes.append(None if combined is None or not combined.any() else combined)
     return tuple(axes)
+
+
+def _disjoint(first: Need, second: Need) -> bool:
+    """Tells whether two needs have no entry in common."""
+    if first == NOTHING or second == NOTHING:
+        return True
+    pairs = zip(first, second, strict=True)
+    return any(a is not None and b is not None and not (a & b).any() for a, b in pairs)

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jraph
 import numpy as np
 
@@ -25,17 +24,21 @@ from jasgnas.errors import (
     TargetError,
     TreeMismatchError,
 )
-from jasgnas.graph.build import ADDITIVE, Graph, build_graph
+from jasgnas.graph.build import build_graph
+from jasgnas.graph.graph import ADDITIVE, Graph
 from jasgnas.graph.graphs_tuple import segment_graph, trace_graph
 from jasgnas.graph.names import operator_label, segment_label
 from jasgnas.program.jaxpr import Program, inline, inner_programs
-from jasgnas.program.masks import NOTHING, everything, unknown
+from jasgnas.program.masks import NOTHING, Zeros, everything, unknown
 from jasgnas.pytree import leaves_by_path, path_str
 from jasgnas.rules.flow import propagate_needs, propagate_zeros
+from jasgnas.space.candidates import Candidates
 from jasgnas.space.dependence import build_dependence
-from jasgnas.space.groups import Group, LeafSlice, Saving, find_groups, leaf_zeros, num_params
-from jasgnas.space.sizes import SegmentCosts, build_costs, build_topology, subnet_size
-from jasgnas.space.validity import SegmentTopology, is_valid, largest_removal
+from jasgnas.space.groups import Group, cleared, owner_table, zeros_of_leaves
+from jasgnas.space.invariance import Effect
+from jasgnas.space.sizes import build_costs
+from jasgnas.space.structures import find_groups, num_params
+from jasgnas.space.validity import is_valid
 
 KeepPattern = str | re.Pattern[str]
 
@@ -51,7 +54,7 @@ class SearchSpace:
         graph: its operators and segments.
         groups: the parameters of each minimal removal structure.
         reasons: for each segment, why it is or is not removable.
-        savings: what the groups save in other segments than their own.
+        effects: what the groups do to parameters of other segments than their own.
         kept: indices of the leaves that `keep=` names.
         connected: for each array among the inputs, whether it is one of those that outputs must stay connected to.
     """
@@ -62,7 +65,7 @@ class SearchSpace:
     graph: Graph
     groups: tuple[Group, ...]
     reasons: tuple[str, ...]
-    savings: tuple[Saving, ...]
+    effects: tuple[Effect, ...]
     kept: frozenset[int]
     connected: tuple[bool, ...]
 
@@ -95,25 +98,19 @@ class SearchSpace:
         return {leaf.path: leaf.shape for leaf in self.leaves}
 
     @cached_property
-    def fingerprint(self) -> int:
-        """A number below 2³² that tells search spaces apart: which ranges of leaves of which shapes make the groups."""
-        described = [[(str(part), self.shapes[part.path]) for part in group.slices] for group in self.groups]
-        return zlib.crc32(repr(described).encode())
-
-    @cached_property
-    def topology(self) -> SegmentTopology:
-        """The segment graph as the index arrays that sizes are judged on."""
-        return build_topology(self.graph, self.groups)
-
-    @cached_property
-    def dependence(self) -> SegmentTopology:
-        """The graph that validity is judged on: the segment graph, segments divided where they are read in parts."""
-        return build_dependence(self.graph, self.groups, self.leaves, self.connected)
-
-    @cached_property
-    def costs(self) -> SegmentCosts:
-        """What each segment contributes to the size of a sub-network."""
-        return build_costs(self.graph, self.leaves, self.topology, self.savings, self.kept)
+    def candidates(self) -> Candidates:
+        """The groups as arrays, without the network."""
+        owners = owner_table(self.groups, self.shapes)
+        described = [[(str(each), self.shapes[each.path]) for each in group.slices] for group in self.groups]
+        return Candidates(
+            num_params=np.array([group.num_params for group in self.groups]),
+            segments=np.array([group.segment for group in self.groups]),
+            shapes=self.shapes,
+            owners=owners,
+            dependence=build_dependence(self.graph, self.groups, owners, self.leaves, self.connected),
+            costs=build_costs(self.graph, self.leaves, self.effects, self.kept),
+            fingerprint=zlib.crc32(repr(described).encode()),
+        )
 
     def subnet_size(self, indices: Iterable[int]) -> tuple[int, int]:
         """Returns the parameters and multiply-adds that are left without some groups, at most.
@@ -121,17 +118,18 @@ class SearchSpace:
         Branches that only the removed groups made use of are gone too. Nothing is constructed: the count follows the
         segment graph, and is exact unless a branch is left with nothing but its biases.
         """
-        return subnet_size(self.topology, self.costs, self.removed(indices))
+        sizes = self.candidates.subnet_size(self.removed(indices))
+        return sizes["params"], sizes["macs"]
 
     @cached_property
     def trace_graph(self) -> jraph.GraphsTuple:
         """The operators, as a graph whose node features are dictionaries of arrays of shape `[num_operators]`."""
-        return trace_graph(self.graph, self.topology.group, self._num_params)
+        return trace_graph(self.graph, self._segment_groups, self._num_params)
 
     @cached_property
     def segment_graph(self) -> jraph.GraphsTuple:
         """The segments, as a graph whose node features are dictionaries of arrays of shape `[num_segments]`."""
-        return segment_graph(self.graph, self.topology.group, self._num_params)
+        return segment_graph(self.graph, self._segment_groups, self._num_params)
 
     @cached_property
     def operator_names(self) -> tuple[str, ...]:
@@ -146,7 +144,14 @@ class SearchSpace:
     @cached_property
     def largest_removal(self) -> tuple[int, ...]:
         """Indices of a valid set of groups, as large as any known."""
-        return largest_removal(self.dependence, len(self.groups))
+        return self.candidates.largest_removal()
+
+    @property
+    def _segment_groups(self) -> np.ndarray:
+        """Group of each segment, or -1."""
+        found = np.full(len(self.graph.segments), -1, np.int32)
+        found[self.candidates.segments] = np.arange(len(self.groups))
+        return found
 
     @cached_property
     def _num_params(self) -> list[int]:
@@ -181,7 +186,7 @@ class SearchSpace:
 
     def is_valid(self, indices: Iterable[int]) -> bool:
         """Tells whether every network output still depends on the network input without these groups."""
-        return is_valid(self.dependence, self.removed(indices))
+        return is_valid(self.candidates.dependence, self.removed(indices))
 
     def require_valid(self, indices: Iterable[int]) -> None:
         """Raises `InvalidRemovalError` if removing these groups would cut off a network output.
@@ -202,7 +207,7 @@ class SearchSpace:
         program = self.traced.program
         inputs = program.inputs[len(self.leaves) :]
         known = [unknown(len(program.avals[var].shape)) for var in inputs]
-        flow = propagate_zeros(program, [*leaf_zeros(self.groups, self.leaves, indices), *known])
+        flow = propagate_zeros(program, [*self.zeros_of_leaves(indices), *known])
         required = [var for var, is_required in zip(inputs, self.connected, strict=True) if is_required]
         outputs = [everything(len(aval.shape)) for aval in self.traced.output_avals]
         cut = []
@@ -225,30 +230,31 @@ class SearchSpace:
             TreeMismatchError: a parameter of the groups is missing or has another shape.
         """
         marked = self.removed(indices)
-        slices: dict[str, list[LeafSlice]] = {}
-        for group in self.groups:
-            for part in group.slices if marked[group.index] else ():
-                slices.setdefault(part.path, []).append(part)
+        owners = {
+            path: own for path, own in self.candidates.owners.items() if any(np.any(each.mask(marked)) for each in own)
+        }
         tree = self.model.tree(holder)
         found = leaves_by_path(tree)
-        faults = [path for path in slices if path not in found or np.shape(found[path]) != self.shapes[path]]
+        faults = [path for path in owners if path not in found or np.shape(found[path]) != self.shapes[path]]
         if faults:
             raise TreeMismatchError(
                 f"the parameters {', '.join(faults)} are missing or have another shape than in the search space; "
                 "pass the model that the space was made for, or its parameters"
             )
-
-        if any(isinstance(found[path], jax.ShapeDtypeStruct) for path in slices):
+        if any(isinstance(found[path], jax.ShapeDtypeStruct) for path in owners):
             raise ArgumentError(
                 "these parameters are abstract: only arrays can be set to zero. Pass the initialised ones"
             )
 
-        def cleared(keys: Any, leaf: Any) -> Any:
-            for part in slices.get(path_str(keys), ()):
-                leaf = jnp.asarray(leaf).at[part.indices].set(0)
-            return leaf
+        def clear(keys: Any, leaf: Any) -> Any:
+            own = owners.get(path_str(keys))
+            return leaf if own is None else cleared(own, marked, leaf)
 
-        return self.model.like(holder, jax.tree_util.tree_map_with_path(cleared, tree))
+        return self.model.like(holder, jax.tree_util.tree_map_with_path(clear, tree))
+
+    def zeros_of_leaves(self, indices: Iterable[int]) -> list[Zeros]:
+        """Returns what is known to be zero in each leaf without some groups."""
+        return zeros_of_leaves(self.candidates.owners, self.leaves, self.removed(indices))
 
     def random_redundant(self, key: jax.Array, k: int) -> tuple[int, ...]:
         """Returns a random valid set of `k` group indices, in rising order.
@@ -411,7 +417,7 @@ def _require_connected(graph: Graph, traced: TracedModel) -> None:
     cut = [
         name
         for name, atom in zip(traced.output_names, graph.program.outputs, strict=True)
-        if not isinstance(atom, int) or atom in graph.static_parts
+        if not isinstance(atom, int) or atom in graph.independent
     ]
     if cut:
         raise DisconnectedOutputError(

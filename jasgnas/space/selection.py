@@ -1,7 +1,7 @@
 """Which groups go: the greedy selection of H2SPG inside `jax.jit`, without host callbacks.
 
 What may go together is judged on the same graph as in `validity.py`, how small a sub-network gets by the same costs as
-in `topology.py`.
+in `graph.py`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jasgnas.space.validity import SegmentTopology
+from jasgnas.space.validity import DependenceGraph
 
 TakeFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """Takes, in an order (group indices, int `[num_groups]`), the first eligible groups (bool `[num_groups]`) that meet a
@@ -27,21 +27,19 @@ _NUM_DIGITS = 6
 
 
 class SizeCosts(NamedTuple):
-    """The `SegmentCosts` of one measure, parameters or multiply-adds, as the arrays that `take_to_size` adds up.
+    """What segments and savings count in one measure, see `Measure`, as the arrays that `take_to_size` adds up.
 
     Attributes:
-        passes_zeros: bool `[num_edges]`, whether the receiver is zero when the sender is.
-        size: int32 `[num_segments, num_digits]`, size of each segment, see `to_digits`.
+        segments: int32 `[num_segments, num_digits]`, size of each segment, see `to_digits`.
         saving_segment: int32 `[num_savings]`, segment in which something is saved.
         saving_group: int32 `[num_savings]`, group whose removal saves it.
-        saving_size: int32 `[num_savings, num_digits]`, size saved.
+        savings: int32 `[num_savings, num_digits]`, size saved.
     """
 
-    passes_zeros: np.ndarray
-    size: np.ndarray
+    segments: np.ndarray
     saving_segment: np.ndarray
     saving_group: np.ndarray
-    saving_size: np.ndarray
+    savings: np.ndarray
 
 
 def to_digits(sizes: ArrayLike) -> np.ndarray:
@@ -51,7 +49,7 @@ def to_digits(sizes: ArrayLike) -> np.ndarray:
 
 
 def select_redundant(
-    topology: SegmentTopology,
+    graph: DependenceGraph,
     critical: ArrayLike,
     scores: jax.Array,
     take: TakeFn,
@@ -67,8 +65,8 @@ def select_redundant(
     inside `jax.jit`, and equal on every device that holds equal scores.
 
     Args:
-        topology: the segment graph; its arrays may be traced.
-        critical: `critical_segments(topology)`, bool `[num_segments]`; a visit ends as soon as one of them dies.
+        graph: what depends on what; its arrays may be traced.
+        critical: `critical_vertices(graph)`, bool `[num_vertices]`; a visit ends as soon as one of them dies.
         scores: float `[num_groups]`, larger is removed sooner.
         take: the target.
         fallback: bool `[num_groups]`, a valid set that meets the target and contains `accepted`.
@@ -78,7 +76,7 @@ def select_redundant(
         The selected groups, bool `[num_groups]`.
     """
     order = falling_order(scores, accepted)
-    selected, is_met = take(order, _accept_greedily(topology, jnp.asarray(critical), order))
+    selected, is_met = take(order, _accept_greedily(graph, jnp.asarray(critical), order))
     return accepted | jax.lax.cond(is_met, lambda: selected, lambda: take(order, jnp.asarray(fallback))[0])
 
 
@@ -100,28 +98,28 @@ def take_number(order: jax.Array, eligible: jax.Array, num: int | jax.Array) -> 
 
 
 def take_to_size(
-    topology: SegmentTopology, costs: SizeCosts, order: jax.Array, eligible: jax.Array, size: ArrayLike
+    graph: DependenceGraph, costs: SizeCosts, order: jax.Array, eligible: jax.Array, size: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
     """Takes the first groups without which the sub-network is not above a size, see `TakeFn`; at least one.
 
     Those that it is not above the size with are then given back, the last one first: every group taken is needed. The
-    same size as `topology.subnet_size` returns, exactly: dead branches do not count.
+    same size as `sizes.subnet_size` returns, exactly: dead branches do not count.
 
     Args:
-        topology: the segment graph; its arrays may be traced.
-        costs: what each segment contributes.
+        graph: what depends on what; its arrays may be traced.
+        costs: what each segment counts.
         order: int `[num_groups]`, group indices.
         eligible: bool `[num_groups]`.
         size: the target as digits, int `[num_digits]`.
     """
     visits = order[jnp.argsort(~eligible[order], stable=True)]
-    is_output = jnp.zeros(topology.group.shape, bool).at[topology.outputs].set(True)
-    spread = partial(_spread_zeros, topology, costs.passes_zeros, is_output)
+    is_output = jnp.zeros(graph.group.shape, bool).at[graph.outputs].set(True)
+    spread = partial(_spread_zeros, graph, is_output)
 
     def is_small_enough(taken: jax.Array, zero: jax.Array, useful: jax.Array) -> jax.Array:
-        counted = useful & ~zero
+        counted = _sum_at(graph.segment, useful & ~zero, len(costs.segments)) > 0
         saved = taken[costs.saving_group] & counted[costs.saving_segment]
-        return ~_is_positive(_total(counted, costs.size) - _total(saved, costs.saving_size) - size)
+        return ~_is_positive(_total(counted, costs.segments) - _total(saved, costs.savings) - size)
 
     def is_unfinished(shrinking: _Shrinking) -> jax.Array:
         return (shrinking.position < jnp.sum(eligible)) & ~shrinking.is_met
@@ -129,7 +127,7 @@ def take_to_size(
     def visit(shrinking: _Shrinking) -> _Shrinking:
         group = visits[shrinking.position]
         taken = shrinking.taken.at[group].set(True)
-        zero, useful = spread(shrinking.zero | (topology.group == group), shrinking.useful)
+        zero, useful = spread(shrinking.zero | (graph.group == group), shrinking.useful)
         return _Shrinking(shrinking.position + 1, taken, zero, useful, is_small_enough(taken, zero, useful))
 
     nothing = jnp.zeros_like(is_output)
@@ -138,7 +136,7 @@ def take_to_size(
 
     def give_back(number: jax.Array, taken: jax.Array) -> jax.Array:
         fewer = taken.at[visits[end.position - 1 - number]].set(False)
-        is_taken = jnp.append(fewer, False)[topology.group]  # −1, no group, is the last entry
+        is_taken = jnp.append(fewer, False)[graph.group]  # −1, no group, is the last entry
         return jnp.where(is_small_enough(fewer, *spread(is_taken, ~nothing)), fewer, taken)
 
     # The last group taken is needed in any case, and all of them if they are not enough.
@@ -152,8 +150,8 @@ class _Shrinking(NamedTuple):
     Attributes:
         position: int32, number of groups visited.
         taken: bool `[num_groups]`, groups taken.
-        zero: bool `[num_segments]`, segments that are zero without them.
-        useful: bool `[num_segments]`, segments that an output may still depend on.
+        zero: bool `[num_vertices]`, vertices that are zero without them.
+        useful: bool `[num_vertices]`, vertices that an output may still depend on.
         is_met: bool, whether the sub-network is small enough.
     """
 
@@ -165,29 +163,28 @@ class _Shrinking(NamedTuple):
 
 
 def _spread_zeros(
-    topology: SegmentTopology, passes_zeros: ArrayLike, is_output: jax.Array, zero: jax.Array, useful: jax.Array
+    graph: DependenceGraph, is_output: jax.Array, zero: jax.Array, useful: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns which segments are zero and which are useful once zeros have spread, bool `[num_segments]` each.
+    """Returns which vertices are zero and which are useful once zeros have spread, bool `[num_vertices]` each.
 
-    Removals add up, so segments only ever become zero and useless: it is enough to go on from what is known.
+    Removals add up, so vertices only ever become zero and useless: it is enough to go on from what is known.
 
     Args:
-        topology: the segment graph.
-        passes_zeros: bool `[num_edges]`, whether the receiver is zero when the sender is.
-        is_output: bool `[num_segments]`.
-        zero: bool `[num_segments]`, segments known to be zero.
-        useful: bool `[num_segments]`, segments not known to be useless.
+        graph: what depends on what.
+        is_output: bool `[num_vertices]`.
+        zero: bool `[num_vertices]`, vertices known to be zero.
+        useful: bool `[num_vertices]`, vertices not known to be useless.
     """
-    num_segments = zero.shape[0]
-    # A joint is silenced by all of its inputs, another segment by any one that passes zeros on.
-    counts = topology.additive[topology.receivers] | passes_zeros
-    inputs = _sum_at(topology.receivers, jnp.ones_like(topology.senders), num_segments) + topology.num_external
-    needed = jnp.where(topology.additive, inputs, 1)
+    num_vertices = zero.shape[0]
+    # A joint is silenced by all of its inputs, another vertex by any one that passes zeros on.
+    counts = graph.additive[graph.receivers] | graph.passes_zeros
+    inputs = _sum_at(graph.receivers, jnp.ones_like(graph.senders), num_vertices) + graph.num_external
+    needed = jnp.where(graph.additive, inputs, 1)
 
     def step(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         zero, useful, _ = carry
-        num_zero = _sum_at(topology.receivers, counts & zero[topology.senders], num_segments)
-        num_using = _sum_at(topology.senders, (useful & ~zero)[topology.receivers], num_segments)
+        num_zero = _sum_at(graph.receivers, counts & zero[graph.senders], num_vertices)
+        num_using = _sum_at(graph.senders, (useful & ~zero)[graph.receivers], num_vertices)
         silent = num_zero >= needed
         used = is_output | (num_using > 0)
         return zero | silent, useful & used, jnp.any((silent & ~zero) | (useful & ~used))
@@ -214,8 +211,8 @@ class _Search(NamedTuple):
     Attributes:
         position: int32, place in the order of the group to visit next.
         accepted: bool `[num_groups]`, accepted groups.
-        alive: bool `[num_segments]`, what is alive without them.
-        critical: bool `[num_segments]`, segments known to be needed by an output whatever else is accepted.
+        alive: bool `[num_vertices]`, what is alive without them.
+        critical: bool `[num_vertices]`, vertices known to be needed by an output whatever else is accepted.
     """
 
     position: jax.Array
@@ -224,14 +221,14 @@ class _Search(NamedTuple):
     critical: jax.Array
 
 
-def _accept_greedily(topology: SegmentTopology, critical: jax.Array, order: jax.Array) -> jax.Array:
+def _accept_greedily(graph: DependenceGraph, critical: jax.Array, order: jax.Array) -> jax.Array:
     """Returns the groups that a greedy visit of all groups in `order` accepts, bool `[num_groups]`."""
     num_groups = order.shape[0]
 
     def visit(search: _Search) -> _Search:
         group = order[search.position]
-        own = topology.group == group
-        alive = _spread_death(topology, search.alive & ~own, search.critical)
+        own = graph.group == group
+        alive = _spread_death(graph, search.alive & ~own, search.critical)
         valid = ~jnp.any(search.critical & ~alive)
         return _Search(
             search.position + 1,
@@ -246,16 +243,16 @@ def _accept_greedily(topology: SegmentTopology, critical: jax.Array, order: jax.
     return jax.lax.while_loop(lambda search: search.position < num_groups, visit, start).accepted
 
 
-def _spread_death(topology: SegmentTopology, alive: jax.Array, critical: jax.Array) -> jax.Array:
-    """Returns what is still alive once death has spread, or has reached a critical segment, bool `[num_segments]`.
+def _spread_death(graph: DependenceGraph, alive: jax.Array, critical: jax.Array) -> jax.Array:
+    """Returns what is still alive once death has spread, or has reached a critical vertex, bool `[num_vertices]`.
 
     Args:
-        topology: the segment graph.
-        alive: bool `[num_segments]`, segments not yet known to be dead.
-        critical: bool `[num_segments]`, segments whose death makes the rest of the answer irrelevant.
+        graph: what depends on what.
+        alive: bool `[num_vertices]`, vertices not yet known to be dead.
+        critical: bool `[num_vertices]`, vertices whose death makes the rest of the answer irrelevant.
     """
-    num_segments = alive.shape[0]
-    num_inputs = _sum_at(topology.receivers, jnp.ones_like(topology.senders), num_segments)
+    num_vertices = alive.shape[0]
+    num_inputs = _sum_at(graph.receivers, jnp.ones_like(graph.senders), num_vertices)
 
     def spreading(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
         alive, changed = carry
@@ -263,8 +260,8 @@ def _spread_death(topology: SegmentTopology, alive: jax.Array, critical: jax.Arr
 
     def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         alive, _ = carry
-        num_alive = _sum_at(topology.receivers, alive[topology.senders], num_segments)
-        fed = jnp.where(topology.additive, num_alive + topology.num_external > 0, num_alive == num_inputs)
+        num_alive = _sum_at(graph.receivers, alive[graph.senders], num_vertices)
+        fed = jnp.where(graph.additive, num_alive + graph.num_external > 0, num_alive == num_inputs)
         return alive & fed, jnp.any(alive & ~fed)
 
     return jax.lax.while_loop(spreading, step, (alive, jnp.bool_(True)))[0]

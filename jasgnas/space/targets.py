@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,12 @@ import numpy as np
 
 from jasgnas.checks import check_integer, check_number
 from jasgnas.errors import ArgumentError, TargetError
+from jasgnas.space.candidates import Candidates
 from jasgnas.space.selection import SizeCosts, TakeFn, take_number, take_to_size, to_digits
-from jasgnas.space.validity import largest_removal
-
-if TYPE_CHECKING:
-    from jasgnas.space.search import SearchSpace
-    from jasgnas.space.sizes import SegmentCosts
+from jasgnas.space.sizes import UNITS
 
 _GROUP_TARGETS = ("target_groups", "target_sparsity")
-_SIZE_TARGETS = ("target_params", "target_macs")
+_SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS}
 
 
 class Target(NamedTuple):
@@ -40,11 +37,11 @@ class Target(NamedTuple):
         return lambda order, eligible: self.take_amount(order, eligible, amount)
 
 
-def resolve_target(space: "SearchSpace", given: Mapping[str, Any], periods: int, hierarchical: bool) -> Target:
+def resolve_target(candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool) -> Target:
     """Returns the target that a user has given.
 
     Args:
-        space: the search space.
+        candidates: what may go.
         given: the four targets by name, all but one of them None.
         periods: number of rounds.
         hierarchical: whether the network must stay valid.
@@ -56,17 +53,17 @@ def resolve_target(space: "SearchSpace", given: Mapping[str, Any], periods: int,
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
         names = ", ".join(f"{name}={value!r}" for name, value in chosen.items()) or "none"
-        raise ArgumentError(f"expected exactly one of {', '.join(_GROUP_TARGETS + _SIZE_TARGETS)}, got {names}")
+        raise ArgumentError(f"expected exactly one of {', '.join((*_GROUP_TARGETS, *_SIZE_TARGETS))}, got {names}")
     ((name, value),) = chosen.items()
     if name in _SIZE_TARGETS:
-        return _resolve_size(space, name, value, periods, hierarchical)
-    return _resolve_number(space, name, value, periods, hierarchical)
+        return _resolve_size(candidates, name, value, periods, hierarchical)
+    return _resolve_number(candidates, name, value, periods, hierarchical)
 
 
-def _resolve_number(space: "SearchSpace", name: str, value: Any, periods: int, hierarchical: bool) -> Target:
+def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:
     """Returns a target in groups, divided equally up to rounding."""
-    num_groups = len(space.groups)
-    largest = largest_removal(space.dependence, num_groups) if hierarchical else range(num_groups)
+    num_groups = candidates.num_groups
+    largest = candidates.largest_removal() if hierarchical else range(num_groups)
     if name == "target_sparsity":
         check_number(name, value, 0, np.inf)
         # Rounded down, but 0.29 of 100 groups is 29, not 28.
@@ -84,43 +81,20 @@ def _resolve_number(space: "SearchSpace", name: str, value: Any, periods: int, h
     return Target(largest, np.arange(1, periods + 1) * num_redundant // periods, take_number)
 
 
-class _Measure(NamedTuple):
-    """A way to measure the size of a network, and what `SegmentCosts` says in it.
-
-    Attributes:
-        unit: what is counted.
-        position: place of the count in what `subnet_size` returns.
-        fixed: what no removal saves.
-        segments: int64 `[num_segments]`, size of each segment.
-        savings: int64 `[num_savings]`, what each saving saves.
-    """
-
-    unit: str
-    position: int
-    fixed: int
-    segments: np.ndarray
-    savings: np.ndarray
-
-    @classmethod
-    def of_target(cls, name: str, costs: "SegmentCosts") -> "_Measure":
-        """Returns the measure that a target is given in."""
-        if name == "target_params":
-            return cls("parameters", 0, costs.fixed_params, costs.params, costs.saving_params)
-        return cls("multiply-adds", 1, 0, costs.macs, costs.saving_macs)
-
-
-def _resolve_size(space: "SearchSpace", name: str, value: Any, periods: int, hierarchical: bool) -> Target:
+def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:
     """Returns a target in parameters or multiply-adds; what the network must lose is divided equally."""
     is_fraction = isinstance(value, float | np.floating) and 0 < value < 1
     if not is_fraction:
         check_integer(name, value, 1, otherwise="or a fraction in (0, 1) of the full network's")
-    costs = space.costs
-    measure = _Measure.of_target(name, costs)
+    measure = _SIZE_TARGETS[name]
 
     def size_without(groups: Sequence[int]) -> int:
-        return space.subnet_size(groups)[measure.position]
+        return candidates.subnet_size(np.isin(np.arange(candidates.num_groups), groups))[measure]
 
-    removals = _largest_removals(space, measure) if hierarchical else [range(len(space.groups))]
+    removals: list[Sequence[int]] = [range(candidates.num_groups)]
+    if hierarchical:
+        # That of most groups, and that of most of what is measured.
+        removals = [candidates.largest_removal(), candidates.largest_removal(measure)]
     reachable = min(removals, key=size_without)
     full, least = size_without(()), size_without(reachable)
     if is_fraction:
@@ -128,33 +102,16 @@ def _resolve_size(space: "SearchSpace", name: str, value: Any, periods: int, hie
     if value < least:
         raise TargetError(
             f"cannot shrink the network to {name}={value}: the smallest sub-network found that still reaches every "
-            f"network output has {least:,} of its {full:,} {measure.unit}"
+            f"network output has {least:,} of its {full:,} {UNITS[measure]}"
         )
     if value >= full:
         raise TargetError(
-            f"nothing has to go for {name}={value}: the full network has {full:,} {measure.unit}. Give a smaller "
+            f"nothing has to go for {name}={value}: the full network has {full:,} {UNITS[measure]}. Give a smaller "
             f"target; the smallest sub-network found has {least:,}"
         )
     sizes = [full - (full - value) * number // periods for number in range(1, periods + 1)]
-    size_costs = SizeCosts(
-        costs.passes_zeros,
-        to_digits(measure.segments),
-        costs.saving_segment,
-        costs.saving_group,
-        to_digits(measure.savings),
-    )
-    take = partial(take_to_size, space.topology, size_costs)
-    return Target(reachable, to_digits(np.array(sizes) - measure.fixed), take)
-
-
-def _largest_removals(space: "SearchSpace", measure: _Measure) -> list[tuple[int, ...]]:
-    """Returns the valid removal of most groups and the one of most of what is measured, as far as can be found."""
-    num_groups = len(space.groups)
-    topology, costs = space.topology, space.costs
-    grouped = topology.group >= 0
-    sizes = np.bincount(topology.group[grouped], measure.segments[grouped], num_groups)
-    sizes += np.bincount(costs.saving_group, measure.savings, num_groups)
-    return [
-        largest_removal(space.dependence, num_groups),
-        largest_removal(space.dependence, num_groups, sizes.tolist()),
-    ]
+    costs = candidates.costs
+    own = costs.measures[measure]
+    size_costs = SizeCosts(to_digits(own.segments), costs.saving_segment, costs.saving_group, to_digits(own.savings))
+    take = partial(take_to_size, candidates.dependence, size_costs)
+    return Target(reachable, to_digits(np.array(sizes) - own.fixed), take)

@@ -1,4 +1,4 @@
-"""Which segments survive a removal, and which removals leave a valid network: reachability in an AND–OR graph.
+"""What survives a removal, and which removals leave a valid network: reachability in an AND–OR graph.
 
 Owns the judgement, on the host; `selection.py` judges inside `jax.jit`, and how a network becomes the graph that is
 judged is the business of `dependence.py`.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Alternatives that `largest_removal` remembers per segment. The number of alternatives can be exponential in the
+# Alternatives that `largest_removal` remembers per vertex. The number of alternatives can be exponential in the
 # number of joints; without truncation the search is exact.
 _MAX_ALTERNATIVES = 16
 
@@ -28,61 +28,66 @@ _MAX_WIDTH = 64
 _ALL = -1  # the bit mask of every set there is
 
 
-class SegmentTopology(NamedTuple):
-    """The segment graph as index arrays, all that validity depends on.
+class DependenceGraph(NamedTuple):
+    """What depends on what, as index arrays: all that validity depends on, and where sizes are counted.
 
-    Segments are numbered topologically: every edge goes from a lower to a higher number.
+    A vertex is a segment, or what is read of it in its own right, see `dependence.py`. Vertices are numbered
+    topologically: every edge goes from a lower to a higher number.
 
     Attributes:
-        senders: int32 `[num_edges]`, segment each edge leaves.
-        receivers: int32 `[num_edges]`, segment each edge enters; a joint that reads one segment twice has two edges.
-        additive: bool `[num_segments]`, joints that are alive if any input is; other segments need all of theirs.
-        num_external: int32 `[num_segments]`, inputs taken straight from the network input, which is always alive.
-        outputs: int32 `[num_outputs]`, segment that computes each network output; network inputs that are returned as
-            they are do not count.
-        group: int32 `[num_segments]`, group whose structure the segment is, or -1.
+        senders: int32 `[num_edges]`, vertex each edge leaves.
+        receivers: int32 `[num_edges]`, vertex each edge enters; a joint that reads one vertex twice has two edges.
+        passes_zeros: bool `[num_edges]`, whether the receiver is zero when the sender is.
+        additive: bool `[num_vertices]`, joints that are alive if any input is; other vertices need all of theirs.
+        num_external: int32 `[num_vertices]`, inputs taken straight from the network input, which is always alive.
+        outputs: int32 `[num_outputs]`, vertex of each network output; network inputs that are returned as they are do
+            not count.
+        group: int32 `[num_vertices]`, group whose structure the vertex is, or -1.
+        segment: int32 `[num_vertices]`, segment that the vertex belongs to.
     """
 
     senders: np.ndarray
     receivers: np.ndarray
+    passes_zeros: np.ndarray
     additive: np.ndarray
     num_external: np.ndarray
     outputs: np.ndarray
     group: np.ndarray
+    segment: np.ndarray
 
 
-def alive_segments(topology: SegmentTopology, removed: np.ndarray) -> np.ndarray:
-    """Returns which segments still depend on the network input, bool `[num_segments]`.
+def alive_vertices(graph: DependenceGraph, removed: np.ndarray) -> np.ndarray:
+    """Returns which vertices still depend on the network input, bool `[num_vertices]`.
 
     Runs on the host, in one sweep along the topological order.
 
     Args:
-        topology: the segment graph.
+        graph: what depends on what.
         removed: bool `[num_groups]`, groups taken away.
     """
     alive: list[bool] = []
-    for (senders, additive, num_external), gone in zip(_segments(topology), _gone(topology, removed), strict=True):
+    for (senders, additive, num_external), gone in zip(_vertices(graph), _gone(graph, removed), strict=True):
         inputs = (alive[sender] for sender in senders)
         fed = num_external > 0 or any(inputs) if additive else all(inputs)
         alive.append(fed and not gone)
     return np.array(alive, dtype=bool)
 
 
-def is_valid(topology: SegmentTopology, removed: np.ndarray) -> bool:
+def is_valid(graph: DependenceGraph, removed: np.ndarray) -> bool:
     """Returns whether every network output is alive without the groups marked in `removed`, bool `[num_groups]`."""
-    return bool(alive_segments(topology, removed)[topology.outputs].all())
+    return bool(alive_vertices(graph, removed)[graph.outputs].all())
 
 
-def largest_removal(topology: SegmentTopology, num_groups: int, sizes: Sequence[int] | None = None) -> tuple[int, ...]:
+def largest_removal(graph: DependenceGraph, num_groups: int, sizes: Sequence[int] | None = None) -> tuple[int, ...]:
     """Returns a valid removal, as large as it can find, as sorted group indices.
 
-    A segment is kept alive by sets of groups: a segment that needs all of its inputs by every union of sets that keep
+    A vertex is kept alive by sets of groups: one that needs all of its inputs by every union of sets that keep
     these alive, an additive joint by every set that keeps one of them alive. One sweep finds the smallest such sets of
-    every segment, and what the outputs do not need may go. The problem is NP-hard, so at most `_MAX_ALTERNATIVES` sets
-    per segment are remembered: where no more exist the result is the largest; it is never contained in a larger one.
+    every vertex, and what the outputs do not need may go. The problem is NP-hard, so at most `_MAX_ALTERNATIVES` sets
+    per vertex are remembered: where no more exist the result is the largest; it is never contained in a larger one.
 
     Args:
-        topology: the segment graph.
+        graph: what depends on what.
         num_groups: number of groups.
         sizes: how much each group counts, to about a part in `_MAX_WIDTH` of the largest; None counts them equally.
 
@@ -93,7 +98,7 @@ def largest_removal(topology: SegmentTopology, num_groups: int, sizes: Sequence[
     # comparisons of thousands of groups stay quick.
     masks = _disjoint_masks([1] * num_groups if sizes is None else _widths(sizes))
     keepers: list[list[int]] = []
-    for (senders, additive, num_external), group in zip(_segments(topology), topology.group.tolist(), strict=True):
+    for (senders, additive, num_external), group in zip(_vertices(graph), graph.group.tolist(), strict=True):
         alternatives = [keepers[sender] for sender in senders]
         if not additive:
             fed = _needing_all(alternatives)
@@ -102,48 +107,48 @@ def largest_removal(topology: SegmentTopology, num_groups: int, sizes: Sequence[
         else:
             fed = _smallest(kept for sender in alternatives for kept in sender)
         keepers.append([kept | masks[group] for kept in fed] if group >= 0 else fed)
-    kept = _needing_all([keepers[output] for output in topology.outputs])[0]
+    kept = _needing_all([keepers[output] for output in graph.outputs])[0]
     removed = np.array([not kept & mask for mask in masks], dtype=bool)
-    bits = [masks[group] if group >= 0 else 0 for group in topology.group.tolist()]
+    bits = [masks[group] if group >= 0 else 0 for group in graph.group.tolist()]
     while True:
-        needed = _sole_killers(topology, bits, removed)
+        needed = _sole_killers(graph, bits, removed)
         spare = [group for group in range(num_groups) if not removed[group] and not needed & masks[group]]
         if not spare:
             return tuple(np.flatnonzero(removed).tolist())
         removed[max(spare, key=lambda group: masks[group].bit_count())] = True
 
 
-def critical_segments(topology: SegmentTopology) -> np.ndarray:
-    """Returns the segments whose death alone kills a network output, bool `[num_segments]`. Runs on the host."""
-    num_segments = len(topology.group)
-    nothing = np.zeros(topology.group.max(initial=-1) + 1, bool)
-    killers = _sole_killers(topology, [1 << segment for segment in range(num_segments)], nothing)
-    return np.array([killers >> segment & 1 for segment in range(num_segments)], dtype=bool)
+def critical_vertices(graph: DependenceGraph) -> np.ndarray:
+    """Returns the vertices whose death alone kills a network output, bool `[num_vertices]`. Runs on the host."""
+    num_vertices = len(graph.group)
+    nothing = np.zeros(graph.group.max(initial=-1) + 1, bool)
+    killers = _sole_killers(graph, [1 << vertex for vertex in range(num_vertices)], nothing)
+    return np.array([killers >> vertex & 1 for vertex in range(num_vertices)], dtype=bool)
 
 
-def _segments(topology: SegmentTopology) -> list[tuple[list[int], bool, int]]:
-    """Returns the senders, `additive` and `num_external` of every segment as Python values, quick to loop over."""
-    senders: list[list[int]] = [[] for _ in topology.group]
-    for sender, receiver in zip(topology.senders.tolist(), topology.receivers.tolist(), strict=True):
+def _vertices(graph: DependenceGraph) -> list[tuple[list[int], bool, int]]:
+    """Returns the senders, `additive` and `num_external` of every vertex as Python values, quick to loop over."""
+    senders: list[list[int]] = [[] for _ in graph.group]
+    for sender, receiver in zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True):
         senders[receiver].append(sender)
-    return list(zip(senders, topology.additive.tolist(), topology.num_external.tolist(), strict=True))
+    return list(zip(senders, graph.additive.tolist(), graph.num_external.tolist(), strict=True))
 
 
-def _gone(topology: SegmentTopology, removed: np.ndarray) -> list[bool]:
-    """Returns for every segment whether its own group is in `removed`, bool `[num_groups]`."""
-    return np.append(removed, False)[topology.group].tolist()  # group -1 finds the appended entry
+def _gone(graph: DependenceGraph, removed: np.ndarray) -> list[bool]:
+    """Returns for every vertex whether its own group is in `removed`, bool `[num_groups]`."""
+    return np.append(removed, False)[graph.group].tolist()  # group -1 finds the appended entry
 
 
-def _sole_killers(topology: SegmentTopology, bits: list[int], removed: np.ndarray) -> int:
+def _sole_killers(graph: DependenceGraph, bits: list[int], removed: np.ndarray) -> int:
     """Returns everything that, if it alone went beside `removed`, would kill a network output, as a bit mask.
 
     Args:
-        topology: the segment graph.
-        bits: for each segment the bit of that whose going takes the segment, 0 where nothing does.
+        graph: what depends on what.
+        bits: for each vertex the bit of that whose going takes the vertex, 0 where nothing does.
         removed: bool `[num_groups]`, groups taken away already, without which every output is alive.
     """
     killers: list[int] = []
-    rows = zip(_segments(topology), bits, _gone(topology, removed), strict=True)
+    rows = zip(_vertices(graph), bits, _gone(graph, removed), strict=True)
     for (senders, additive, num_external), bit, gone in rows:
         inputs = [killers[sender] for sender in senders]
         if not additive:
@@ -151,7 +156,7 @@ def _sole_killers(topology: SegmentTopology, bits: list[int], removed: np.ndarra
         else:
             shared = 0 if num_external else reduce(and_, inputs, _ALL)
         killers.append(_ALL if gone else shared | bit)
-    return reduce(or_, [killers[output] for output in topology.outputs], 0)
+    return reduce(or_, [killers[output] for output in graph.outputs], 0)
 
 
 def _widths(sizes: Sequence[int]) -> list[int]:

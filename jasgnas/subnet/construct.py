@@ -33,7 +33,7 @@ from jasgnas.program.masks import (
 )
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.flow import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
-from jasgnas.space.groups import leaf_zeros
+from jasgnas.space.groups import zero_groups
 from jasgnas.space.search import SearchSpace
 from jasgnas.subnet.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
 from jasgnas.subnet.verify import verify_subnet
@@ -227,7 +227,7 @@ def construct_subnet(
     require_space(space)
     values = matched(space.leaves, space.model.tree(holder))
     require_concrete(values)
-    removed = zero_groups(space, values)
+    removed = zero_indices(space, values)
     require_finite(space, values, removed)
     if opt_state is not None:
         state = single_state(h2spg_state(opt_state, space))
@@ -299,7 +299,7 @@ def _progress(state: H2SPGState) -> str:
 @collector_paused()
 def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
     """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
-    known = leaf_zeros(space.groups, space.leaves, removed)
+    known = space.zeros_of_leaves(removed)
     modes = [_Flows.of(traced, known) for traced in space.traces]
     needs: list[Need] = [NOTHING] * len(space.leaves)
     settled = False
@@ -354,11 +354,7 @@ def require_finite(space: SearchSpace, values: Sequence[Any], zero: Sequence[int
         )
 
 
-def zero_groups(space: SearchSpace, values: Sequence[Any]) -> list[int]:
-    """Returns the groups whose every parameter is exactly zero."""
-    by_path = {leaf.path: value for leaf, value in zip(space.leaves, values, strict=True)}
-    return [
-        group.index
-        for group in space.groups
-        if all(not np.any(np.asarray(by_path[part.path][part.indices])) for part in group.slices)
-    ]
+def zero_indices(space: SearchSpace, values: Sequence[Any]) -> list[int]:
+    """Returns the groups whose every parameter is exactly zero, given all leaves."""
+    arrays = {leaf.path: value for leaf, value in zip(space.leaves, values, strict=True)}
+    return np.flatnonzero(zero_groups(space.candidates.owners, arrays, len(space.groups))).tolist()

@@ -25,7 +25,7 @@ from jasgnas.subnet.construct import (
     require_space,
     require_zero,
     warn_of_nothing,
-    zero_groups,
+    zero_indices,
 )
 
 
@@ -91,7 +91,7 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
     before = make_recipe(space, gone).layouts if gone else tuple(everything(len(leaf.shape)) for leaf in space.leaves)
     values = _full_values(space, before, holder)
     require_concrete(values)
-    zero = zero_groups(space, values)
+    zero = zero_indices(space, values)
     require_finite(space, values, zero)
     require_zero(space, indices, zero, state)
     if state is not None and not indices:
@@ -118,7 +118,9 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
 
 
 def _is_fingerprint(space: SearchSpace, leaf: Any) -> bool:
-    return getattr(leaf, "dtype", None) == np.uint32 and np.ndim(leaf) == 0 and int(leaf) == space.fingerprint
+    return (
+        getattr(leaf, "dtype", None) == np.uint32 and np.ndim(leaf) == 0 and int(leaf) == space.candidates.fingerprint
+    )
 
 
 def _full_values(space: SearchSpace, layouts: Sequence[Layout], holder: Any) -> list[Any]:
