@@ -4,13 +4,14 @@
 experiments.prepare` makes data sets ready, `python -m experiments.tables` reproduces the papers' tables, and
 `experiments.load(folder)` returns the sub-network of a finished run.
 
-Every file beside this one is a command that reads its settings and calls one of the rooms, each of which imports only
-those above it:
+The files beside this one are commands: each reads its settings and calls one of the rooms. A room imports only those
+above it, and no command:
 
-- `common/`: command lines, errors, files, and figures as text;
+- `common/`: command lines, errors, files, figures as text, and the machine that they are taken on;
 - `data/`: data sets, from the files that they are prepared from to augmented batches;
 - `engine/`: what one run does, from its settings to the folder with its results;
 - `tables/` and `benchmarks/`, which know nothing of each other: the papers' tables, and what is measured beside them.
+  Both are commands as well.
 """
 
 from pathlib import Path
