@@ -1,123 +1,14 @@
-"""What a trained sub-network costs in time: `python -m experiments.bench_training --data-dir DIR`.
+"""What a trained sub-network costs in time: see `benchmarks/training.py`."""
 
-Three trainings of equally many steps, from the same start and over the same images: the full network without H2SPG,
-with H2SPG, and with H2SPG going on with the sub-network as soon as it is there, each in a process of its own.
-Compilation and checkpoints count. The data sets must have been prepared (`python -m experiments.prepare --help`).
-"""
-
-import dataclasses
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-from rich.table import Table
-
-from experiments.cli import check_names, parse, run_command
-from experiments.config import Config as RunConfig
-from experiments.measure import in_fresh_process, publish, time_text
-from experiments.presets import PRESETS
-from experiments.train import NetworkResults
-from experiments.train import run as run_training
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Times trainings with and without shrinking."""
-
-    rows: tuple[tuple[str, str], ...] = (("demonet-fashion-mnist", "fashion_mnist"), ("stacked-unets-svhn", "cifar10"))
-    """Presets of `experiments.train` and the data sets to train them on."""
-    data_dir: Path | None = None
-    """Folder of the prepared data sets."""
-    num_train: int = 12_800
-    """Training images."""
-    num_test: int = 2_000
-    """Test images."""
-    epochs: int = 5
-    """Passes over the training images."""
-    warmup_fraction: float = 0.2
-    """Part of the steps before the selection."""
-    projection_fraction: float = 0.2
-    """Part of the steps in which the redundant structures go to zero."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds; each is a table of its own."""
-    output: Path | None = None
-    """Where to write the tables as JSON."""
-
-
-def run(config: Config) -> Iterator[Table]:
-    """Yields a table for each row and seed."""
-    check_names("preset", (preset for preset, _ in config.rows), PRESETS)
-    for preset, data in config.rows:
-        for seed in config.seeds:
-            with tempfile.TemporaryDirectory() as folder:
-                yield _measure(preset, _run_config(config, preset, data, seed, Path(folder)))
-
-
-def _run_config(config: Config, preset: str, data: str, seed: int, folder: Path) -> RunConfig:
-    base = PRESETS[preset][1]
-    return dataclasses.replace(
-        base,
-        output_dir=folder,
-        data=dataclasses.replace(
-            base.data, name=data, data_dir=config.data_dir, num_train=config.num_train, num_test=config.num_test
-        ),
-        h2spg=dataclasses.replace(
-            base.h2spg, warmup_fraction=config.warmup_fraction, projection_fraction=config.projection_fraction
-        ),
-        epochs=config.epochs,
-        eval_every=0,
-        seed=seed,
-        quiet=True,
-    )
-
-
-def _measure(preset: str, config: RunConfig) -> Table:
-    changes: dict[str, dict[str, Any]] = {
-        "full": {"train_h2spg": False},
-        "H2SPG": {"train_full": False, "shrink": False},
-        "H2SPG, shrinking": {"train_full": False},
-    }
-    trained = {
-        label: in_fresh_process(
-            _train, dataclasses.replace(config, output_dir=config.output_dir / str(number), **changed)
-        )
-        for number, (label, changed) in enumerate(changes.items())
-    }
-    (full, _), (kept, _), _ = trained.values()
-    table = Table(
-        *("training", "s", "÷ full", "÷ not shrinking", "parameters", "multiply-adds", "test accuracy", "peak MiB"),
-        title=f"{preset} on {config.data.name}",
-        caption=f"{config.data.num_train:,} training images, {config.epochs} epochs, batch {config.batch_size}, "
-        f"seed {config.seed}",
-    )
-    for label, (result, peak) in trained.items():
-        seconds = result.training_seconds
-        table.add_row(
-            label,
-            time_text(seconds),
-            f"{seconds / full.training_seconds:.2f}",
-            f"{seconds / kept.training_seconds:.2f}",
-            f"{result.num_params:,}",
-            f"{result.macs:,}",
-            f"{result.test_accuracy:.2%}",
-            f"{peak:.0f}",
-        )
-    return table
-
-
-def _train(config: RunConfig) -> NetworkResults:
-    """Returns the one network that is trained."""
-    results = run_training(config)
-    network = results.subnet if config.train_h2spg else results.full
-    assert network is not None
-    return network
+from experiments.benchmarks import training
+from experiments.benchmarks.measure import publish
+from experiments.common.cli import parse, run_command
 
 
 def main() -> None:
     """Runs the benchmark with the command line's settings."""
-    config = parse(Config, "bench_training", __doc__)
-    run_command(lambda: publish(run(config), config.output))
+    config = parse(training.Config, "bench_training", training.__doc__)
+    run_command(lambda: publish(training.run(config), config.output))
 
 
 if __name__ == "__main__":

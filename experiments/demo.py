@@ -5,9 +5,9 @@ It is `experiments.train digits`, under a name of its own so that a newcomer has
 
 import tyro
 
-from experiments.cli import run_command, usage_name
-from experiments.config import Config
-from experiments.presets import DIGITS, Presets, read_config
+from experiments.common.cli import run_command, usage_name
+from experiments.engine.config import Config
+from experiments.engine.presets import DIGITS, Presets, read_config
 from experiments.train import run_and_report
 
 

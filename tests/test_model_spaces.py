@@ -18,7 +18,7 @@ from small_models import QUICK_COMPILATION, SHORT_CELLS, SMALL
 
 import jasgnas
 import models
-from experiments.paper_subnets import PAPER_SIZES, Config, Size, find_removal, run
+from experiments.benchmarks.paper_subnets import PAPER_SIZES, Config, Size, find_removal, run
 
 TOLERANCE = 1e-9
 # Attention takes its softmax in float32, whatever its operands are: `jax.nn.dot_product_attention`.

@@ -1,7 +1,7 @@
 """Data sets as batches of uint8 images: TFDS copies or embedded digits, augmented on the host, fed by Grain.
 
 `datasets.py` opens data sets by name, `images.py` decodes and resizes single images, `augment.py` changes batches of
-them, `pipeline.py` puts them in order, and `raw.py` reads the files that data sets are prepared from.
+them, and `pipeline.py` puts them in order. `prepare.py` makes the copies from files that `raw.py` reads.
 """
 
 from experiments.data.augment import Augmentation

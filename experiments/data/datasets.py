@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from experiments.common.errors import DataError
 from experiments.data.images import center_crop, open_image, pixels, random_resized_crop
-from experiments.errors import DataError
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each colour, in [0, 1]."""

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from experiments.errors import DataError
+from experiments.common.errors import DataError
 
 _MODES = {1: "L", 3: "RGB"}
 _SIZE_BEFORE_CENTER_CROP = 256 / 224

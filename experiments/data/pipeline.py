@@ -8,9 +8,9 @@ import grain.python as grain
 import numpy as np
 from absl import flags
 
+from experiments.common.errors import DataError
 from experiments.data.augment import CHANGE, CROP, MIX, Augmentation, augment_images, mix_images, uniforms
 from experiments.data.datasets import Dataset, Images, RandomCrop
-from experiments.errors import DataError
 
 _READ_AHEAD = 4
 """Batches that each worker, or the thread of the main process, prepares before they are asked for."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from experiments.errors import DataError
+from experiments.common.errors import DataError
 
 _SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 _SUFFIXES = (".jpg", ".jpeg", ".png")

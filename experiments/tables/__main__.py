@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from experiments.cli import find, run_command, show, usage_name
-from experiments.config import ParallelConfig
-from experiments.errors import ConfigError
-from experiments.files import write_atomically
+from experiments.common.cli import find, run_command, usage_name
+from experiments.common.errors import ConfigError
+from experiments.common.files import write_atomically
+from experiments.common.text import show
+from experiments.engine.config import ParallelConfig
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot
 from experiments.tables.jobs import VARIANTS, Job, perform
 from experiments.tables.readme import ABLATED, PLOTS, TABLES, figures_text, of_row, replaced, section, title

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.errors import ConfigError
+from experiments.common.errors import ConfigError
 from experiments.tables.rows import ROWS
 from experiments.tables.summary import Summary, standard_deviation
 from jasgnas.optimizer.scores import SCORES
@@ -20,7 +20,7 @@ class Ablation(NamedTuple):
     """What is varied.
 
     Attributes:
-        setting: name of the setting in `experiments.config.H2SPGConfig`.
+        setting: name of the setting in `experiments.engine.config.H2SPGConfig`.
         label: what it is called in plots.
         values: what it is set to.
         beside: settings in which all of its trainings differ from others'.

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 
 import jasgnas
-from experiments import train
-from experiments.cli import find
-from experiments.config import Config, ParallelConfig, differences, essential_settings
-from experiments.errors import DivergedError
-from experiments.measure import machine_facts
+from experiments.common.cli import find
+from experiments.common.errors import DivergedError
+from experiments.common.machine import machine_facts
+from experiments.engine.config import Config, ParallelConfig, differences, essential_settings
+from experiments.engine.job import run
 from experiments.tables.records import Key, Record, append_record, read_lines
 from experiments.tables.rows import Row, Size
 
@@ -165,7 +165,7 @@ def _perform(job: Job, again: bool) -> Record:
         settings_id=job.settings_id,
     )
     try:
-        results = train.run(config)
+        results = run(config)
     except (jasgnas.InvalidRemovalError, DivergedError) as error:
         return replace(record, fault=f"{type(error).__name__}: {error}")
     network = results.full if job.settings is None else results.subnet

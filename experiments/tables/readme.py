@@ -4,9 +4,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from experiments.errors import ConfigError
-from experiments.markdown import markdown_table
-from experiments.measure import time_text
+from experiments.common.errors import ConfigError
+from experiments.common.text import markdown_table, time_text
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, variant_name
 from experiments.tables.jobs import VARIANTS
 from experiments.tables.records import Line, Record, read_lines

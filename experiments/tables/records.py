@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.errors import ConfigError
+from experiments.common.errors import ConfigError
 
 
 class Key(NamedTuple):

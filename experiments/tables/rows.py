@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from experiments.config import Config, Option
-from experiments.presets import PRESETS
+from experiments.engine.config import Config, Option
+from experiments.engine.presets import PRESETS
 
 
 class Figures(NamedTuple):
@@ -111,7 +111,7 @@ class Row:
     """A row of the papers' tables, or one of our own.
 
     Attributes:
-        preset: name of its settings in `experiments.presets`, and of the row.
+        preset: name of its settings in `experiments.engine.presets`, and of the row.
         network: what the papers call the network.
         dataset: what the papers call the data set.
         recipe: where the settings come from.

@@ -1,0 +1,155 @@
+"""Time and memory of the analysis: `python -m experiments.bench_analysis`.
+
+Residual chains of rising length, with the exponents of the growth, and networks that other tools are measured on.
+Beside each stands `jax.make_jaxpr` alone, which no analysis of a jaxpr can do without.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.table import Table
+
+import jasgnas
+import models
+from experiments.benchmarks.measure import in_fresh_process
+from experiments.common.cli import check_names
+from experiments.common.text import time_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measures tracing, search space and construction."""
+
+    blocks: tuple[int, ...] = (50, 100, 200, 400)
+    """Numbers of blocks of the chains, rising."""
+    networks: tuple[tuple[str, int], ...] = (
+        ("resnet18", 224),
+        ("resnet50", 224),
+        ("convnext_tiny", 224),
+        ("densenet121", 32),
+        ("densenet121", 224),
+        ("vit_b16", 224),
+        ("darts_14", 224),
+    )
+    """Registered networks, and the height and width of the images."""
+    repeats: int = 3
+    """How often each time is taken; the least one counts."""
+    output: Path | None = None
+    """Where to write the tables as JSON."""
+
+
+class Timing(NamedTuple):
+    """Seconds for one network.
+
+    Attributes:
+        jaxpr: `jax.make_jaxpr` alone.
+        space: `jasgnas.search_space`, tracing included.
+        construction: `jasgnas.construct_subnet` without every other group that can go, tracing in both modes included.
+    """
+
+    jaxpr: float
+    space: float
+    construction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A chain of residual blocks, convolution, norm, relu, convolution, as a function of its parameters."""
+
+    blocks: int
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, blocks: int, features: int = 4) -> "Chain":
+        """Makes a chain with parameters that are all one."""
+        kernel, vector = jnp.ones((3, 3, features, features)), jnp.ones(features)
+        block = {"in": kernel, "scale": vector, "bias": vector, "out": kernel}
+        return cls(blocks, {f"block{index:04d}": dict(block) for index in range(blocks)})
+
+    def __call__(self, params: dict[str, Any], x: jax.Array) -> jax.Array:
+        """Returns images `[batch, height, width, features]` of the shape of `x`."""
+        for name in sorted(params):
+            block = params[name]
+            y = _conv(x, block["in"])
+            y = jax.nn.relu((y - y.mean((0, 1, 2))) * block["scale"] + block["bias"])
+            x = x + _conv(y, block["out"])
+        return x
+
+
+def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def run(config: Config) -> Iterator[Table]:
+    """Yields the table of the chains and the table of the networks; each is measured in a process of its own."""
+    check_names("network", (name for name, _ in config.networks), models.list_models())
+    measured = [in_fresh_process(measure_chain, blocks, config.repeats) for blocks in config.blocks]
+    table = _table("residual chains", [f"{blocks} blocks" for blocks in config.blocks], measured)
+    table.add_section()
+    slopes = np.polyfit(np.log(config.blocks), np.log([timing for timing, _ in measured]), 1)[0]
+    table.add_row("exponent", *(f"{slope:.2f}" for slope in slopes))
+    yield table
+    names = [f"{name}, {size}×{size}" for name, size in config.networks]
+    measured = [in_fresh_process(measure_network, *network, config.repeats) for network in config.networks]
+    yield _table("networks", names, measured)
+
+
+def _table(title: str, names: Sequence[str], measured: Sequence[tuple[Timing, float]]) -> Table:
+    table = Table("network", "make_jaxpr s", "search space s", "construction s", "peak MiB", title=title)
+    for name, (timing, peak) in zip(names, measured, strict=True):
+        table.add_row(name, *(time_text(seconds, 2) for seconds in timing), f"{peak:.0f}")
+    return table
+
+
+def measure_chain(blocks: int, repeats: int) -> Timing:
+    """Times the analysis of one chain."""
+    x = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
+    chain = Chain.of(blocks)
+    space = jasgnas.search_space(chain, x, params=chain.params)
+    return Timing(
+        jaxpr=_least_seconds(lambda: jax.make_jaxpr(lambda p, x: chain(p, x))(chain.params, x), repeats),
+        space=_least_seconds(lambda: jasgnas.search_space(chain, x, params=chain.params), repeats),
+        construction=_construction_seconds(space, chain.params, repeats),
+    )
+
+
+def measure_network(name: str, size: int, repeats: int) -> Timing:
+    """Times the analysis of a registered network; its parameters are all one."""
+    example = models.example_input(name)
+    x = jax.ShapeDtypeStruct((1, size, size, example.shape[-1]), example.dtype)
+    graphdef, state = nnx.split(models.create_abstract(name))
+    state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), state)
+    model = nnx.merge(graphdef, state)
+    model.eval()
+
+    graphdef, state = nnx.split(model)
+    space = jasgnas.search_space(model, x)
+    # A new function each time: what has been traced once is not traced again.
+    return Timing(
+        jaxpr=_least_seconds(
+            lambda: jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s, copy=True)(x))(state, x), repeats
+        ),
+        space=_least_seconds(lambda: jasgnas.search_space(model, x), repeats),
+        construction=_construction_seconds(space, model, repeats),
+    )
+
+
+def _construction_seconds(space: jasgnas.SearchSpace, holder: Any, repeats: int) -> float:
+    sparse = space.zero(holder, sorted(space.largest_removal)[::2])
+    return _least_seconds(lambda: jasgnas.construct_subnet(space, sparse), repeats)
+
+
+def _least_seconds(run: Callable[[], Any], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,75 @@
+"""What the benchmarks share: interleaved timing, processes of their own, and results in a file."""
+
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from experiments.common.files import write_atomically
+from experiments.common.machine import machine_facts
+from experiments.common.text import show
+
+T = TypeVar("T")
+
+
+def interleaved_seconds(runs: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: int = 1) -> dict[str, float]:
+    """Returns the median seconds of each of several functions, called in turns so that a busy machine slows all alike.
+
+    Args:
+        runs: the functions; what they return is waited for.
+        repeats: number of timed rounds; each starts with another function.
+        warm_up: rounds before these that do not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for number in range(-warm_up, repeats):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            jax.block_until_ready(runs[name]())
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def in_fresh_process(function: Callable[..., T], *args: Any) -> tuple[T, float]:
+    """Returns what a function returns, and the peak memory in MiB of the process of its own that it is called in.
+
+    Args:
+        function: a function of a module, so that the process finds it; nothing compiled before is there.
+        *args: its arguments.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_with_peak_memory, function, *args).result()
+
+
+def _with_peak_memory(function: Callable[..., T], *args: Any) -> tuple[T, float]:
+    result = function(*args)
+    unit = 1 if platform.system() == "Darwin" else 2**10  # bytes there, KiB elsewhere
+    return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def publish(tables: Iterable[Table], path: Path | None) -> None:
+    """Prints tables as they come, and writes them and the facts about the machine to a JSON file after each.
+
+    Args:
+        tables: the tables.
+        path: the file, or None for none. An interrupted write leaves the old one.
+    """
+    results: dict[str, Any] = {"machine": machine_facts(), "tables": []}
+    for table in tables:
+        show(table)
+        columns = {str(column.header): list(column.cells) for column in table.columns}
+        results["tables"].append({"title": str(table.title), "caption": table.caption, "columns": columns})
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(results, indent=2) + "\n")
