@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from small_models import SMALL
 
 import jasgnas
 import models
 from experiments.markdown import markdown_table
 from experiments.model_table import Config, run
 from experiments.xla_cost import xla_cost
+from tests.small_models import SMALL
 
 NAMES = ("demo_net", "darts_8", "super_resnet", "convnext_tiny", "decoder_small")
 

@@ -1,7 +1,8 @@
 """Networks that nobody thought of: random graphs of operators, each searched, reduced and compared.
 
 By default there are 200, always the same ones, at about a second each, most of which XLA spends on compiling operators
-at ever new shapes; `JASGNAS_NETWORKS=1000 JASGNAS_SEED=7 pytest -n auto tests/test_generated.py` tries more and others.
+at ever new shapes; `JASGNAS_NETWORKS=1000 JASGNAS_SEED=7 pytest -n auto tests/whole/test_generated.py` tries more and
+others.
 """
 
 import os
@@ -15,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import error, quick_compilation, random_input
-from toy_models import conv, norm
 
 import jasgnas
 from jasgnas.program.jaxpr import Literal
+from tests.networks import error, quick_compilation, random_input
+from tests.toy_models import conv, norm
 
 NUM_NETWORKS = int(os.environ.get("JASGNAS_NETWORKS", "200"))
 SEED = int(os.environ.get("JASGNAS_SEED", "0"))

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rule_rows import NEWER, NUMBERS, ROWS
 
 from jasgnas.program.jaxpr import Literal, inline, trace
 from jasgnas.program.masks import (
@@ -28,6 +27,7 @@ from jasgnas.program.sliced import Sliced
 from jasgnas.rules import needs_of, rule_for, zeros_of
 from jasgnas.rules.base import _RULES
 from jasgnas.rules.flow import of_literal
+from tests.rules.rule_rows import NEWER, NUMBERS, ROWS
 
 # Random cases of a row: what is claimed of them, needed for them, and computed on slices of them.
 NUM_CLAIMS, NUM_NEEDS, NUM_SLICES = 20, 8, 4
