@@ -1,9 +1,13 @@
 import os
+import random
 
 # Before jax is imported: tests run on the CPU, split into eight devices so that sharded code is really sharded.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Before other processes start, which inherit it: what the networks of test_generated.py that are new in this run are
+# drawn with.
+os.environ.setdefault("JASGNAS_SEED", str(random.randrange(1, 2**16)))
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -17,6 +21,11 @@ hypothesis.settings.load_profile("jasgnas")
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+def pytest_report_header() -> str:
+    """Says how to draw the same networks again."""
+    return f"generated networks: JASGNAS_SEED={os.environ['JASGNAS_SEED']}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

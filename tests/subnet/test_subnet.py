@@ -8,7 +8,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from networks import (
+
+import jasgnas
+from jasgnas import InvalidRemovalError, NonFiniteError, TreeMismatchError, VerificationError
+from jasgnas.program.jaxpr import inline, trace
+from jasgnas.subnet.construct import make_recipe
+from models.demo_net import DemoNet
+from models.stacked_unets import StackedUnets
+from tests.networks import (
     arrays,
     build,
     combination,
@@ -20,14 +27,7 @@ from networks import (
     randomize,
     subsets,
 )
-from toy_models import TOYS, toy_params
-
-import jasgnas
-from jasgnas import InvalidRemovalError, NonFiniteError, TreeMismatchError, VerificationError
-from jasgnas.program.jaxpr import inline, trace
-from jasgnas.subnet.construct import make_recipe
-from models.demo_net import DemoNet
-from models.stacked_unets import StackedUnets
+from tests.toy_models import TOYS, toy_params
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 PRECISIONS = [pytest.param(False, id="float32"), pytest.param(True, id="float64")]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jasgnas import validity
+from jasgnas.space import validity
 from jasgnas.space.selection import SizeCosts, falling_order, select_redundant, take_number, take_to_size, to_digits
 from jasgnas.space.sizes import SegmentCosts, subnet_size
 from jasgnas.space.validity import SegmentTopology, alive_segments, critical_segments, is_valid, largest_removal

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from h2spg_oracle import BRANCHES, Adam, Oracle, Sgd
-from h2spg_problem import INDICES, TOPOLOGY, make_h2spg, make_params, make_problem, make_step, mask
 
 from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, h2spg_state
 from jasgnas.space.validity import is_valid
+from tests.optimizer.h2spg_oracle import BRANCHES, Adam, Oracle, Sgd
+from tests.optimizer.h2spg_problem import INDICES, TOPOLOGY, make_h2spg, make_params, make_problem, make_step, mask
 
 SGD, MOMENTUM = partial(Sgd), partial(Sgd, momentum=0.9, weight_decay=1e-3)
 OPTAX_BASE = {

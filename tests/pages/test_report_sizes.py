@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import arrays, build, quick_compilation, randomize
-from small_models import SMALL
 
 import jasgnas
 import models
 from jasgnas.pages.data import Removal, page_data
 from models.demo_net import DemoNet
+from tests.networks import arrays, build, quick_compilation, randomize
+from tests.small_models import SMALL
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import build
 
 import jasgnas
 from jasgnas import ArgumentError, JasgnasError
 from jasgnas.pages import drawing
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
+from tests.networks import build
 
 SVG = "{http://www.w3.org/2000/svg}"
 

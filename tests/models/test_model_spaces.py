@@ -13,12 +13,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from networks import arrays, error, randomize
-from small_models import QUICK_COMPILATION, SHORT_CELLS, SMALL
 
 import jasgnas
 import models
 from experiments.benchmarks.paper_subnets import PAPER_SIZES, Config, Size, find_removal, run
+from tests.networks import arrays, error, randomize
+from tests.small_models import QUICK_COMPILATION, SHORT_CELLS, SMALL
 
 TOLERANCE = 1e-9
 # Attention takes its softmax in float32, whatever its operands are: `jax.nn.dot_product_attention`.
@@ -127,7 +127,7 @@ def test_random_subnet_returns_and_learns_the_same(
 
 
 LABELS = [pytest.param(label, marks=[pytest.mark.slow] * (label == "DARTS, 14 cells")) for label in PAPER_SIZES]
-RECORDS = json.loads((Path(__file__).parents[1] / "experiments/results/paper_subnets/results.json").read_text())
+RECORDS = json.loads((Path(__file__).parents[2] / "experiments/results/paper_subnets/results.json").read_text())
 
 
 @pytest.mark.parametrize("label", LABELS)

@@ -12,12 +12,12 @@ from flax import linen as nn
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from networks import error as float_error
-from networks import quick_compilation, randomize
 
 import jasgnas
 from jasgnas.optimizer.h2spg import DONE
 from jasgnas.pytree import leaves_by_path
+from tests.networks import error as float_error
+from tests.networks import quick_compilation, randomize
 
 
 @pytest.fixture(autouse=True, scope="module")

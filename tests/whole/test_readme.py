@@ -9,7 +9,7 @@ import pytest
 
 from jasgnas.rules import base
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"^( *)```(\S*)\n(.*?)^\1```$", README, re.MULTILINE | re.DOTALL)
 
 

@@ -1,7 +1,8 @@
 """Networks that nobody thought of: random graphs of operators, each searched, reduced and compared.
 
-By default there are 200, always the same ones, at about a second each, most of which XLA spends on compiling operators
-at ever new shapes; `JASGNAS_NETWORKS=1000 JASGNAS_SEED=7 pytest -n auto tests/test_generated.py` tries more and others.
+The first hundred are the same in every run. The others are new in every run: pytest's header and the output of a failed
+test name the seed that draws them again, `JASGNAS_SEED=7 pytest tests/whole/test_generated.py`. More of them are tried
+with `JASGNAS_NETWORKS=1000`. Each takes about a second, most of which XLA spends on compiling operators at new shapes.
 """
 
 import os
@@ -15,15 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import error, quick_compilation, random_input
-from toy_models import conv, norm
 
 import jasgnas
 from jasgnas.program.jaxpr import Literal
+from tests.networks import error, quick_compilation, random_input
+from tests.toy_models import conv, norm
 
-NUM_NETWORKS = int(os.environ.get("JASGNAS_NETWORKS", "200"))
-SEED = int(os.environ.get("JASGNAS_SEED", "0"))
-NUM_PARTS = 10
+NUM_FIXED = 100
+NUM_NEW = int(os.environ.get("JASGNAS_NETWORKS", "50"))
+SEED = int(os.environ["JASGNAS_SEED"])  # drawn by conftest.py unless it is given, once for all processes
+NUM_PARTS = 5
 BATCH = 6
 
 
@@ -344,12 +346,14 @@ def check_network(network, seed):
 
 
 @pytest.mark.parametrize("part", range(NUM_PARTS))
-def test_generated_networks(part):
-    """Each part draws networks of its own, the same ones every time, and can run on a core of its own."""
+@pytest.mark.parametrize(("num", "seed"), [(NUM_FIXED, 0), (NUM_NEW, SEED)], ids=["fixed", "new"])
+def test_generated_networks(num, seed, part):
+    """Each part draws networks of its own and can run on a core of its own."""
+    print(f"JASGNAS_SEED={SEED} JASGNAS_NETWORKS={NUM_NEW} draws these networks again")
 
-    @hypothesis.seed(SEED * NUM_PARTS + part)
+    @hypothesis.seed(seed * NUM_PARTS + part)
     @hypothesis.settings(
-        max_examples=-(-NUM_NETWORKS // NUM_PARTS),
+        max_examples=-(-num // NUM_PARTS),
         deadline=None,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),

@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import arrays, build, subsets
 
 import jasgnas
 from jasgnas import ArgumentError
@@ -20,6 +19,7 @@ from jasgnas.pages.files import packed_engine
 from jasgnas.pages.page import _script_json
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
+from tests.networks import arrays, build, subsets
 
 # The authors' redundant set of StackedUnets: the second U-net is dead without its outputs.
 AUTHORS_REDUNDANT = (0, 3, 4, 5)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from double import D, F, assert_same, double_settings, perturbed, random_array
 from flax import linen as nn
 from flax import nnx, struct
-from networks import quick_compilation
 
 import jasgnas
+from tests.networks import quick_compilation
+from tests.whole.double import D, F, assert_same, double_settings, perturbed, random_array
 
 
 @pytest.fixture(autouse=True)

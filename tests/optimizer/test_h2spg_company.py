@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from h2spg_problem import (
+
+from jasgnas.optimizer.h2spg import DONE, PROJECTION, h2spg, h2spg_state
+from tests.optimizer.h2spg_problem import (
     DEFAULT,
     SHAPES,
     SPACE,
@@ -23,8 +25,6 @@ from h2spg_problem import (
     train,
     zero_groups,
 )
-
-from jasgnas.optimizer.h2spg import DONE, PROJECTION, h2spg, h2spg_state
 
 
 def test_scan_with_donated_state_equals_single_steps_and_compiles_once():

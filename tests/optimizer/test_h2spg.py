@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from h2spg_problem import (
+
+from jasgnas.errors import ArgumentError, TargetError, TreeMismatchError
+from jasgnas.optimizer.h2spg import DONE, PROJECTION, WARMUP, h2spg, h2spg_metrics, h2spg_state
+from jasgnas.optimizer.scores import SCORES, GroupStats
+from jasgnas.space.targets import resolve_target
+from jasgnas.space.validity import SegmentTopology, is_valid
+from tests.optimizer.h2spg_problem import (
     DEFAULT,
     SHAPES,
     SPACE,
@@ -25,12 +31,6 @@ from h2spg_problem import (
     train,
     zero_groups,
 )
-
-from jasgnas.errors import ArgumentError, TargetError, TreeMismatchError
-from jasgnas.optimizer.h2spg import DONE, PROJECTION, WARMUP, h2spg, h2spg_metrics, h2spg_state
-from jasgnas.optimizer.scores import SCORES, GroupStats
-from jasgnas.space.targets import resolve_target
-from jasgnas.space.validity import SegmentTopology, is_valid
 
 
 def test_phases_follow_the_step_numbers():

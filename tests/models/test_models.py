@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from small_models import QUICK_COMPILATION, SMALL
 
 import models
 from models.darts import DARTS_V2, OPERATIONS, SUPER_NETWORK, FactorizedReduce, Genotype, Node
@@ -21,6 +20,7 @@ from models.demo_net import DemoNet
 from models.layers import Layers, global_mean, make_divisible
 from models.regnet import RegNetConfig
 from models.stacked_unets import StackedUnets
+from tests.small_models import QUICK_COMPILATION, SMALL
 
 
 @functools.cache

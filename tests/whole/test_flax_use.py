@@ -11,9 +11,9 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
-from networks import arrays, quick_compilation, randomize
 
 import jasgnas
+from tests.networks import arrays, quick_compilation, randomize
 
 X = jnp.sin(jnp.arange(24.0).reshape(6, 4))
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import combination, error, quick_compilation
-from toy_models import conv, norm
 
 import jasgnas
+from tests.networks import combination, error, quick_compilation
+from tests.toy_models import conv, norm
 
 D = 6
 SQUARE = (D, D)

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from networks import build
 
 import jasgnas
 from jasgnas import ArgumentError, TargetError
@@ -20,6 +19,7 @@ from jasgnas.space.targets import resolve_target
 from jasgnas.space.validity import SegmentTopology
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
+from tests.networks import build
 
 CHANNELS = {DemoNet: 1, StackedUnets: 3}
 COUNTS = {

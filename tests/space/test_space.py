@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import arrays, build, primitives, subsets
 
 import jasgnas
 from jasgnas import (
@@ -24,6 +23,7 @@ from jasgnas import (
 )
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
+from tests.networks import arrays, build, primitives, subsets
 
 
 def space_of(cls, *, width=0.1, channels=1, **options):

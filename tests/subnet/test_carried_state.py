@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 from flax import struct
-from networks import quick_compilation
 
 import jasgnas
 from jasgnas.optimizer.h2spg import DONE
+from tests.networks import quick_compilation
 
 X = jnp.sin(jnp.arange(24.0).reshape(6, 4))
 Y = jnp.cos(jnp.arange(18.0).reshape(6, 3))

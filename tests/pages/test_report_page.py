@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import arrays, build
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import jasgnas
 from jasgnas.pages.page import embedded
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
+from tests.networks import arrays, build
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # No graphics card, no user account, and no talk with the network.

@@ -10,7 +10,12 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from h2spg_problem import (
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jasgnas.errors import TreeMismatchError
+from jasgnas.optimizer.h2spg import h2spg_state
+from tests.optimizer.h2spg_problem import (
     DEFAULT,
     SHAPES,
     SPACE,
@@ -22,11 +27,6 @@ from h2spg_problem import (
     make_step,
     train,
 )
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-
-from jasgnas.errors import TreeMismatchError
-from jasgnas.optimizer.h2spg import h2spg_state
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])

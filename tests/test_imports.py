@@ -1,0 +1,40 @@
+"""The rooms of the library stand in the order of the data: each imports only from those before it."""
+
+import ast
+from pathlib import Path
+
+import jasgnas
+
+LIBRARY = Path(jasgnas.__file__).parent
+HELPERS = ("errors", "checks", "pytree", "collector")
+ROOMS = ("program", "rules", "bridge", "graph", "space", "optimizer", "subnet", "pages")
+ORDER = (*HELPERS, *ROOMS, "__init__", "cli", "__main__")
+# How a search space shows itself is the one thing that is known only later: the method imports it when it is called.
+DISPLAY = {("space/search.py", "_repr_html_", "pages")}
+
+
+def imports(node, function=None):
+    """Finds what is imported from the library, for type checkers too, and the function in which it is."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            names = [alias.name for alias in child.names]
+        elif isinstance(child, ast.ImportFrom):
+            assert not child.level
+            names = [f"{child.module}.{alias.name}" for alias in child.names]
+        else:
+            yield from imports(child, child.name if isinstance(child, ast.FunctionDef) else function)
+            continue
+        for package, *rest in (name.split(".") for name in names):
+            if package == "jasgnas":
+                yield function, rest[0] if rest and rest[0] in ORDER else "__init__"
+
+
+def test_every_room_imports_only_from_those_before_it():
+    against = set()
+    for path in LIBRARY.rglob("*.py"):
+        module = path.relative_to(LIBRARY)
+        room = module.parts[0].removesuffix(".py")
+        for function, imported in imports(ast.parse(path.read_text())):
+            if ORDER.index(imported) > ORDER.index(room):
+                against.add((module.as_posix(), function, imported))
+    assert against == DISPLAY
