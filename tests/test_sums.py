@@ -113,11 +113,11 @@ def test_what_remains_of_sums_along_axes_is_what_has_a_derivative(fn, expected):
     inputs = [jax.random.normal(key, (2, 5, 3)) for key in keys[:2]]
     program = inline(trace(fn, PARAMS, *inputs))
     leaves = len(PARAMS)
-    static = set(program.inputs[:leaves])
+    independent = set(program.inputs[:leaves])
     for eqn in program.equations:
-        if all(not isinstance(atom, int) or atom in static for atom in eqn.inputs):
-            static.update(eqn.outputs)
-    found = Sums(program, static).remainder(program.outputs[0])
+        if all(not isinstance(atom, int) or atom in independent for atom in eqn.inputs):
+            independent.update(eqn.outputs)
+    found = Sums(program, independent).remainder(program.outputs[0])
     if expected == "q":
         assert len(found) == 1 and found[0] not in program.inputs  # the slice of q
     else:

@@ -12,10 +12,11 @@ as after it; it is that of both parts that are concatenated; factors which are t
 it; and the sum of `deviation` is the sum of the image less as many times its mean, which is nothing. So the logits
 depend on `other` only.
 
-What is followed like this are sums of sums, multiples by constants, sums along axes, and the linear maps that apply to
-every index of the summed axes alike. Everything else is an addend like any other, so that nothing is said of it that is
-not so addend by addend: what a nonlinear function, a convolution or a factor that differs from place to place has been
-applied to, and two linear maps, such as two dense layers of one kernel, of which one takes away what the other adds.
+Followed are sums, multiples by constants, sums along axes, reshapes, and such linear maps as treat all indices of the
+summed axes alike: concatenations, parts, padding of other axes, factors, dense layers. That is the limit: what a
+nonlinear function, a convolution, padding of the summed axes, or a factor that differs from place to place has been
+applied to is an addend like any other, and so is each of two linear maps of which one takes away what the other adds,
+such as two dense layers with one kernel. Where nothing is found, validity is judged addend by addend.
 """
 
 import heapq
@@ -49,15 +50,13 @@ class _Term(NamedTuple):
 
     Attributes:
         var: the variable.
-        axes: for each of its axes the axis of the whole that it lies along, None if it is summed along.
-        around: what the whole is: None for the variable asked about, otherwise an operand of a linear map, given by the
-            term of the map's result and the number of the operand. Only terms of the same whole can cancel.
+        axes: for each of its axes the axis of the whole that it lies along, None if it is summed along. The whole is
+            the variable asked about, or an operand of a linear map; only terms of the same whole can cancel.
         product: the outermost product around it whose other factor depends on the network input, or None.
     """
 
     var: int
     axes: tuple[int | None, ...]
-    around: tuple["_Term", int] | None = None
     product: int | None = None
 
     @property
@@ -99,34 +98,35 @@ class Sums:
         """
         if result not in self._takes_away:
             return None
-        # A variable's turn is before all that it is computed from, so that the weights of its terms are complete then.
-        weights = {result: {_Term(result, tuple(range(self._rank(result)))): Fraction(1)}}
-        pending = [(-self._position[result], result)]
+        wholes = [_Term(result, tuple(range(self._rank(result))))]
         found: dict[int, None] = {}
         gone: set[int] = set()
-        while pending:
-            _, var = heapq.heappop(pending)
-            for term, weight in weights.pop(var).items():
-                if term.outermost in self._independent:
-                    continue
-                if weight == 0:
-                    gone.add(term.outermost)
-                elif (parts := self._expanded(term)) is None:
-                    found[term.outermost] = None
-                else:
-                    for part, factor in parts:
-                        if part.var not in weights:
-                            heapq.heappush(pending, (-self._position.get(part.var, -1), part.var))
-                        known = weights.setdefault(part.var, {})
-                        known[part] = known.get(part, Fraction(0)) + weight * factor
+        for whole in wholes:
+            # A variable's turn is before all that it is computed from: the weights of its terms are complete then.
+            weights = {whole.var: {whole: Fraction(1)}}
+            pending = [(-self._position.get(whole.var, -1), whole.var)]
+            while pending:
+                _, var = heapq.heappop(pending)
+                for term, weight in weights.pop(var).items():
+                    if term.outermost in self._independent:
+                        continue
+                    if weight == 0:
+                        gone.add(term.outermost)
+                    elif (parts := self._parts(term)) is not None:
+                        for part, factor in parts:
+                            if part.var not in weights:
+                                heapq.heappush(pending, (-self._position.get(part.var, -1), part.var))
+                            known = weights.setdefault(part.var, {})
+                            known[part] = known.get(part, Fraction(0)) + weight * factor
+                    elif operands := self._operands(term):
+                        wholes += [operand for operand in operands if operand not in wholes]
+                    else:
+                        found[term.outermost] = None
         return list(found) if gone - found.keys() else None
 
-    def _expanded(self, term: _Term) -> list[tuple[_Term, Fraction]] | None:
-        """Returns the terms that a term is the weighted sum of, or None if it is none that is understood."""
-        if term.var not in self._position:
-            return None
-        eqn = self._program.equations[self._position[term.var]]
-        if term.product is not None and _adds_constant(eqn):
+    def _parts(self, term: _Term) -> list[tuple[_Term, Fraction]] | None:
+        """Returns the terms of the same whole that a term is the weighted sum of, or None if it is no such sum."""
+        if (eqn := self._equation(term)) is None:
             return None
         if (weights := _weights(eqn)) is not None:
             shape = self._program.avals[term.var].shape
@@ -134,22 +134,29 @@ class Sums:
             return [_addend(term, shape, var, places, n) for var, places, n in addends if isinstance(var, int)]
         if eqn.primitive in _RESHAPES and (axes := _reshaped(eqn, term.axes)) is not None:
             return [(term._replace(var=var, axes=axes), Fraction(1)) for var in eqn.inputs if isinstance(var, int)]
-        return self._within(eqn, term) if None in term.axes and term.var in self._takes_away else None
+        return None
 
-    def _within(self, eqn: Equation, term: _Term) -> list[tuple[_Term, Fraction]] | None:
-        """The operands of a linear map that a sum along axes of its result may as well be taken before."""
+    def _operands(self, term: _Term) -> list[_Term]:
+        """Returns the operands of a linear map, with the sum taken before the map as far as it is the same there."""
+        eqn = self._equation(term)
         summed = [axis for axis, place in enumerate(term.axes) if place is None]
+        if eqn is None or not summed or term.var not in self._takes_away:
+            return []
         operands = _summed_before(eqn, self._program.avals[term.var].shape, summed)
-        if not operands[0][1]:
-            return None
         terms = []
-        for number, along in operands:
+        for number, along in operands if operands[0][1] else ():
             if isinstance(var := eqn.inputs[number], int):
                 is_constant = eqn.primitive not in _PRODUCTS or self._is_independent(eqn.inputs[1 - number])
                 axes = tuple(None if axis in along else axis for axis in range(self._rank(var)))
-                product = term.product if is_constant else term.outermost
-                terms.append((_Term(var, axes, (term, number), product), Fraction(1)))
-        return terms or None
+                terms.append(_Term(var, axes, term.product if is_constant else term.outermost))
+        return terms
+
+    def _equation(self, term: _Term) -> Equation | None:
+        """Returns the equation of a term if that adds no constant inside a product, where it is no constant."""
+        if term.var not in self._position:
+            return None
+        eqn = self._program.equations[self._position[term.var]]
+        return None if term.product is not None and _adds_constant(eqn) else eqn
 
     def _is_independent(self, atom: Atom) -> bool:
         return isinstance(atom, Literal) or atom in self._independent
@@ -212,10 +219,7 @@ def _reshaped(eqn: Equation, axes: Sequence[int | None]) -> tuple[int | None, ..
 def _summed_before(eqn: Equation, shape: Sequence[int], summed: Sequence[int]) -> list[tuple[int, Sequence[int]]]:
     """Returns the operands of a linear map, by number, with those of their axes along which they may be summed before.
 
-    Args:
-        eqn: the equation.
-        shape: the shape of the result.
-        summed: the axes of the result that are summed along after the map.
+    `shape` is that of the result, `summed` are its axes that are summed along after the map.
     """
     before = [aval.shape for aval in eqn.in_avals]
     match eqn.primitive:
@@ -237,7 +241,7 @@ def _summed_before(eqn: Equation, shape: Sequence[int], summed: Sequence[int]) -
                 sides.append((side, [axis for place, axis in enumerate(free, first) if place in summed]))
                 first += len(free)
         case _:
-            # A part has some axes whole, and so has what is padded; what it is padded with is a single entry.
+            # A part has some axes whole, and so has what is padded; what that is padded with is a single entry.
             whole = [axis for axis in summed if axis in _places(eqn, shape)[0]]
             return [(0, whole), *((number, ()) for number in range(1, len(before)))]
     return [max(sides, key=lambda side: len(side[1]))]
