@@ -139,7 +139,7 @@ class Reshape(Rule):
         if value.everywhere or not value.anywhere:
             return [Zeros((None,) * len(new), value.constant)]
         axes: list = [None] * len(new)
-        for sources, targets in _reshape_groups(old, new):
+        for sources, targets in matched_axes(old, new):
             masks = [value.axes[axis] for axis in sources]
             if any(mask is not None for mask in masks):
                 blocks = [np.zeros(old[a], bool) if m is None else m for a, m in zip(sources, masks, strict=True)]
@@ -152,7 +152,7 @@ class Reshape(Rule):
         (need,) = results
         assert need != NOTHING
         axes: list = [None] * len(eqn.in_avals[0].shape)
-        for sources, targets in _reshape_groups(eqn.in_avals[0].shape, eqn.out_avals[0].shape):
+        for sources, targets in matched_axes(eqn.in_avals[0].shape, eqn.out_avals[0].shape):
             for axis, mask in zip(sources, _carry(need, eqn.out_avals[0].shape, targets, eqn, sources), strict=True):
                 axes[axis] = mask
         return [normalize(axes)]
@@ -163,7 +163,7 @@ class Reshape(Rule):
         old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
         wanted: list = [None] * len(old)
         natural: list = [None] * len(new)
-        for sources, targets in _reshape_groups(old, new):
+        for sources, targets in matched_axes(old, new):
             masks = _carry(layout, new, targets, eqn, sources)
             # The range survives the reshape only if it is a block of the operand as well as of the result.
             before = _flat(masks, [old[axis] for axis in sources])
@@ -196,26 +196,29 @@ def _carry(
     return [None if mask.all() else mask for mask in masks]
 
 
-def _reshape_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Divides the axes of a reshape into the smallest runs of equal size; axes of size one stand alone."""
+def matched_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    """Divides the axes of two shapes that a reshape turns into each other into the shortest runs of equal size.
+
+    Axes of size one that have no partner at their place stand alone: from (2, 15) to (2, 1, 5, 3) the first axes are a
+    run, the 1 is one, and 15 with (5, 3) is one.
+    """
     if 0 in old:
-        return [(list(range(len(old))), list(range(len(new))))]
-    groups: list[tuple[list[int], list[int]]] = [([axis], []) for axis, size in enumerate(old) if size == 1]
-    groups += [([], [axis]) for axis, size in enumerate(new) if size == 1]
-    left = [axis for axis, size in enumerate(old) if size != 1]
-    right = [axis for axis, size in enumerate(new) if size != 1]
-    while left:
-        sources, targets = [left.pop(0)], [right.pop(0)]
-        m, n = old[sources[0]], new[targets[0]]
-        while m != n:
-            if m < n:
-                sources.append(left.pop(0))
-                m *= old[sources[-1]]
-            else:
-                targets.append(right.pop(0))
-                n *= new[targets[-1]]
-        groups.append((sources, targets))
-    return groups
+        return [(range(len(old)), range(len(new)))]
+    runs, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        first, second = i, j
+        is_one = tuple(old[i : i + 1]) == (1,), tuple(new[j : j + 1]) == (1,)
+        if any(is_one):
+            i, j = i + is_one[0], j + is_one[1]
+        else:
+            m, n, i, j = old[i], new[j], i + 1, j + 1
+            while m != n:
+                if m < n:
+                    m, i = m * old[i], i + 1
+                else:
+                    n, j = n * new[j], j + 1
+        runs.append((range(first, i), range(second, j)))
+    return runs
 
 
 class Slice(Rule):

@@ -73,7 +73,9 @@ def mean(x, axes=SPACE):
         (lambda p, x, q: mean(affine(p, x), (EXAMPLES, SPACE)), []),
         (lambda p, x, q: mean(jnp.concatenate([affine(p, x), q], 2)), [1]),
         (lambda p, x, q: mean(jnp.concatenate([affine(p, x), p["places"][:, None] * jnp.ones((2, 5, 3))], 1)), []),
-        (lambda p, x, q: mean(jnp.pad(affine(p, x), ((0, 0), (1, 2), (0, 4)))), []),
+        (lambda p, x, q: mean(jnp.pad(affine(p, x), ((0, 0), (0, 0), (1, 4)))), []),
+        (lambda p, x, q: mean(jax.lax.pad(affine(p, x), 0.0, ((0, 0, 0), (-1, 1, 0), (0, 0, 0)))), None),
+        (lambda p, x, q: mean(x - jnp.repeat(mean(x.reshape(2, 5, 3, 1), (1, 3)), 1, 1).reshape(2, 1, 3)), []),
         (lambda p, x, q: mean(affine(p, x)[..., 1:]), []),
         (lambda p, x, q: mean(jnp.split(affine(p, x), 3, axis=2)[1] + 1.0), []),
         (lambda p, x, q: jnp.mean(affine(p, x).reshape(2, 5, 3, 1, 1).reshape(2, 15, 1), 1), []),
@@ -111,11 +113,11 @@ def test_what_remains_of_sums_along_axes_is_what_has_a_derivative(fn, expected):
     inputs = [jax.random.normal(key, (2, 5, 3)) for key in keys[:2]]
     program = inline(trace(fn, PARAMS, *inputs))
     leaves = len(PARAMS)
-    static = set(program.inputs[:leaves])
+    independent = set(program.inputs[:leaves])
     for eqn in program.equations:
-        if all(not isinstance(atom, int) or atom in static for atom in eqn.inputs):
-            static.update(eqn.outputs)
-    found = Sums(program, static).remainder(program.outputs[0])
+        if all(not isinstance(atom, int) or atom in independent for atom in eqn.inputs):
+            independent.update(eqn.outputs)
+    found = Sums(program, independent).remainder(program.outputs[0])
     if expected == "q":
         assert len(found) == 1 and found[0] not in program.inputs  # the slice of q
     else:
