@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jasgnas.errors import RuleError
 from jasgnas.program.jaxpr import Equation, Literal, Program, call_name, trace
 from jasgnas.program.masks import (
     NOTHING,
@@ -28,7 +29,7 @@ from jasgnas.program.masks import (
     zero,
 )
 from jasgnas.program.sliced import Sliced
-from jasgnas.rules import rule_for
+from jasgnas.rules import execute_of
 from jasgnas.rules.flow import NeedFlow, ZeroFlow, all_needed, full_zero_flow, propagate_needs, propagate_zeros
 
 _Run = Callable[..., list[Any]]
@@ -160,7 +161,7 @@ def evaluate(plan: Plan, inputs: Sequence[Sliced]) -> list[Sliced]:
             operands = [read(atom) for atom in eqn.inputs]
             if eqn.body is None:
                 operands = [value.to(coarsened(value.layout)) for value in operands]
-                results = list(rule_for(eqn.primitive).execute(eqn, operands, layouts))
+                results = list(execute_of(eqn, operands, layouts))
             else:
                 results = _call(eqn, plan.bodies[position], operands)
         for var, value in zip(eqn.outputs, results, strict=True):
@@ -187,7 +188,12 @@ def _call(eqn: Equation, body: Plan, operands: Sequence[Sliced]) -> list[Sliced]
             run = jax.jit(run)  # Outside of a trace this would compile every call anew.
         case "remat2" | "checkpoint":
             run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-    results = iter(run(*(array for array in arrays if array is not None)))
+    try:
+        results = iter(run(*(array for array in arrays if array is not None)))
+    except RuleError as error:
+        # What a function of JAX computes is on no line of the user's code, but its call is.
+        error.add_note(f"in a call of {call_name(eqn) or eqn.primitive} at {eqn.where}")
+        raise
     return [
         Sliced(None if layout == NOTHING else next(results), layout, aval)
         for layout, aval in zip(out_layouts, eqn.out_avals, strict=True)
