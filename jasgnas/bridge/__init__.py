@@ -9,7 +9,7 @@ from jasgnas.bridge.base import Leaf, Model, matched
 from jasgnas.bridge.carry import GONE
 from jasgnas.errors import ArgumentError
 
-__all__ = ["GONE", "Leaf", "Model", "argument_names", "flavours", "matched", "open_model"]
+__all__ = ["GONE", "Leaf", "Model", "argument_names", "flavour_of", "flavours", "is_module", "matched", "open_model"]
 
 # Each flavour by the library that its models are written in. The last one takes what is of no other.
 _FLAVOURS = {
@@ -26,6 +26,25 @@ def flavours() -> Iterator[type[Model]]:
             yield getattr(import_module(module), name)
 
 
+def flavour_of(model: Any) -> type[Model]:
+    """Returns the flavour of a model.
+
+    Raises:
+        ArgumentError: it is of none.
+    """
+    if (flavour := next((each for each in flavours() if each.owns(model)), None)) is not None:
+        return flavour
+    raise ArgumentError(
+        "expected an nnx.Module, a Linen module with `variables=`, or a function fn(params, x) with `params=`; got "
+        + (f"the class {model.__name__}: pass an instance of it" if isinstance(model, type) else repr(type(model)))
+    )
+
+
+def is_module(model: Any) -> bool:
+    """Tells whether a model is a module, as opposed to a function of parameters."""
+    return any(flavour.owns(model) for flavour in flavours() if flavour.is_module)
+
+
 def open_model(model: Any, **given: Any) -> Model:
     """Returns the description of a model of any flavour.
 
@@ -37,7 +56,7 @@ def open_model(model: Any, **given: Any) -> Model:
     Raises:
         ArgumentError: the model is none of these, or what goes with it is missing or superfluous.
     """
-    flavour = _flavour_of(model)
+    flavour = flavour_of(model)
     given = {name: value for name, value in given.items() if value is not None}
     advice = [f"pass `{name}=`" for name in flavour.needs if name not in given]
     advice += [f"leave out `{name}=`" for name in given if name not in (*flavour.needs, *flavour.options)]
@@ -48,13 +67,4 @@ def open_model(model: Any, **given: Any) -> Model:
 
 def argument_names(model: Any, method: Any = None) -> tuple[str, ...]:
     """Returns the names of the positional arguments that a model is called with, as far as they are known."""
-    return _flavour_of(model).argument_names(model, method)
-
-
-def _flavour_of(model: Any) -> type[Model]:
-    if (flavour := next((each for each in flavours() if each.owns(model)), None)) is not None:
-        return flavour
-    raise ArgumentError(
-        "expected an nnx.Module, a Linen module with `variables=`, or a function fn(params, x) with `params=`; got "
-        + (f"the class {model.__name__}: pass an instance of it" if isinstance(model, type) else repr(type(model)))
-    )
+    return flavour_of(model).argument_names(model, method)

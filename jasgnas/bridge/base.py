@@ -45,11 +45,13 @@ class Model(ABC):
         needs: the arguments of `search_space` that must come with a model of this flavour.
         options: those that may come with it.
         why: says why.
+        is_module: whether its models are modules, as opposed to functions of parameters.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     why: ClassVar[str]
+    is_module: ClassVar[bool] = True
 
     @staticmethod
     @abstractmethod
@@ -60,6 +62,12 @@ class Model(ABC):
     @abstractmethod
     def of(cls, *args: Any, **kwargs: Any) -> "Model":
         """Describes a model, given what must and may come with it; arrays are only looked at for their shapes."""
+
+    @staticmethod
+    def initial(model: Any, inputs: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what goes with a module that stands alone, given the arguments of a call; nothing is computed."""
+        del model, inputs, settings
+        return {}
 
     @staticmethod
     def argument_names(model: Any, method: Any) -> tuple[str, ...]:

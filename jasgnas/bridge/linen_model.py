@@ -56,6 +56,12 @@ class LinenModel(Model):
         return cls(module, method, tree, tuple(name for name in variables if name != "params"))
 
     @staticmethod
+    def initial(model: nn.Module, inputs: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the variables of a module, shapes and dtypes only."""
+        rngs = dict.fromkeys(("params", "dropout"), jax.random.key(0))
+        return {"variables": jax.eval_shape(lambda *xs: model.init(rngs, *xs, **settings), *inputs)}
+
+    @staticmethod
     def parameters(holder: Any) -> Any:
         """Returns the collection `params` of the variables of a Linen module."""
         return holder["params"] if _is_variables(holder) else None

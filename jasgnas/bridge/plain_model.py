@@ -23,6 +23,7 @@ class PlainModel(Model):
 
     needs = ("params",)
     why = "a function fn(params, x) needs its parameters"
+    is_module = False
 
     fn: Callable[..., Any]
     abstract: Any
