@@ -1,18 +1,18 @@
 """The command `jasgnas`: looks at a model that a user's own code makes."""
 
 import argparse
-import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
 
 import jasgnas
+from jasgnas.bridge import flavour_of, is_module
 from jasgnas.errors import JasgnasError
 from jasgnas.pages.page import report
 from jasgnas.space.search import SearchSpace, search_space
@@ -157,25 +157,21 @@ def _inspect(options: argparse.Namespace) -> SearchSpace:
 
 
 def _search(model: Any, inputs: list[Any], keep: list[str], settings: dict[str, Any]) -> SearchSpace:
-    if isinstance(model, nnx.Module):
-        return search_space(model, *inputs, keep=keep, **settings)
-    if isinstance(model, linen.Module):
-        key = jax.random.key(0)
-        variables = jax.eval_shape(lambda *xs: model.init({"params": key, "dropout": key}, *xs, **settings), *inputs)
-        return search_space(model, *inputs, variables=variables, keep=keep, **settings)
-    owner, arrays = model
-    if isinstance(owner, linen.Module):
-        return search_space(owner, *inputs, variables=arrays, keep=keep, **settings)
-    return search_space(owner, *inputs, params=arrays, keep=keep, **settings)
+    if isinstance(model, tuple):
+        owner, arrays = model
+        given = dict.fromkeys(flavour_of(owner).needs or ("params",), arrays)
+    else:
+        owner, given = model, flavour_of(model).initial(model, inputs, settings)
+    return search_space(owner, *inputs, keep=keep, **given, **settings)
 
 
 def _make_model(place: str) -> Any:
     found = _find(place)
     model = found
-    if callable(found) and not isinstance(found, nnx.Module | linen.Module):
+    if callable(found) and not is_module(found):
         model = _calling(f"{place} failed", lambda: found(**_rngs(found)))
     is_pair = isinstance(model, tuple) and len(model) == 2 and callable(model[0])
-    if not is_pair and not isinstance(model, nnx.Module | linen.Module):
+    if not is_pair and not is_module(model):
         raise _ModelError(
             f"{place} gave {type(model).__name__}; expected an nnx.Module, a Linen module, (module, variables) or "
             "(fn, params)"
@@ -183,14 +179,14 @@ def _make_model(place: str) -> Any:
     return model
 
 
-def _rngs(factory: Callable[..., Any]) -> dict[str, nnx.Rngs]:
+def _rngs(factory: Callable[..., Any]) -> dict[str, Any]:
     """Returns the arguments to call a factory with."""
     try:
         # A module's class is called through its metaclass, which takes anything.
         parameters = inspect.signature(factory.__init__ if inspect.isclass(factory) else factory).parameters
     except ValueError:  # a built-in
         return {}
-    return {"rngs": nnx.Rngs(0)} if "rngs" in parameters else {}
+    return {"rngs": import_module("flax.nnx").Rngs(0)} if "rngs" in parameters else {}
 
 
 def _find(place: str) -> Any:
@@ -200,7 +196,7 @@ def _find(place: str) -> Any:
         raise _UsageError(f"{place!r} is not of the form package.module:factory")
     sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _ModelError(f"{module_name} cannot be imported: {error}") from error
@@ -209,11 +205,11 @@ def _find(place: str) -> Any:
         raise _ModelError(f"{module_name} cannot be imported: {_summary(error)}") from error
     finally:
         sys.path.remove("")
-    for part in name.split("."):
-        if not hasattr(found, part):
+    for attribute in name.split("."):
+        if not hasattr(found, attribute):
             names = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
             raise _UsageError(f"{module_name} has no {name}; it has {', '.join(sorted(names)) or 'nothing'}")
-        found = getattr(found, part)
+        found = getattr(found, attribute)
     return found
 
 

@@ -40,6 +40,10 @@ class VerificationError(JasgnasError, RuntimeError):
     """The sub-network does not return what the full network returns."""
 
 
+class RuleError(JasgnasError, RuntimeError):
+    """The rule of a primitive has failed: what says which of its entries are zero, needed and computed."""
+
+
 class MissingPartError(JasgnasError, AttributeError, IndexError):
     """A part of the full network that its sub-network does not have."""
 

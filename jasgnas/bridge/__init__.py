@@ -1,64 +1,70 @@
 """All knowledge of how a model is written: a model of any flavour becomes a pure function of its leaves."""
 
-import inspect
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
-from flax import linen as nn
-from flax import nnx
-
-from jasgnas.bridge.base import GONE, Leaf, Model, matched
-from jasgnas.bridge.linen_model import LinenModel
-from jasgnas.bridge.nnx_model import NNXModel
-from jasgnas.bridge.plain_model import PlainModel
+from jasgnas.bridge.base import Leaf, Model, matched
+from jasgnas.bridge.carry import GONE
 from jasgnas.errors import ArgumentError
 
-__all__ = ["GONE", "Leaf", "LinenModel", "Model", "NNXModel", "PlainModel", "argument_names", "matched", "open_model"]
+__all__ = ["GONE", "Leaf", "Model", "argument_names", "flavour_of", "flavours", "is_module", "matched", "open_model"]
+
+# Each flavour by the library that its models are written in. The last one takes what is of no other.
+_FLAVOURS = {
+    "flax.nnx": ("jasgnas.bridge.nnx_model", "NNXModel"),
+    "flax.linen": ("jasgnas.bridge.linen_model", "LinenModel"),
+    "jax": ("jasgnas.bridge.plain_model", "PlainModel"),
+}
 
 
-def open_model(model: Any, *, variables: Any = None, params: Any = None, method: Any = None) -> Model:
-    """Returns the description of a model of any flavour.
+def flavours() -> Iterator[type[Model]]:
+    """Yields the flavours that there can be models of: those whose library is loaded."""
+    for library, (module, name) in _FLAVOURS.items():
+        if library in sys.modules:
+            yield getattr(import_module(module), name)
 
-    Args:
-        model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
-        variables: the variables of a Linen module.
-        params: the parameter pytree of a function.
-        method: the method of a Linen module that is called, instead of `__call__`.
+
+def flavour_of(model: Any) -> type[Model]:
+    """Returns the flavour of a model.
 
     Raises:
-        ArgumentError: the model is none of these, or what goes with it is missing or superfluous.
+        ArgumentError: it is of none.
     """
-    given = {"variables": variables, "params": params, "method": method}
-    if isinstance(model, nnx.Module):
-        _require(given, (), "an nnx.Module holds its own parameters")
-        return NNXModel.of(model)
-    if isinstance(model, nn.Module):
-        _require(given, ("variables",), "a Linen module needs its variables, as module.init(…) returns them")
-        return LinenModel.of(model, variables, method)
-    if callable(model) and not isinstance(model, type):
-        _require(given, ("params",), "a function fn(params, x) needs its parameters")
-        return PlainModel.of(model, params)
+    if (flavour := next((each for each in flavours() if each.owns(model)), None)) is not None:
+        return flavour
     raise ArgumentError(
         "expected an nnx.Module, a Linen module with `variables=`, or a function fn(params, x) with `params=`; got "
         + (f"the class {model.__name__}: pass an instance of it" if isinstance(model, type) else repr(type(model)))
     )
 
 
+def is_module(model: Any) -> bool:
+    """Tells whether a model is a module, as opposed to a function of parameters."""
+    return any(flavour.owns(model) for flavour in flavours() if flavour.is_module)
+
+
+def open_model(model: Any, **given: Any) -> Model:
+    """Returns the description of a model of any flavour.
+
+    Args:
+        model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
+        **given: what goes with it, None for what is not given: the `variables` of a Linen module and the `method` that
+            is called instead of `__call__`; the `params` of a function.
+
+    Raises:
+        ArgumentError: the model is none of these, or what goes with it is missing or superfluous.
+    """
+    flavour = flavour_of(model)
+    given = {name: value for name, value in given.items() if value is not None}
+    advice = [f"pass `{name}=`" for name in flavour.needs if name not in given]
+    advice += [f"leave out `{name}=`" for name in given if name not in (*flavour.needs, *flavour.options)]
+    if advice:
+        raise ArgumentError(f"{flavour.why}: {' and '.join(advice)}")
+    return flavour.of(model, **given)
+
+
 def argument_names(model: Any, method: Any = None) -> tuple[str, ...]:
     """Returns the names of the positional arguments that a model is called with, as far as they are known."""
-    is_module = isinstance(model, nnx.Module | nn.Module)
-    called = method if callable(method) else getattr(model, method or "__call__") if is_module else model
-    try:
-        parameters = inspect.signature(called).parameters.values()
-    except ValueError:  # a built-in
-        return ()
-    names = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-    # What is no method of an instance takes the module or the parameters first.
-    return tuple(names if is_module and not inspect.isfunction(called) else names[1:])
-
-
-def _require(given: dict[str, Any], needed: tuple[str, ...], why: str) -> None:
-    missing = [name for name in needed if given[name] is None]
-    excess = [name for name, value in given.items() if value is not None and name not in (*needed, "method")]
-    if missing or excess:
-        advice = [f"pass `{name}=`" for name in missing] + [f"leave out `{name}=`" for name in excess]
-        raise ArgumentError(f"{why}: {' and '.join(advice)}")
+    return flavour_of(model).argument_names(model, method)

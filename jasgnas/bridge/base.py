@@ -1,15 +1,16 @@
 """What the library needs to know of a model, whatever it is written in."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
-import optax
-from jax.tree_util import GetAttrKey, SequenceKey
 
+from jasgnas.bridge.carry import carried
 from jasgnas.errors import ArgumentError, TreeMismatchError
-from jasgnas.pytree import leaves_by_path, path_str
+from jasgnas.pytree import leaves_by_path
 
 
 class Leaf(NamedTuple):
@@ -37,29 +38,78 @@ class Recipe(Protocol):
         """Returns the network outputs, and the arrays that the call has changed, by path."""
 
 
-class Model(Protocol):
-    """A model of any flavour, as a pure function of its leaves."""
+class Model(ABC):
+    """A model of any flavour, as a pure function of its leaves.
+
+    Attributes:
+        needs: the arguments of `search_space` that must come with a model of this flavour.
+        options: those that may come with it.
+        why: says why.
+        is_module: whether its models are modules, as opposed to functions of parameters.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()
+    why: ClassVar[str]
+    is_module: ClassVar[bool] = True
+
+    @staticmethod
+    @abstractmethod
+    def owns(model: Any) -> bool:
+        """Tells whether a model is of this flavour."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, *args: Any, **kwargs: Any) -> "Model":
+        """Describes a model, given what must and may come with it; arrays are only looked at for their shapes."""
+
+    @staticmethod
+    def initial(model: Any, inputs: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what goes with a module that stands alone, given the arguments of a call; nothing is computed."""
+        del model, inputs, settings
+        return {}
+
+    @staticmethod
+    def argument_names(model: Any, method: Any) -> tuple[str, ...]:
+        """Returns the names of the positional arguments that a module is called with, as far as they are known."""
+        called = method if callable(method) else getattr(model, method or "__call__")
+        names = positional_names(called)
+        # What is no method of an instance takes the module first.
+        return names[1:] if inspect.isfunction(called) else names
+
+    @staticmethod
+    @abstractmethod
+    def parameters(holder: Any) -> Any:
+        """Returns the trainable parameters in what a user of this flavour holds, None for what is of another one."""
 
     @property
+    @abstractmethod
     def leaves(self) -> tuple[Leaf, ...]:
         """Its arrays, in the order of its pytree."""
 
     @property
     def static(self) -> Any:
-        """What tells its modes apart, hashable."""
+        """What is no array in it, hashable; nothing where the mode is an argument of the call."""
+        return None
 
     def in_mode(self, training: bool) -> "Model":
-        """Returns the model in training or inference mode."""
+        """Returns the model in training or inference mode; itself where the mode is an argument of the call."""
+        del training
+        return self
 
+    @abstractmethod
     def tree(self, holder: Any) -> Any:
         """Returns the pytree of arrays that a model, its variables or its parameters hold."""
 
+    @abstractmethod
     def like(self, holder: Any, tree: Any) -> Any:
         """Returns the same kind of object as `holder`, holding other arrays in the same tree structure."""
 
+    @abstractmethod
     def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """Calls the model; returns its outputs and all leaves after the call."""
 
+    @abstractmethod
     def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> Any:
         """Returns the sub-network in the flavour of the model.
 
@@ -73,6 +123,17 @@ class Model(Protocol):
         self, state: Any, subnet: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
     ) -> Any:
         """Returns an optimizer state for the parameters of a sub-network, see `carried`."""
+        del subnet
+        return carried(state, {leaf.path for leaf in self.leaves}, move, is_leaf=is_leaf)
+
+
+def positional_names(called: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the names of the positional arguments of a function, as far as they are known."""
+    try:
+        parameters = inspect.signature(called).parameters.values()
+    except ValueError:  # a built-in
+        return ()
+    return tuple(each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD))
 
 
 def abstracted(tree: Any) -> Any:
@@ -112,99 +173,3 @@ def matched(leaves: Sequence[Leaf], tree: Any) -> list[Any]:
             + "\nPass the model that the space was made for, or make a new space with jasgnas.search_space."
         )
     return [found[leaf.path] for leaf in leaves]
-
-
-GONE: Final = object()
-"""What `carried` is told to put in the place of an array that a sub-network does not have."""
-
-
-def carried(
-    tree: Any,
-    paths: Collection[str],
-    move: Callable[[str | None, Any], Any],
-    *,
-    is_leaf: Callable[[Any], bool] = lambda _: False,
-) -> Any:
-    """Returns a tree that holds arrays of a network, or arrays like them, as the same tree of a sub-network.
-
-    Where a leaf is gone its key is gone, and so are keys with nothing left below them; in a sequence, or as a field of
-    a tuple or a dataclass, it is None. All else stays as it is, empty containers too.
-
-    Args:
-        tree: parameters, or a tree in which nodes are like them: an optimizer state, averaged parameters.
-        paths: paths of the network's leaves.
-        move: what becomes of the array at a path, or of the empty node in its place, `GONE` if nothing; the path is
-            None for what lies at none.
-        is_leaf: nodes that are not looked into.
-    """
-    below: dict[str, list[str]] = {}
-    for path in paths:
-        keys = path.split("/")
-        for length in range(len(keys) + 1):
-            below.setdefault("/".join(keys[:length]), []).append(path)
-
-    def children_of(node: Any) -> tuple[list[tuple[Any, Any]] | None, Any]:
-        """Returns the children of a node with their keys, None for an array, and what puts them together."""
-        children, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)
-        is_array = is_leaf(node) or (len(children) == 1 and not children[0][0])
-        return None if is_array else children, treedef
-
-    def verdicts(node: Any, keys: tuple[Any, ...]) -> Iterator[bool | None]:
-        """Tells of all arrays and empty nodes in a node at some keys whether they lie where the network has leaves."""
-        children, _ = children_of(node)
-        path = path_str(keys)
-        if children:
-            for key, child in children:
-                yield from verdicts(child, (*keys, *key))
-        elif children is None:
-            yield path in paths
-        elif isinstance(node, optax.MaskedNode):
-            yield path in below
-        elif path in below:
-            # None may stand for arrays; an `optax.EmptyState` is the state of a link, never a parameter.
-            yield node is None
-        else:
-            yield None
-
-    def lies_at(node: Any, keys: tuple[Any, ...]) -> bool:
-        """Tells whether a node lies in the network at some keys."""
-        is_sure = False
-        for verdict in verdicts(node, keys):
-            if verdict is False:
-                return False
-            is_sure = is_sure or verdict is True
-        return is_sure
-
-    def place_of(node: Any, keys: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Returns the keys at which a node lies in the network: at its root, or else at names that lead to the node."""
-        starts = [len(keys), *(start for start, key in enumerate(keys) if not isinstance(key, SequenceKey))]
-        return next((keys[start:] for start in starts if lies_at(node, keys[start:])), None)
-
-    def walk(node: Any, keys: tuple[Any, ...], is_inside: bool) -> Any:
-        if not is_inside and (place := place_of(node, keys)) is not None:
-            keys, is_inside = place, True
-        children, treedef = children_of(node)
-        if not children:
-            if not is_inside or children is None:
-                return move(path_str(keys) if is_inside else None, node)
-            replaced = [move(path, node) for path in below.get(path_str(keys), ())]
-            return GONE if replaced and all(value is GONE for value in replaced) else node
-        values = [walk(child, (*keys, *key), is_inside) for key, child in children]
-        if all(value is not GONE for value in values):
-            return jax.tree.unflatten(treedef, values)
-        if [key for key, _ in children] == [(GetAttrKey("value"),)]:
-            return GONE  # and so is what wraps an array, such as a box of Linen
-        if not isinstance(node, Mapping):
-            return jax.tree.unflatten(treedef, [None if value is GONE else value for value in values])
-        named = zip((key[-1].key for key, _ in children), values, strict=True)
-        left = {key: value for key, value in named if value is not GONE}
-        kind: Any = type(node)
-        return kind(left) if left else GONE
-
-    result = walk(tree, (), False)
-    return type(tree)() if result is GONE else result
-
-
-def pruned(tree: Any, arrays: Mapping[str, Any]) -> Any:
-    """Returns a tree of parameters with the arrays of a sub-network, without what it does not have."""
-    return carried(tree, leaves_by_path(tree), lambda path, node: node if path is None else arrays.get(path, GONE))

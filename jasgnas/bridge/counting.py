@@ -1,14 +1,12 @@
 """How large a network is: its parameters, and the multiply-adds of a forward pass."""
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
-from jasgnas.bridge import open_model
+from jasgnas.bridge import flavours, open_model
 from jasgnas.bridge.trace import Call, trace_model
 from jasgnas.checks import NUMBERS
 from jasgnas.errors import ArgumentError
@@ -30,11 +28,8 @@ def count_params(holder: Any) -> int:
         >>> count_params({"dense": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}})
         16
     """
-    if isinstance(holder, nnx.Module):
-        tree = nnx.state(holder, nnx.Param)
-    else:
-        tree = holder["params"] if isinstance(holder, Mapping) and "params" in holder else holder
-    leaves = jax.tree.leaves(tree)
+    found = (flavour.parameters(holder) for flavour in flavours())
+    leaves = jax.tree.leaves(next((tree for tree in found if tree is not None), None))
     # The function that comes with the parameters of a sub-network is none of them.
     arrays = [leaf for leaf in leaves if hasattr(leaf, "shape") or isinstance(leaf, NUMBERS)]
     if (leaves and not arrays) or holder is None:

@@ -1,6 +1,6 @@
 """Flax Linen modules."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,13 +9,14 @@ import jax
 from flax import linen as nn
 from flax.core import FrozenDict, freeze, unfreeze
 
-from jasgnas.bridge.base import Leaf, Recipe, abstracted, carried, leaf_of, pruned
+from jasgnas.bridge.base import Leaf, Model, Recipe, abstracted, leaf_of
+from jasgnas.bridge.carry import pruned
 from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path
 
 
 @dataclass(frozen=True, eq=False)
-class LinenModel:
+class LinenModel(Model):
     """A Linen module and its variables.
 
     The paths of parameters do not mention the collection (`Dense_0/kernel`); those of other variables start with it
@@ -28,10 +29,19 @@ class LinenModel:
         collections: names of the collections other than `params`.
     """
 
+    needs = ("variables",)
+    options = ("method",)
+    why = "a Linen module needs its variables, as module.init(…) returns them"
+
     module: nn.Module
     method: Any
     abstract: Any
     collections: tuple[str, ...] = ()
+
+    @staticmethod
+    def owns(model: Any) -> bool:
+        """Tells whether a model is a Linen module."""
+        return isinstance(model, nn.Module)
 
     @classmethod
     def of(cls, module: nn.Module, variables: Mapping[str, Any], method: Any = None) -> "LinenModel":
@@ -40,10 +50,21 @@ class LinenModel:
         Raises:
             ArgumentError: the variables have no collection `params`.
         """
-        if not isinstance(variables, Mapping) or "params" not in variables:
+        if not _is_variables(variables):
             raise ArgumentError("expected variables={'params': …, …}, as module.init(…) returns them")
         tree = abstracted(_as_tree(variables))
         return cls(module, method, tree, tuple(name for name in variables if name != "params"))
+
+    @staticmethod
+    def initial(model: nn.Module, inputs: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the variables of a module, shapes and dtypes only."""
+        rngs = dict.fromkeys(("params", "dropout"), jax.random.key(0))
+        return {"variables": jax.eval_shape(lambda *xs: model.init(rngs, *xs, **settings), *inputs)}
+
+    @staticmethod
+    def parameters(holder: Any) -> Any:
+        """Returns the collection `params` of the variables of a Linen module."""
+        return holder["params"] if _is_variables(holder) else None
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -53,22 +74,13 @@ class LinenModel:
             for path, value in leaves_by_path(self.abstract).items()
         )
 
-    @property
-    def static(self) -> None:
-        """Nothing: the mode of a Linen module is an argument of the call."""
-
-    def in_mode(self, training: bool) -> "LinenModel":
-        """Returns itself: the mode of a Linen module is an argument of the call."""
-        del training
-        return self
-
     def tree(self, holder: Any) -> Any:
         """Returns variables (or parameters alone) as one tree."""
-        return _as_tree(holder) if isinstance(holder, Mapping) and "params" in holder else holder
+        return _as_tree(holder) if _is_variables(holder) else holder
 
     def like(self, holder: Any, tree: Any) -> Any:
         """Returns variables (or parameters alone) with the arrays of a tree."""
-        if not (isinstance(holder, Mapping) and "params" in holder):
+        if not _is_variables(holder):
             return tree
         return _as_kind(_as_variables(tree, [name for name in holder if name != "params"]), holder)
 
@@ -89,12 +101,9 @@ class LinenModel:
         variables = _as_variables(pruned(self.tree(holder), arrays), self.collections)
         return SubNetworkModule(recipe, self), _as_kind({"params": {}} | variables, holder)
 
-    def carry(
-        self, state: Any, subnet: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
-    ) -> Any:
-        """Returns an optimizer state for the parameters of a sub-network."""
-        del subnet
-        return carried(state, {leaf.path for leaf in self.leaves}, move, is_leaf=is_leaf)
+
+def _is_variables(holder: Any) -> bool:
+    return isinstance(holder, Mapping) and "params" in holder
 
 
 def _as_kind(variables: dict[str, Any], holder: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jasgnas.bridge.base import GONE, Leaf, Recipe, abstracted, carried, leaf_of
+from jasgnas.bridge.base import Leaf, Model, Recipe, abstracted, leaf_of
+from jasgnas.bridge.carry import GONE
 from jasgnas.errors import ArgumentError, MissingPartError
 from jasgnas.pytree import leaves_by_path
 
 
 @dataclass(frozen=True)
-class NNXModel:
+class NNXModel(Model):
     """An `nnx.Module`.
 
     Attributes:
@@ -23,14 +24,26 @@ class NNXModel:
         abstract: its state, shapes and dtypes only.
     """
 
+    why = "an nnx.Module holds its own parameters"
+
     graphdef: Any
     abstract: nnx.State = field(compare=False)
+
+    @staticmethod
+    def owns(model: Any) -> bool:
+        """Tells whether a model is an `nnx.Module`."""
+        return isinstance(model, nnx.Module)
 
     @classmethod
     def of(cls, module: nnx.Module) -> "NNXModel":
         """Splits a module; its arrays are only looked at for their shapes."""
         graphdef, state = nnx.split(module)
         return cls(graphdef, abstracted(state))
+
+    @staticmethod
+    def parameters(holder: Any) -> Any:
+        """Returns the `nnx.Param`s of a module."""
+        return nnx.state(holder, nnx.Param) if isinstance(holder, nnx.Module) else None
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -126,7 +139,7 @@ class NNXModel:
             array = move(path, node.get_value())
             return array if array is GONE else node.copy(array)
 
-        return carried(state, paths, move_node, is_leaf=is_whole)
+        return super().carry(state, subnet, move_node, is_whole)
 
 
 def _child(node: Any, key: Any) -> Any:

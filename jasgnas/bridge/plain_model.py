@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 
-from jasgnas.bridge.base import Leaf, Recipe, abstracted, carried, leaf_of, pruned
+from jasgnas.bridge.base import Leaf, Model, Recipe, abstracted, leaf_of, positional_names
+from jasgnas.bridge.carry import pruned
 from jasgnas.pytree import leaves_by_path
 
 
 @dataclass(frozen=True, eq=False)
-class PlainModel:
+class PlainModel(Model):
     """A function and the pytree of its parameters.
 
     Attributes:
@@ -20,27 +21,38 @@ class PlainModel:
         abstract: the parameters, shapes and dtypes only.
     """
 
+    needs = ("params",)
+    why = "a function fn(params, x) needs its parameters"
+    is_module = False
+
     fn: Callable[..., Any]
     abstract: Any
+
+    @staticmethod
+    def owns(model: Any) -> bool:
+        """Tells whether a model can be called; a class is no function of parameters."""
+        return callable(model) and not isinstance(model, type)
 
     @classmethod
     def of(cls, fn: Callable[..., Any], params: Any) -> "PlainModel":
         """Describes a function; the parameters are only looked at for their shapes."""
         return cls(fn, abstracted(params))
 
+    @staticmethod
+    def argument_names(model: Any, method: Any) -> tuple[str, ...]:
+        """Returns the names of the positional arguments of a function, without the parameters, as far as known."""
+        del method
+        return positional_names(model)[1:]
+
+    @staticmethod
+    def parameters(holder: Any) -> Any:
+        """Returns the parameters as they are."""
+        return holder
+
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
         """The parameters; all are trainable."""
         return tuple(leaf_of(path, value, True) for path, value in leaves_by_path(self.abstract).items())
-
-    @property
-    def static(self) -> None:
-        """Nothing: a function has no modes."""
-
-    def in_mode(self, training: bool) -> "PlainModel":
-        """Returns itself: a function has no modes."""
-        del training
-        return self
 
     def tree(self, holder: Any) -> Any:
         """Returns the parameters as they are."""
@@ -59,13 +71,6 @@ class PlainModel:
     def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> tuple["SubNetworkFunction", Any]:
         """Returns a function of the smaller parameters, and these; removed leaves are None, or missing keys."""
         return SubNetworkFunction(recipe, self), pruned(holder, arrays)
-
-    def carry(
-        self, state: Any, subnet: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
-    ) -> Any:
-        """Returns an optimizer state for the parameters of a sub-network."""
-        del subnet
-        return carried(state, {leaf.path for leaf in self.leaves}, move, is_leaf=is_leaf)
 
 
 @dataclass(frozen=True, eq=False)

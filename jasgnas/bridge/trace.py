@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -88,6 +89,12 @@ class TracedModel:
     def outputs(self) -> tuple[Atom, ...]:
         """The network outputs."""
         return self.program.outputs[: self.num_outputs]
+
+    @cached_property
+    def updated(self) -> tuple[int, ...]:
+        """The leaves that the call changes."""
+        after = zip(self.program.inputs, self.program.outputs[self.num_outputs :], strict=False)
+        return tuple(index for index, (before, atom) in enumerate(after) if atom != before)
 
     @property
     def output_names(self) -> list[str]:

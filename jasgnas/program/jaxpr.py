@@ -5,14 +5,19 @@ nested (so that custom gradients and rematerialisation survive evaluation).
 """
 
 import itertools
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend import core as jex
+from jax.extend import source_info_util
 from jax.interpreters import partial_eval
 
 # Primitives that only call another jaxpr once, and the parameter that holds it.
@@ -53,6 +58,7 @@ class Equation:
         out_avals: shape and dtype of each result.
         body: the program it calls, or None.
         calls: the calls that enclose it after inlining, outermost first, as `(number of the call, its name)`.
+        sources: what JAX knows of the code that made it and, after inlining, the calls that enclose it, outermost last.
     """
 
     primitive: str
@@ -64,6 +70,26 @@ class Equation:
     out_avals: tuple[Any, ...]
     body: "Program | None" = None
     calls: tuple[tuple[int, str], ...] = ()
+    sources: tuple[Any, ...] = ()
+
+    @cached_property
+    def where(self) -> str:
+        """The line of the user's code that made it, as `file:line:column (function)`; empty if that is not known.
+
+        What a function of JAX computes, `jax.nn.relu` for example, was made where that function was called.
+        """
+        return next(filter(None, map(_user_line, self.sources)), "")
+
+
+def _user_line(source: Any) -> str:
+    # From the inside out: first the layers that the model uses, then the model itself, then the library and its caller.
+    frames = reversed(source_info_util.summarize(source, num_frames=sys.maxsize).splitlines())
+    of_model = list(itertools.takewhile(lambda frame: not frame.startswith(_JASGNAS), frames))
+    return next((frame for frame in of_model if not frame.startswith(_INSTALLED)), "".join(of_model[:1]))
+
+
+_JASGNAS = str(Path(__file__).parents[1])
+_INSTALLED = sysconfig.get_path("purelib")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +179,7 @@ def _convert(closed: Any, cache: dict[int, tuple[Any, Program]]) -> Program:
                 in_avals=tuple(v.aval for v in eqn.invars),
                 out_avals=tuple(v.aval for v in eqn.outvars),
                 body=None if inner is None else _convert(inner, cache),
+                sources=(eqn.source_info,),
             )
         )
     name = getattr(jaxpr.debug_info, "func_name", "") or ""
@@ -200,32 +227,32 @@ def inline(program: Program) -> Program:
         avals[len(avals)] = aval
         return len(avals) - 1
 
-    def open_up(part: Program, arguments: Sequence[Atom], calls: tuple[tuple[int, str], ...]) -> list[Atom]:
-        env: dict[int, Atom] = dict(zip(part.inputs, arguments, strict=True))
-        for var, value in part.constants.items():
-            env[var] = define(part.avals[var])
+    def open_up(
+        body: Program, arguments: Sequence[Atom], calls: tuple[Any, ...], sources: tuple[Any, ...]
+    ) -> list[Atom]:
+        env: dict[int, Atom] = dict(zip(body.inputs, arguments, strict=True))
+        for var, value in body.constants.items():
+            env[var] = define(body.avals[var])
             constants[len(avals) - 1] = value
 
         def read(atom: Atom) -> Atom:
             return env[atom] if isinstance(atom, int) else atom
 
-        for eqn in part.equations:
+        for eqn in body.equations:
             operands = tuple(map(read, eqn.inputs))
+            outer = (*eqn.sources, *sources)
             if eqn.body is not None:
                 inner = (*calls, (next(call_numbers), call_name(eqn)))
-                env.update(zip(eqn.outputs, open_up(eqn.body, operands, inner), strict=True))
+                env.update(zip(eqn.outputs, open_up(eqn.body, operands, inner, outer), strict=True))
                 continue
             outputs = tuple(define(aval) for aval in eqn.out_avals)
             env.update(zip(eqn.outputs, outputs, strict=True))
-            equations.append(
-                Equation(
-                    eqn.primitive, eqn.bind, eqn.params, operands, outputs, eqn.in_avals, eqn.out_avals, calls=calls
-                )
-            )
-        return [read(atom) for atom in part.outputs]
+            fields = eqn.primitive, eqn.bind, eqn.params, operands, outputs, eqn.in_avals, eqn.out_avals
+            equations.append(Equation(*fields, calls=calls, sources=outer))
+        return [read(atom) for atom in body.outputs]
 
     inputs = tuple(define(program.avals[var]) for var in program.inputs)
-    outputs = tuple(open_up(program, inputs, ()))
+    outputs = tuple(open_up(program, inputs, (), ()))
     return Program(inputs, outputs, tuple(_live(equations, outputs)), avals, constants)
 
 

@@ -18,14 +18,14 @@ def equation_macs(eqn: Equation) -> int:
         case "dot_general":
             (summed, _), _ = eqn.params["dimension_numbers"]
             depth = math.prod(eqn.in_avals[0].shape[axis] for axis in summed)
-            return _parts(eqn) * math.prod(eqn.out_avals[0].shape) * depth
+            return _real_products(eqn) * math.prod(eqn.out_avals[0].shape) * depth
         case "conv_general_dilated":
             numbers = eqn.params["dimension_numbers"]
             kernel = eqn.in_avals[1].shape
             window = math.prod(kernel) // max(kernel[numbers.rhs_spec[0]], 1)
             # A transposed convolution meets only the entries between the zeros it is dilated with.
             total = math.prod(eqn.out_avals[0].shape) * window // math.prod(eqn.params["lhs_dilation"])
-            return _parts(eqn) * total
+            return _real_products(eqn) * total
         case "cond":
             return max(map(program_macs, inner_programs(eqn)))
         case "scan":
@@ -33,7 +33,7 @@ def equation_macs(eqn: Equation) -> int:
     return 0
 
 
-def _parts(eqn: Equation) -> int:
+def _real_products(eqn: Equation) -> int:
     """Returns the real products in the product of two entries: a complex one has four."""
     return math.prod(2 if np.issubdtype(aval.dtype, np.complexfloating) else 1 for aval in eqn.in_avals)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,27 +22,29 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
         return program
     avals = dict(program.avals)
     # Variables that depend on leaves and constants alone, and whether any leaf is among them.
-    static = dict.fromkeys(program.constants, False)
-    static |= {var: True for var, leaf in zip(program.inputs, is_leaf, strict=True) if leaf}
+    on_leaves = dict.fromkeys(program.constants, False)
+    on_leaves |= {var: True for var, leaf in zip(program.inputs, is_leaf, strict=True) if leaf}
     equations: list[Equation] = []
 
     def depends_on_leaves(atom: Atom) -> bool:
-        return isinstance(atom, int) and static.get(atom, False)
+        return isinstance(atom, int) and on_leaves.get(atom, False)
 
     def add(eqn: Equation) -> None:
-        if all(isinstance(atom, Literal) or atom in static for atom in eqn.inputs):
-            static.update(dict.fromkeys(eqn.outputs, any(map(depends_on_leaves, eqn.inputs))))
+        if all(isinstance(atom, Literal) or atom in on_leaves for atom in eqn.inputs):
+            on_leaves.update(dict.fromkeys(eqn.outputs, any(map(depends_on_leaves, eqn.inputs))))
         if eqn.body is not None:
             eqn = replace(eqn, body=unroll(eqn.body, [depends_on_leaves(atom) for atom in eqn.inputs]))
         equations.append(eqn)
 
-    def call(name: str, body: Program, operands: Sequence[Atom], outputs: Sequence[int] | None = None) -> list[int]:
+    def call(
+        sources: tuple, name: str, body: Program, operands: Sequence[Atom], outputs: Sequence[int] | None = None
+    ) -> list[int]:
         out_avals = tuple(aval_of(body, atom) for atom in body.outputs)
         if outputs is None:
             outputs = range(len(avals), len(avals) + len(out_avals))
             avals.update(zip(outputs, out_avals, strict=True))
         in_avals = tuple(body.avals[var] for var in body.inputs)
-        add(Equation(name, _no_bind, {}, tuple(operands), tuple(outputs), in_avals, out_avals, body))
+        add(Equation(name, _no_bind, {}, tuple(operands), tuple(outputs), in_avals, out_avals, body, sources=sources))
         return list(outputs)
 
     for eqn in program.equations:
@@ -51,7 +54,7 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
         body = from_jaxpr(eqn.params["jaxpr"])
         num_consts, num_carry = _scan_arity(eqn, body)
         if any(map(depends_on_leaves, eqn.inputs[num_consts + num_carry :])):
-            _unroll_scan(eqn, body, call)
+            _unroll_scan(eqn, body, partial(call, eqn.sources))
         else:
             add(eqn)
     return replace(program, equations=tuple(equations), avals=avals)
@@ -93,9 +96,9 @@ def _unroll_scan(eqn: Equation, body: Program, call: Callable[..., list[int]]) -
         carry, collected[step] = list(results[:num_carry]), results[num_carry:]
     call("carry", _identity([aval_of(body, atom) for atom in body.outputs[:num_carry]]), carry, eqn.outputs[:num_carry])
     for position, output in enumerate(eqn.outputs[num_carry:]):
-        parts = [collected[step][position] for step in range(length)]
-        part_aval = abstract(aval_of(body, body.outputs[num_carry + position]))
-        call("stack", trace(lambda *xs: jnp.stack(xs), *[part_aval] * length), parts, [output])
+        rows = [collected[step][position] for step in range(length)]
+        row_aval = abstract(aval_of(body, body.outputs[num_carry + position]))
+        call("stack", trace(lambda *xs: jnp.stack(xs), *[row_aval] * length), rows, [output])
 
 
 def _identity(avals: Sequence[Any]) -> Program:

@@ -5,13 +5,24 @@ removed, never assumed to keep zeros, and evaluated at full width.
 """
 
 from jasgnas.rules import contraction, elementwise, indexing, reduction, shape
-from jasgnas.rules.base import PassThrough, Rule, is_known, needs_of, register, rule_for, zeros_of
+from jasgnas.rules.base import (
+    PassThrough,
+    Rule,
+    execute_of,
+    is_known,
+    needs_of,
+    register,
+    rule_for,
+    unknown_in,
+    zeros_of,
+)
 
 __all__ = [
     "PassThrough",
     "Rule",
     "contraction",
     "elementwise",
+    "execute_of",
     "indexing",
     "is_known",
     "reduction",
@@ -19,5 +30,6 @@ __all__ = [
     "register",
     "rule_for",
     "shape",
+    "unknown_in",
     "zeros_of",
 ]

@@ -5,13 +5,14 @@ operands are needed, and how the results are computed when only some entries are
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cache, reduce
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, reduce, wraps
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 
+from jasgnas.errors import JasgnasError, RuleError
 from jasgnas.program.jaxpr import Equation
 from jasgnas.program.masks import (
     NOTHING,
@@ -139,6 +140,7 @@ def _common(wanted: Sequence[Need]) -> Axes:
 
 _RULES: dict[str, Rule] = {}
 _UNKNOWN = Rule()
+_Ask = TypeVar("_Ask", bound=Callable[..., Any])
 
 
 def register(rule: Rule, *primitives: str) -> None:
@@ -152,6 +154,37 @@ def rule_for(primitive: str) -> Rule:
     return _RULES.get(primitive, _UNKNOWN)
 
 
+def _naming_rule(ask: _Ask) -> _Ask:
+    """Has an exception of a rule say which one it is, and for which line of the user's code."""
+
+    @wraps(ask)
+    def asked(eqn: Equation, *args: Any) -> Any:
+        try:
+            return ask(eqn, *args)
+        except (JasgnasError, jax.errors.JaxRuntimeError):  # the latter says that there is no memory left, for example
+            raise
+        except Exception as error:
+            rule = type(rule_for(eqn.primitive))
+            raise RuleError(
+                f"the rule {rule.__module__}.{rule.__qualname__} of the primitive {describe(eqn)} failed: "
+                f"{type(error).__name__}: {error}. If you have registered this rule, mend it; if it is one of jasgnas, "
+                "please report it together with the model"
+            ) from error
+
+    return cast(_Ask, asked)
+
+
+def describe(eqn: Equation) -> str:
+    """Returns the primitive of an equation and, if that is known, the line of the user's code that it comes from."""
+    return f"{eqn.primitive} at {eqn.where}" if eqn.where else eqn.primitive
+
+
+def unknown_in(equations: Iterable[Equation]) -> list[str]:
+    """Describes the equations whose primitives have no rule, each line of the user's code once."""
+    return list(dict.fromkeys(describe(eqn) for eqn in equations if not is_known(eqn.primitive)))
+
+
+@_naming_rule
 def zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
     """Returns what is known of each result of an equation; what is computed from broken operands is broken."""
     results = _zeros_of(eqn, operands)
@@ -195,12 +228,33 @@ def _zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
     return rule.zeros(eqn, [value.apart for value in operands])
 
 
+@_naming_rule
 def needs_of(eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
     """Returns which entries of each operand of an equation the needed entries of the results depend on."""
     rule = rule_for(eqn.primitive)
     if rule.is_joint:
         return rule.needs(eqn, operands, results)
     return rule.needs(eqn, [value.apart for value in operands], [coarsened(need) for need in results])
+
+
+def execute_of(eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+    """Computes the results of an equation, in the given layouts if its rule can."""
+    try:
+        return rule_for(eqn.primitive).execute(eqn, operands, layouts)
+    except Exception:
+        # A rule that fails does so with shapes alone. What fails with the values only is what fails in the full network
+        # too: there is no memory left, arrays lie on different devices, or a callback of the user raises an exception.
+        _execute_abstractly(eqn, operands, layouts)
+        raise
+
+
+@_naming_rule
+def _execute_abstractly(eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> None:
+    def run(arrays: Sequence[Any]) -> list[Any]:
+        values = [value._replace(array=array) for value, array in zip(operands, arrays, strict=True)]
+        return [result.array for result in rule_for(eqn.primitive).execute(eqn, values, layouts)]
+
+    jax.eval_shape(run, [value.array for value in operands])
 
 
 def is_known(primitive: str) -> bool:

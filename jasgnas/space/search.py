@@ -31,6 +31,7 @@ from jasgnas.graph.names import operator_label, segment_label
 from jasgnas.program.jaxpr import Program, inline, inner_programs
 from jasgnas.program.masks import NOTHING, Zeros, everything, unknown
 from jasgnas.pytree import leaves_by_path, path_str
+from jasgnas.rules import unknown_in
 from jasgnas.rules.flow import propagate_needs, propagate_zeros
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.dependence import build_dependence
@@ -487,8 +488,8 @@ def _table(space: SearchSpace) -> str:
         f"at most {len(space.largest_removal)} can go together.",
         f"{len(space.graph.operators)} operators in {len(space.graph.segments)} segments.",
     ]
-    unknown = sorted({operator.name for operator in space.graph.operators if operator.kind == "unknown"})
-    if unknown:
+    equations = space.graph.program.equations
+    if unknown := unknown_in(equations[p] for operator in space.graph.operators for p in operator.equations):
         footer.append(f"Unknown operators, kept as they are: {', '.join(unknown)}.")
     return "\n".join([*lines, "", *footer])
 

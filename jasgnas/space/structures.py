@@ -10,6 +10,7 @@ from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import Graph, Operator, Part, Segment
 from jasgnas.graph.names import operator_label, segment_label
 from jasgnas.program.masks import zero
+from jasgnas.rules import unknown_in
 from jasgnas.rules.flow import ZeroFlow
 from jasgnas.space.groups import Group, LeafSlice
 from jasgnas.space.invariance import Effect, RangeFollower
@@ -94,9 +95,7 @@ class _GroupFinder:
     def _own_slices(self, segment: Segment) -> list[LeafSlice] | str:
         """Returns the parameters of a segment, which are to be a group, or why they are not."""
         last = segment.operators[-1]
-        operators = [
-            (self._graph.operators[index].kind, self._graph.operators[index].name) for index in segment.operators
-        ]
+        operators = [self._graph.operators[index] for index in segment.operators]
         used = {part for operator in segment.operators for part in self._graph.operators[operator].parts}
         trainable = {part for part in used if self._leaf(part).trainable}
         if len(self._graph.operators[segment.operators[0]].sources) > 1:
@@ -108,7 +107,7 @@ class _GroupFinder:
             return f"it feeds {what} ({operator_label(reader, self._graph, self._leaves)})"
         if not trainable:
             return "it has no trainable parameters"
-        if unknown := [name for kind, name in operators if kind == "unknown"]:
+        if unknown := unknown_in(self._graph.program.equations[p] for each in operators for p in each.equations):
             return f"it contains the unknown operator {', '.join(unknown)}"
         if kept := sorted({self._leaf(part).path for part in used if self._graph.parts[part].leaf in self._kept}):
             return f"{', '.join(kept)} is to be kept"

@@ -32,73 +32,24 @@ from jasgnas.program.masks import (
     unknown,
 )
 from jasgnas.program.sliced import Sliced
-from jasgnas.rules.flow import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
+from jasgnas.rules.flow import NeedFlow
 from jasgnas.space.groups import zero_groups
 from jasgnas.space.search import SearchSpace
-from jasgnas.subnet.evaluate import Flows, Plan, choose_layout, evaluate, full_zero_flow, make_plan
+from jasgnas.subnet.evaluate import Flows, Plan, choose_layout, evaluate
 from jasgnas.subnet.verify import verify_subnet
 
 
-@dataclass(frozen=True, eq=False)
-class _Flows:
-    """Zeros and needs of a traced model, without and with the removed parameters at zero.
-
-    Attributes:
-        traced: the traced model.
-        updated: leaves that a call changes.
-        zeros: zeros of every value.
-        full_zeros: the same in the full network.
-        full_needs: needs of every value in the full network.
-    """
-
-    traced: TracedModel
-    updated: tuple[int, ...]
-    zeros: ZeroFlow
-    full_zeros: ZeroFlow
-    full_needs: NeedFlow
-
-    @classmethod
-    def of(cls, traced: TracedModel, zeros: Sequence[Zeros]) -> "_Flows":
-        """Analyses a traced model, given the zeros of its leaves."""
-        program = traced.program
-        after = program.outputs[traced.num_outputs :]
-        updated = tuple(i for i, atom in enumerate(after) if atom is not program.inputs[i])
-        inputs = [unknown(len(aval.shape)) for aval in traced.input_avals]
-        full = full_zero_flow(program)
-        whole = [everything(len(leaf.shape)) for leaf in traced.leaves]
-        return cls(
-            traced,
-            updated,
-            propagate_zeros(program, [*zeros, *inputs]),
-            full,
-            propagate_needs(program, full, _output_needs(traced, updated, whole)),
-        )
-
-    def needs(self, state: Sequence[Need]) -> NeedFlow:
-        """Returns the needs of every value, given which entries of the changed leaves are to be kept up to date."""
-        return propagate_needs(self.traced.program, self.zeros, _output_needs(self.traced, self.updated, state))
-
-    def leaf_needs(self, needs: NeedFlow) -> list[Need]:
-        """Returns the needs of the leaves."""
-        return [needs.read(var) for var in self.traced.program.inputs[: len(self.traced.leaves)]]
+def _flows_of(traced: TracedModel, zeros: Sequence[Zeros]) -> Flows:
+    """Analyses a traced model, given the zeros of its leaves."""
+    inputs = [unknown(len(aval.shape)) for aval in traced.input_avals]
+    whole = [everything(len(leaf.shape)) for leaf in traced.leaves]
+    return Flows.of(traced.program, [*zeros, *inputs], _output_needs(traced, whole))
 
 
-def _output_needs(traced: TracedModel, updated: Sequence[int], state: Sequence[Need]) -> list[Need]:
-    outputs = [
-        everything(np.ndim(atom.value) if not isinstance(atom, int) else len(traced.program.avals[atom].shape))
-        for atom in traced.outputs
-    ]
-    return [*outputs, *(need if index in updated else NOTHING for index, need in enumerate(state))]
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A traced call and how to evaluate it on the arrays of the sub-network."""
-
-    plan: Plan
-    num_outputs: int
-    out_tree: Any
-    updated: tuple[int, ...]
+def _output_needs(traced: TracedModel, state: Sequence[Need]) -> list[Need]:
+    """Returns what is needed of all outputs of a program: all of the network's, `state` of the leaves it changes."""
+    outputs = [everything(len(aval.shape)) for aval in traced.output_avals]
+    return [*outputs, *(need if index in traced.updated else NOTHING for index, need in enumerate(state))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +65,7 @@ class Recipe:
     leaves: tuple[Leaf, ...]
     zeros: tuple[Zeros, ...]
     layouts: tuple[Layout, ...]
-    _calls: dict[Any, _Prepared] = field(default_factory=dict, repr=False)
+    _calls: dict[Any, tuple[TracedModel, Plan]] = field(default_factory=dict, repr=False)
 
     def __reduce__(self) -> Any:
         """Copies and pickles trace their calls anew: what a trace consists of can be neither copied nor pickled."""
@@ -148,20 +99,20 @@ class Recipe:
         """
         self._check(arrays)
         call = Call.of(args, kwargs)
-        prepared = self._prepare(model, call)
+        traced, plan = self._prepare(model, call)
         inputs = [
             Sliced(arrays.get(leaf.path), layout, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
             for leaf, layout in zip(self.leaves, self.layouts, strict=True)
         ]
-        results = evaluate(prepared.plan, [*inputs, *map(whole, call.arrays)])
-        outputs = [value.full() for value in results[: prepared.num_outputs]]
-        after = results[prepared.num_outputs :]
+        results = evaluate(plan, [*inputs, *map(whole, call.arrays)])
+        outputs = [value.full() for value in results[: traced.num_outputs]]
+        after = results[traced.num_outputs :]
         changed = {
             self.leaves[index].path: after[index].to(self.layouts[index]).array
-            for index in prepared.updated
+            for index in traced.updated
             if self.layouts[index] != NOTHING
         }
-        return jax.tree.unflatten(prepared.out_tree, outputs), changed
+        return jax.tree.unflatten(traced.out_tree, outputs), changed
 
     def _check(self, arrays: Mapping[str, Any]) -> None:
         faults = []
@@ -173,22 +124,23 @@ class Recipe:
         if faults:
             raise TreeMismatchError("these are not the arrays of the sub-network:\n  " + "\n  ".join(faults))
 
-    def _prepare(self, model: Model, call: Call) -> _Prepared:
+    def _prepare(self, model: Model, call: Call) -> tuple[TracedModel, Plan]:
+        """Traces a call, and plans how to evaluate it on the arrays of the sub-network."""
         key = (model.static, call.avals, call.static, call.treedef)
         if (known := self._calls.get(key)) is not None:
             return known
-        flows = _Flows.of(trace_model(model, call), self.zeros)
-        needs = flows.needs(self.layouts)
-        for leaf, layout, need in zip(self.leaves, self.layouts, flows.leaf_needs(needs), strict=True):
-            if not same(union(layout, need), layout):
+        traced = trace_model(model, call)
+        flows = _flows_of(traced, self.zeros)
+        needs = flows.needs(_output_needs(traced, self.layouts))
+        for leaf, layout, var in zip(self.leaves, self.layouts, traced.program.inputs, strict=False):
+            if not same(union(layout, needs.read(var)), layout):
                 raise ArgumentError(
                     f"this call needs entries of {leaf.path} that were not needed by the calls that the sub-network "
                     "was constructed for. Make the search space with example inputs that use all of the network."
                 )
-        plan = make_plan(flows.traced.program, Flows(flows.zeros, needs, flows.full_zeros, flows.full_needs))
-        prepared = _Prepared(plan, flows.traced.num_outputs, flows.traced.out_tree, flows.updated)
+        prepared = traced, flows.plan(needs)
         # Constants that belong to a transformation under way must not outlive it.
-        if not any(isinstance(value, jax.core.Tracer) for value in flows.traced.program.constants.values()):
+        if not any(isinstance(value, jax.core.Tracer) for value in traced.program.constants.values()):
             self._calls[key] = prepared
         return prepared
 
@@ -300,19 +252,18 @@ def _progress(state: H2SPGState) -> str:
 def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
     """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
     known = space.zeros_of_leaves(removed)
-    modes = [_Flows.of(traced, known) for traced in space.traces]
+    modes = [(traced, _flows_of(traced, known)) for traced in space.traces]
     needs: list[Need] = [NOTHING] * len(space.leaves)
+    full_needs = needs
+    for traced, flows in modes:
+        full_needs = _joined(full_needs, traced, flows.full_needs)
     settled = False
     while not settled:
         # State that is needed must be kept up to date, which may need more.
-        before = list(needs)
-        for flows in modes:
-            found = flows.leaf_needs(flows.needs(needs))
-            needs = [union(a, b) for a, b in zip(needs, found, strict=True)]
-        settled = all(same(a, b) for a, b in zip(before, needs, strict=True))
-    full_needs: list[Need] = [NOTHING] * len(space.leaves)
-    for flows in modes:
-        full_needs = [union(a, b) for a, b in zip(full_needs, flows.leaf_needs(flows.full_needs), strict=True)]
+        before = needs
+        for traced, flows in modes:
+            needs = _joined(needs, traced, flows.needs(_output_needs(traced, needs)))
+        settled = all(map(same, before, needs))
     layouts: list[Layout] = []
     # Along how many axes of each leaf layers are stacked.
     stacked = [1] * len(space.leaves)
@@ -326,6 +277,11 @@ def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
             layout = choose_layout(known[index], needs[index], unknown(ndim), full_needs[index])
             layouts.append(simplified(coarsened(layout, stacked[index])))
     return Recipe(space.leaves, tuple(known), tuple(layouts))
+
+
+def _joined(needs: Sequence[Need], traced: TracedModel, found: NeedFlow) -> list[Need]:
+    """Returns the needs of leaves together with those that were found in one mode."""
+    return [union(need, found.read(var)) for need, var in zip(needs, traced.program.inputs, strict=False)]
 
 
 def whole(value: Any) -> Sliced:

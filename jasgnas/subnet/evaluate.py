@@ -6,12 +6,14 @@ stored. Where a rule cannot keep a range out, the zeros are put back: the result
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jasgnas.errors import RuleError
 from jasgnas.program.jaxpr import Equation, Literal, Program, call_name, trace
 from jasgnas.program.masks import (
     NOTHING,
@@ -28,7 +30,7 @@ from jasgnas.program.masks import (
     zero,
 )
 from jasgnas.program.sliced import Sliced
-from jasgnas.rules import rule_for
+from jasgnas.rules import execute_of
 from jasgnas.rules.flow import NeedFlow, ZeroFlow, all_needed, full_zero_flow, propagate_needs, propagate_zeros
 
 _Run = Callable[..., list[Any]]
@@ -55,59 +57,71 @@ class Plan:
         """Returns the layout of a variable."""
         return self.layouts.get(var, NOTHING)
 
+    @cached_property
+    def last_uses(self) -> list[list[int]]:
+        """For each equation, the variables that nothing reads after it."""
+        last: dict[int, int] = {}
+        for position, eqn in enumerate(self.program.equations):
+            last |= dict.fromkeys((*(atom for atom in eqn.inputs if isinstance(atom, int)), *eqn.outputs), position)
+        found: list[list[int]] = [[] for _ in self.program.equations]
+        for var in last.keys() - set(self.program.outputs):
+            found[last[var]].append(var)
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class Flows:
-    """Zeros and needs of one program, with the removed parameters at zero and, for comparison, without."""
+    """Zeros and needs throughout a program, with the removed parameters at zero and, for comparison, without.
 
+    Attributes:
+        program: the program.
+        zeros: zeros of every value.
+        full_zeros: the same in the full network.
+        full_needs: needs of every value in the full network.
+    """
+
+    program: Program
     zeros: ZeroFlow
-    needs: NeedFlow
     full_zeros: ZeroFlow
     full_needs: NeedFlow
 
-    def body(self, position: int) -> "Flows | None":
-        """Returns the flows of the program that an equation calls, or None if it is not called at all."""
-        if position not in self.needs.bodies or position not in self.full_needs.bodies:
-            return None
-        return Flows(
-            self.zeros.bodies[position],
-            self.needs.bodies[position],
-            self.full_zeros.bodies[position],
-            self.full_needs.bodies[position],
-        )
+    @classmethod
+    def of(cls, program: Program, inputs: Sequence[Zeros], full_outputs: Sequence[Need]) -> "Flows":
+        """Analyses a program, given the zeros of its inputs and what its outputs are needed for in the full network."""
+        full = full_zero_flow(program)
+        return cls(program, propagate_zeros(program, inputs), full, propagate_needs(program, full, full_outputs))
+
+    def needs(self, outputs: Sequence[Need]) -> NeedFlow:
+        """Returns the needs of every value, given those of the outputs."""
+        return propagate_needs(self.program, self.zeros, outputs)
+
+    def plan(self, needs: NeedFlow) -> Plan:
+        """Chooses the layout of every value from what is known of it."""
+        layouts: dict[int, Layout] = {}
+        zeros, inputs = self.zeros.zeros, frozenset(self.program.inputs)
+        for var, need in needs.needs.items():
+            layout = choose_layout(zeros[var], need, self.full_zeros.zeros[var], self.full_needs.read(var))
+            if layout != NOTHING:
+                # Rows of rows are stored as such in what is handed in, and read by calls; rules know vectors alone.
+                layouts[var] = layout if var in inputs else coarsened(layout)
+        bodies = {
+            position: self._body(position).plan(inner)
+            for position, inner in needs.bodies.items()
+            if position in self.full_needs.bodies
+        }
+        return Plan(self.program, tuple(zeros[var] for var in self.program.inputs), layouts, bodies)
+
+    def _body(self, position: int) -> "Flows":
+        body = self.program.equations[position].body
+        assert body is not None
+        zeros, full_zeros, full_needs = self.zeros.bodies, self.full_zeros.bodies, self.full_needs.bodies
+        return Flows(body, zeros[position], full_zeros[position], full_needs[position])
 
 
 def plan(program: Program, inputs: Sequence[Zeros], outputs: Sequence[Need]) -> Plan:
     """Plans the evaluation of a program, given the zeros of its inputs and what its outputs are needed for."""
-    zeros = propagate_zeros(program, inputs)
-    full_zeros = full_zero_flow(program)
-    return make_plan(
-        program,
-        Flows(
-            zeros,
-            propagate_needs(program, zeros, outputs),
-            full_zeros,
-            propagate_needs(program, full_zeros, all_needed(program)),
-        ),
-    )
-
-
-def make_plan(program: Program, flows: Flows) -> Plan:
-    """Chooses the layout of every value from what is known of it."""
-    layouts: dict[int, Layout] = {}
-    inputs = frozenset(program.inputs)
-    for var in flows.needs.needs:
-        layout = choose_layout(
-            flows.zeros.zeros[var], flows.needs.read(var), flows.full_zeros.zeros[var], flows.full_needs.read(var)
-        )
-        if layout != NOTHING:
-            # Rows of rows are stored as such in what is handed in, and read by calls; rules know vectors alone.
-            layouts[var] = layout if var in inputs else coarsened(layout)
-    bodies = {}
-    for position, eqn in enumerate(program.equations):
-        if eqn.body is not None and (inner := flows.body(position)) is not None:
-            bodies[position] = make_plan(eqn.body, inner)
-    return Plan(program, tuple(flows.zeros.zeros[var] for var in program.inputs), layouts, bodies)
+    flows = Flows.of(program, inputs, all_needed(program))
+    return flows.plan(flows.needs(outputs))
 
 
 def choose_layout(zeros: Zeros, need: Need, full_zeros: Zeros, full_need: Need) -> Layout:
@@ -148,23 +162,30 @@ def evaluate(plan: Plan, inputs: Sequence[Sliced]) -> list[Sliced]:
             return Sliced(atom.value, everything(np.ndim(atom.value)), atom.aval)
         return env[atom]
 
-    for var, value in zip(program.inputs, inputs, strict=True):
-        write(var, value)
-    for var, value in program.constants.items():
-        write(var, Sliced(value, everything(np.ndim(value)), program.avals[var]))
-    for position, eqn in enumerate(program.equations):
+    def write_results(position: int) -> None:
+        # In a function of its own, so that nothing but `env` holds on to operands and results once it returns.
+        eqn = program.equations[position]
         layouts = [plan.layout(var) for var in eqn.outputs]
+        results: Sequence[Sliced]
         if all(layout == NOTHING for layout in layouts):
             results = [Sliced(None, NOTHING, aval) for aval in eqn.out_avals]
         else:
             operands = [read(atom) for atom in eqn.inputs]
             if eqn.body is None:
-                operands = [value.to(coarsened(value.layout)) for value in operands]
-                results = list(rule_for(eqn.primitive).execute(eqn, operands, layouts))
+                results = execute_of(eqn, [value.to(coarsened(value.layout)) for value in operands], layouts)
             else:
                 results = _call(eqn, plan.bodies[position], operands)
         for var, value in zip(eqn.outputs, results, strict=True):
             write(var, value)
+
+    for var, value in zip(program.inputs, inputs, strict=True):
+        write(var, value)
+    for var, value in program.constants.items():
+        write(var, Sliced(value, everything(np.ndim(value)), program.avals[var]))
+    for position, unread in enumerate(plan.last_uses):
+        write_results(position)
+        for var in unread:
+            del env[var]
     return [read(atom) for atom in program.outputs]
 
 
@@ -187,7 +208,12 @@ def _call(eqn: Equation, body: Plan, operands: Sequence[Sliced]) -> list[Sliced]
             run = jax.jit(run)  # Outside of a trace this would compile every call anew.
         case "remat2" | "checkpoint":
             run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-    results = iter(run(*(array for array in arrays if array is not None)))
+    try:
+        results = iter(run(*(array for array in arrays if array is not None)))
+    except RuleError as error:
+        # What a function of JAX computes is on no line of the user's code, but its call is.
+        error.add_note(f"in a call of {call_name(eqn) or eqn.primitive} at {eqn.where}")
+        raise
     return [
         Sliced(None if layout == NOTHING else next(results), layout, aval)
         for layout, aval in zip(out_layouts, eqn.out_avals, strict=True)
