@@ -30,8 +30,8 @@ from jasgnas.space.selection import (
     take_to_size,
     to_digits,
 )
-from jasgnas.space.sizes import SegmentCosts, subnet_size
-from jasgnas.space.validity import SegmentTopology, critical_segments, is_valid, largest_removal
+from jasgnas.space.sizes import Costs, Measure, subnet_size
+from jasgnas.space.validity import DependenceGraph, critical_vertices, is_valid, largest_removal
 
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = PROJECTION_STEPS = 10_000
@@ -163,21 +163,21 @@ class _Training:
 
 def measure_selection(num_blocks: int) -> Table:
     """Returns a table of the seconds that a selection takes on a chain of blocks of two parallel branches."""
-    topology = chain_of_blocks(num_blocks)
-    num_groups, num_segments = 2 * num_blocks, len(topology.group)
+    graph = chain_of_blocks(num_blocks)
+    num_groups, num_segments = 2 * num_blocks, len(graph.group)
     start = time.perf_counter()
-    fallback = np.isin(np.arange(num_groups), largest_removal(topology, num_groups))
-    critical = critical_segments(topology)
+    fallback = np.isin(np.arange(num_groups), largest_removal(graph, num_groups))
+    critical = critical_vertices(graph)
     host_seconds = time.perf_counter() - start
 
     macs = np.random.default_rng(0).integers(0, 10**9, num_segments)
-    none, no_macs = np.zeros(0, np.int32), np.zeros(num_segments, np.int64)
-    costs = SegmentCosts(no_macs, macs, 0, np.ones(len(topology.senders), bool), none, none, none, none)
-    size_costs = SizeCosts(costs.passes_zeros, to_digits(macs), none, none, to_digits(none))
-    _, least = subnet_size(topology, costs, fallback)
+    none = np.zeros(0, np.int32)
+    costs = Costs(none, none, {"macs": Measure(0, macs, np.zeros(0, np.int64))})
+    size_costs = SizeCosts(to_digits(macs), none, none, to_digits(none))
+    least = subnet_size(graph, costs, fallback)["macs"]
     targets: dict[str, TakeFn] = {
         "number of groups": partial(take_number, num=num_blocks),
-        "multiply-adds": partial(take_to_size, topology, size_costs, size=to_digits(least)),
+        "multiply-adds": partial(take_to_size, graph, size_costs, size=to_digits(least)),
     }
     orders = {
         "random": np.random.default_rng(0).random(num_groups),
@@ -190,7 +190,7 @@ def measure_selection(num_blocks: int) -> Table:
         select = jax.jit(
             partial(
                 select_redundant,
-                topology,
+                graph,
                 critical,
                 take=take,
                 fallback=jnp.asarray(fallback),
@@ -207,7 +207,7 @@ def measure_selection(num_blocks: int) -> Table:
     return table
 
 
-def chain_of_blocks(num_blocks: int) -> SegmentTopology:
+def chain_of_blocks(num_blocks: int) -> DependenceGraph:
     """Returns a chain of blocks, each of two groups side by side, the sum of them, and seven segments in a row."""
     edges: list[tuple[int, int]] = []
     for first in range(1, 10 * num_blocks, 10):
@@ -218,13 +218,15 @@ def chain_of_blocks(num_blocks: int) -> SegmentTopology:
     place[0] = -1
     group = np.full(len(place), -1, np.int32)
     group[(place == 0) | (place == 1)] = np.arange(2 * num_blocks)
-    return SegmentTopology(
+    return DependenceGraph(
         senders=senders,
         receivers=receivers,
+        passes_zeros=np.ones(len(senders), bool),
         additive=place == 2,
         num_external=(place == -1).astype(np.int32),
         outputs=np.array([10 * num_blocks], np.int32),
         group=group,
+        segment=np.arange(len(place), dtype=np.int32),
     )
 
 
@@ -233,15 +235,15 @@ def ablate_hierarchy(names: tuple[str, ...], draws: int) -> Table:
     table = Table("network", "groups", "target", "H2SPG", "hierarchical=False", title=f"valid of {draws} selections")
     for name in names:
         space = jasgnas.search_space(models.create(name), models.example_input(name))
-        num_groups = len(space.groups)
-        largest = np.isin(np.arange(num_groups), largest_removal(space.topology, num_groups))
+        graph, num_groups = space.candidates.dependence, len(space.groups)
+        largest = np.isin(np.arange(num_groups), space.largest_removal)
         none = jnp.zeros(num_groups, bool)
         scores = jax.random.normal(jax.random.key(0), (draws, num_groups))
         for target in sorted({max(1, int(largest.sum()) // 2), int(largest.sum())}):
             select = partial(
                 select_redundant,
-                space.topology,
-                critical_segments(space.topology),
+                graph,
+                space.candidates.critical,
                 take=partial(take_number, num=target),
                 fallback=jnp.asarray(largest),
                 accepted=none,
@@ -251,7 +253,10 @@ def ablate_hierarchy(names: tuple[str, ...], draws: int) -> Table:
                 return take_number(falling_order(scores, none), ~none, target)[0]
 
             shares = [
-                sum(is_valid(space.topology, selected) for selected in np.asarray(jax.vmap(method)(scores))) / draws
+                sum(
+                    is_valid(space.candidates.dependence, selected) for selected in np.asarray(jax.vmap(method)(scores))
+                )
+                / draws
                 for method in (lambda scores, select=select: select(scores=scores), take_best)
             ]
             table.add_row(name, str(num_groups), str(target), *(f"{share:.0%}" for share in shares))

@@ -1,8 +1,6 @@
-"""A small search space made by hand, a problem on it, and ways to train it; shared by the tests of H2SPG."""
+"""A few groups made by hand, a problem on them, and ways to train it; shared by the tests of H2SPG."""
 
-import dataclasses
 from functools import cache
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +8,24 @@ import numpy as np
 import optax
 
 from jasgnas.optimizer.h2spg import h2spg
-from jasgnas.space.groups import LeafSlice
-from jasgnas.space.validity import SegmentTopology
+from jasgnas.space.candidates import Candidates
+from jasgnas.space.groups import Group, LeafSlice, owner_table
+from jasgnas.space.sizes import Costs
+from jasgnas.space.validity import DependenceGraph
 
-# A space like DemoNet's: three branches into a concatenation, whose batch norm is divided among them, and two addends.
+NO_COSTS = Costs(np.zeros(0, np.int32), np.zeros(0, np.int32), {})
+
+# Groups like DemoNet's: three branches into a concatenation, whose batch norm is divided among them, and two addends.
 # Segments: stem 0; branches 1, 2, 3; concatenation 4; conv6 5; conv7 6; conv8 7; sum 8; head 9.
-TOPOLOGY = SegmentTopology(
+GRAPH = DependenceGraph(
     senders=np.array([0, 0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8], np.int32),
     receivers=np.array([1, 2, 3, 4, 4, 4, 5, 6, 7, 8, 8, 9], np.int32),
+    passes_zeros=np.ones(12, bool),
     additive=np.isin(np.arange(10), [4, 8]),
     num_external=(np.arange(10) == 0).astype(np.int32),
     outputs=np.array([9], np.int32),
     group=np.array([-1, 0, 1, 2, -1, -1, 3, 4, -1, -1], np.int32),
+    segment=np.arange(10, dtype=np.int32),
 )
 SHAPES = {
     "stem/kernel": (2, 4),
@@ -35,30 +39,27 @@ SHAPES = {
 }
 
 
-@dataclasses.dataclass
-class Group:
-    index: int
-    num_params: int
-    slices: tuple[LeafSlice, ...]
+def make_candidates(slices, shapes, graph, fingerprint, costs=NO_COSTS):
+    """Candidates made by hand: the slices of each group, the shapes of the leaves, and what depends on what."""
+    groups = [Group(index, "", own, 0, (), 0) for index, own in enumerate(slices)]
+    owners = owner_table(groups, shapes)
+    segments = [np.flatnonzero(graph.group == group.index)[0] for group in groups]
+    num_params = [sum(np.ones(shapes[each.path])[each.indices].size for each in own) for own in slices]
+    return Candidates(np.array(num_params), np.array(segments), shapes, owners, graph, costs, fingerprint)
 
 
-SPACE = SimpleNamespace(
-    groups=(
-        Group(0, 15, (LeafSlice("conv2/kernel"), LeafSlice("norm/scale", 0, 0, 3))),
-        Group(1, 15, (LeafSlice("conv3/kernel"), LeafSlice("norm/scale", 0, 3, 6))),
-        Group(2, 23, (LeafSlice("conv4/bias"), LeafSlice("conv4/kernel"), LeafSlice("norm/scale", 0, 6, 9))),
-        Group(3, 9, (LeafSlice("mixed/kernel", 1, 0, 3),)),
-        Group(4, 13, (LeafSlice("mixed/kernel", 1, 4, 8), LeafSlice("gain"))),
-    ),
-    topology=TOPOLOGY,
-    dependence=TOPOLOGY,
-    shapes=SHAPES,
-    fingerprint=3_456_789_012,
+SLICES = (
+    (LeafSlice("conv2/kernel"), LeafSlice("norm/scale", 0, 0, 3)),
+    (LeafSlice("conv3/kernel"), LeafSlice("norm/scale", 0, 3, 6)),
+    (LeafSlice("conv4/bias"), LeafSlice("conv4/kernel"), LeafSlice("norm/scale", 0, 6, 9)),
+    (LeafSlice("mixed/kernel", 1, 0, 3),),
+    (LeafSlice("mixed/kernel", 1, 4, 8), LeafSlice("gain")),
 )
+CANDIDATES = make_candidates(SLICES, SHAPES, GRAPH, fingerprint=3_456_789_012)
 INDICES = [
     [(part.path, (slice(None),) * (part.axis or 0) + (slice(part.start, part.stop),) if part.stop else ...)
-     for part in group.slices]
-    for group in SPACE.groups
+     for part in own]
+    for own in SLICES
 ]  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def make_h2spg(learning_rate=0.1, target_groups=3, warmup_steps=4, projection_st
     if "target_sparsity" in options:
         target_groups = None
     return h2spg(
-        SPACE,
+        CANDIDATES,
         learning_rate=learning_rate,
         target_groups=target_groups,
         warmup_steps=warmup_steps,

@@ -1,7 +1,6 @@
 """The phases of H2SPG, its scores, what it reports, and what it refuses."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +11,18 @@ import pytest
 from jasgnas.errors import ArgumentError, TargetError, TreeMismatchError
 from jasgnas.optimizer.h2spg import DONE, PROJECTION, WARMUP, h2spg, h2spg_metrics, h2spg_state
 from jasgnas.optimizer.scores import SCORES, GroupStats
+from jasgnas.space.groups import LeafSlice
 from jasgnas.space.targets import resolve_target
-from jasgnas.space.validity import SegmentTopology, is_valid
+from jasgnas.space.validity import DependenceGraph, is_valid
 from tests.optimizer.h2spg_problem import (
+    CANDIDATES,
     DEFAULT,
+    GRAPH,
     SHAPES,
-    SPACE,
-    TOPOLOGY,
-    Group,
-    LeafSlice,
     default_history,
     group_arrays,
     jax_grads,
+    make_candidates,
     make_chain,
     make_h2spg,
     make_params,
@@ -52,7 +51,7 @@ def test_warmup_passes_updates_through():
 def test_selection_is_valid_and_kept():
     history = default_history()
     selected = [np.asarray(h2spg_state(opt_state).redundant) for _, opt_state in history[4:]]
-    assert is_valid(TOPOLOGY, selected[0])
+    assert is_valid(GRAPH, selected[0])
     assert all((later == selected[0]).all() for later in selected)
 
 
@@ -125,28 +124,25 @@ def test_only_hierarchical_selection_respects_validity(options, valid):
 
     params, _ = train(make_chain(score=score, **options), make_params(), 11)[-1]
     assert zero_groups(params) == ([1, 2, 4] if valid else [2, 3, 4])
-    assert is_valid(TOPOLOGY, mask(zero_groups(params))) is valid
+    assert is_valid(GRAPH, mask(zero_groups(params))) is valid
 
 
 def test_target_is_met_in_rounds_where_greed_alone_falls_short():
     # The output needs group 0, or groups 1 and 2. Without group 0, which scores highest, nothing else can go.
-    topology = SegmentTopology(
+    graph = DependenceGraph(
         senders=np.array([1, 2, 0, 3]),
         receivers=np.array([3, 3, 4, 4]),
+        passes_zeros=np.ones(4, bool),
         additive=np.array([False, False, False, False, True]),
         num_external=np.array([1, 1, 1, 0, 0]),
         outputs=np.array([4]),
         group=np.array([0, 1, 2, -1, -1]),
+        segment=np.arange(5),
     )
-    space = SimpleNamespace(
-        groups=tuple(Group(index, 4, (LeafSlice(str(index)),)) for index in range(3)),
-        topology=topology,
-        dependence=topology,
-        shapes={str(index): (4,) for index in range(3)},
-        fingerprint=2**31,
-    )
+    slices = [(LeafSlice(str(index)),) for index in range(3)]
+    candidates = make_candidates(slices, {str(index): (4,) for index in range(3)}, graph, fingerprint=2**31)
     tx = h2spg(
-        space,
+        candidates,
         learning_rate=0.1,
         target_groups=2,
         warmup_steps=1,
@@ -282,12 +278,12 @@ def test_options_are_checked(options, error, match):
 
 def test_both_targets_at_once_are_refused():
     with pytest.raises(ArgumentError, match="exactly one"):
-        h2spg(SPACE, learning_rate=0.1, target_groups=1, target_sparsity=0.5, warmup_steps=1, projection_steps=1)
+        h2spg(CANDIDATES, learning_rate=0.1, target_groups=1, target_sparsity=0.5, warmup_steps=1, projection_steps=1)
 
 
 @pytest.mark.parametrize(("sparsity", "num_redundant"), [(0.59, 2), (0.6, 3)])
 def test_sparsity_is_rounded_down(sparsity, num_redundant):
-    assert resolve_target(SPACE, {"target_sparsity": sparsity}, 1, True).amounts.tolist() == [num_redundant]
+    assert resolve_target(CANDIDATES, {"target_sparsity": sparsity}, 1, True).amounts.tolist() == [num_redundant]
 
 
 def test_parameters_of_another_network_are_refused_with_every_fault():

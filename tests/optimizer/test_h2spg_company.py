@@ -11,9 +11,9 @@ from flax import nnx
 
 from jasgnas.optimizer.h2spg import DONE, PROJECTION, h2spg, h2spg_state
 from tests.optimizer.h2spg_problem import (
+    CANDIDATES,
     DEFAULT,
     SHAPES,
-    SPACE,
     assert_trees_equal,
     default_history,
     jax_grads,
@@ -72,7 +72,7 @@ def test_injected_hyperparameters():
         h2spg, static_args=("target_groups", "warmup_steps", "projection_steps", "periods")
     )
     last = inject(
-        SPACE, learning_rate=lambda step: 0.1, target_groups=3, warmup_steps=4, projection_steps=6, lmbda=1e-3
+        CANDIDATES, learning_rate=lambda step: 0.1, target_groups=3, warmup_steps=4, projection_steps=6, lmbda=1e-3
     )
     tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, momentum=0.9), last)
     params, opt_state = train(tx, make_params(), 16)[-1]

@@ -16,9 +16,9 @@ from jax.sharding import PartitionSpec as P
 from jasgnas.errors import TreeMismatchError
 from jasgnas.optimizer.h2spg import h2spg_state
 from tests.optimizer.h2spg_problem import (
+    CANDIDATES,
     DEFAULT,
     SHAPES,
-    SPACE,
     assert_trees_equal,
     default_history,
     jax_grads,
@@ -84,7 +84,7 @@ def test_sharded_parameters_cost_no_large_collective(shape):
     shardings = jax.tree.map(lambda x: x.sharding, carry)
     step = jax.jit(make_step(DEFAULT), out_shardings=shardings).lower(*carry, 0).compile()
     sizes = collective_sizes(step)
-    assert bool(sizes) == (mesh.size > 1) and max(sizes, default=0) <= 3 * len(SPACE.groups)
+    assert bool(sizes) == (mesh.size > 1) and max(sizes, default=0) <= 3 * CANDIDATES.num_groups
     for number in range(12):
         carry = step(*carry, number)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), carry, history[11])
@@ -114,9 +114,9 @@ def test_state_of_a_space_with_another_number_of_groups_is_refused():
 
 def test_state_of_a_space_with_as_many_groups_is_refused():
     params, tx = make_params(), make_h2spg()
-    foreign = tx.init(params)._replace(space_id=jnp.uint32(SPACE.fingerprint + 1))
+    foreign = tx.init(params)._replace(space_id=jnp.uint32(CANDIDATES.fingerprint + 1))
     with pytest.raises(TreeMismatchError, match="of another search space"):
-        h2spg_state((foreign,), SPACE)
+        h2spg_state((foreign,), CANDIDATES)
     with pytest.raises(TreeMismatchError, match="of another search space"):
         tx.update(params, foreign, params)
-    assert h2spg_state((tx.init(params),), SPACE).scores.shape == (5,)
+    assert h2spg_state((tx.init(params),), CANDIDATES).scores.shape == (5,)

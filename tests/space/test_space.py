@@ -297,8 +297,9 @@ import jasgnas
 from models.stacked_unets import StackedUnets
 model = nnx.eval_shape(lambda: StackedUnets(width=0.1, rngs=nnx.Rngs(0)))
 space = jasgnas.search_space(model, jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32))
+graph = space.candidates.dependence
 print(json.dumps([str(space), space.explain(), space.operator_names, [g.paths for g in space.groups],
-    space.topology.senders.tolist(), space.topology.receivers.tolist(), space.largest_removal]))
+    graph.senders.tolist(), graph.receivers.tolist(), space.largest_removal]))
 """
 
 

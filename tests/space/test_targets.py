@@ -1,7 +1,6 @@
 """Targets in parameters and multiply-adds: what `h2spg` leaves of a network, counted in the constructed sub-network."""
 
 from functools import cache
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,13 @@ import jasgnas
 from jasgnas import ArgumentError, TargetError
 from jasgnas.optimizer.h2spg import DONE, h2spg, h2spg_state
 from jasgnas.space.groups import LeafSlice
-from jasgnas.space.sizes import SegmentCosts, subnet_size
+from jasgnas.space.sizes import Costs, Measure
 from jasgnas.space.targets import resolve_target
-from jasgnas.space.validity import SegmentTopology
+from jasgnas.space.validity import DependenceGraph
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
 from tests.networks import build
+from tests.optimizer.h2spg_problem import make_candidates
 
 CHANNELS = {DemoNet: 1, StackedUnets: 3}
 COUNTS = {
@@ -71,32 +71,29 @@ def test_subnet_meets_the_budget_with_no_group_too_many(cls, name):
 
 # A chain of blocks, each a group beside a shortcut: block i costs 10^i parameters, and multiply-adds beyond int32.
 NUM_BLOCKS = 5
-CHAIN = SimpleNamespace(
-    topology=SegmentTopology(
+NOTHING = np.zeros(0, np.int64)
+CHAIN = make_candidates(
+    [(LeafSlice(str(i)),) for i in range(NUM_BLOCKS)],
+    {str(i): (4,) for i in range(NUM_BLOCKS)},
+    DependenceGraph(
         senders=np.array([s for i in range(NUM_BLOCKS) for s in (2 * i, 2 * i, 2 * i + 1)], np.int32),
         receivers=np.array([r for i in range(NUM_BLOCKS) for r in (2 * i + 1, 2 * i + 2, 2 * i + 2)], np.int32),
+        passes_zeros=np.array([True, True, True] * NUM_BLOCKS),
         additive=np.array([False, *[False, True] * NUM_BLOCKS]),
         num_external=np.array([1] + [0] * 2 * NUM_BLOCKS, np.int32),
         outputs=np.array([2 * NUM_BLOCKS], np.int32),
         group=np.array([-1] + [g for i in range(NUM_BLOCKS) for g in (i, -1)], np.int32),
+        segment=np.arange(2 * NUM_BLOCKS + 1, dtype=np.int32),
     ),
-    costs=SegmentCosts(
-        params=np.array([7] + [p for i in range(NUM_BLOCKS) for p in (10**i, 0)]),
-        macs=np.array([7] + [p for i in range(NUM_BLOCKS) for p in (10 ** (i + 9), 0)]),
-        fixed_params=100,
-        passes_zeros=np.array([True, True, True] * NUM_BLOCKS),
+    fingerprint=2**32 - 1,
+    costs=Costs(
         saving_segment=np.zeros(0, np.int32),
         saving_group=np.zeros(0, np.int32),
-        saving_params=np.zeros(0, np.int64),
-        saving_macs=np.zeros(0, np.int64),
+        measures={
+            "params": Measure(100, np.array([7] + [p for i in range(NUM_BLOCKS) for p in (10**i, 0)]), NOTHING),
+            "macs": Measure(0, np.array([7] + [p for i in range(NUM_BLOCKS) for p in (10 ** (i + 9), 0)]), NOTHING),
+        },
     ),
-    groups=tuple(SimpleNamespace(index=i, num_params=4, slices=(LeafSlice(str(i)),)) for i in range(NUM_BLOCKS)),
-    shapes={str(i): (4,) for i in range(NUM_BLOCKS)},
-    fingerprint=2**32 - 1,
-)
-CHAIN.dependence = CHAIN.topology
-CHAIN.subnet_size = lambda groups: subnet_size(
-    CHAIN.topology, CHAIN.costs, np.isin(np.arange(NUM_BLOCKS), list(groups))
 )
 CHAIN_PARAMS = {str(i): jnp.ones(4) for i in range(NUM_BLOCKS)}
 
@@ -125,20 +122,20 @@ def test_budgets_are_exact_to_the_last_unit(name, size, expected, hierarchical):
 
 def test_smallest_network_need_not_be_without_most_groups():
     # One large group, or two small ones side by side in a chain of their own: the output needs either.
-    topology = SegmentTopology(
+    graph = DependenceGraph(
         senders=np.array([0, 0, 2, 1, 3], np.int32),
         receivers=np.array([1, 2, 3, 4, 4], np.int32),
+        passes_zeros=np.ones(5, bool),
         additive=np.array([False, False, False, False, True]),
         num_external=np.array([1, 0, 0, 0, 0], np.int32),
         outputs=np.array([4], np.int32),
         group=np.array([-1, 0, 1, 2, -1], np.int32),
+        segment=np.arange(5, dtype=np.int32),
     )
     nothing = np.zeros(0, np.int32)
-    costs = SegmentCosts(
-        np.array([5, 900, 10, 10, 0]), np.zeros(5, int), 0, np.ones(5, bool), nothing, nothing, nothing, nothing
-    )
-    space = SimpleNamespace(topology=topology, dependence=topology, costs=costs, groups=CHAIN.groups[:3])
-    space.subnet_size = lambda groups: subnet_size(topology, costs, np.isin(np.arange(3), list(groups)))
+    measures = {"params": Measure(0, np.array([5, 900, 10, 10, 0]), NOTHING)}
+    slices = [(LeafSlice(str(i)),) for i in range(3)]
+    space = make_candidates(slices, CHAIN.shapes, graph, 0, Costs(nothing, nothing, measures))
     assert resolve_target(space, {"target_groups": 2}, 1, True).reachable == (1, 2)
     assert resolve_target(space, {"target_params": 25}, 1, True).reachable == (0,)
 

@@ -168,7 +168,11 @@ def test_copies_of_a_space(make, name):
     keep = next(leaf.path for leaf in jasgnas.search_space(model, X, **options).leaves[-1:])
     space = jasgnas.search_space(model, X, **options, keep=keep)
     copied = COPIES[name](space)
-    assert copied.fingerprint == space.fingerprint and copied.groups == space.groups and copied.kept == space.kept
+    assert (
+        copied.candidates.fingerprint == space.candidates.fingerprint
+        and copied.groups == space.groups
+        and copied.kept == space.kept
+    )
     assert str(copied) == str(space)
     for index in range(len(space.groups)):
         assert copied.is_valid([index]) == space.is_valid([index])

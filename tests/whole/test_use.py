@@ -57,7 +57,7 @@ def test_spaces_of_any_fingerprint(width):
     tx = optax.chain(optax.sgd(0.1), make_h2spg(space))
     state = tx.init(params)
     updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)  # not jitted: values are looked at
-    assert int(jasgnas.h2spg_state(state, space).space_id) == space.fingerprint
+    assert int(jasgnas.h2spg_state(state, space).space_id) == space.candidates.fingerprint
     wider = weights(a=(width, width + 1), b=(width, width + 1))
     other = jasgnas.search_space(lambda p, x: x @ p["a"] + jnp.tanh(x @ p["b"]), x, params=wider)
     with pytest.raises(jasgnas.TreeMismatchError, match="another search space"):
@@ -74,7 +74,7 @@ def test_both_halves_of_the_fingerprints_are_met():
         )
         for n in range(3, 11)
     ]
-    assert {space.fingerprint >= 2**31 for space in spaces} == {True, False}
+    assert {space.candidates.fingerprint >= 2**31 for space in spaces} == {True, False}
 
 
 def test_training_shrinks_in_32_bit_mode():
