@@ -1,6 +1,7 @@
 """Time and memory of the analysis: `python -m experiments.bench_analysis`.
 
-Residual chains of rising length, with the exponents of the growth, and networks that other tools are measured on.
+Residual and dense chains of rising length, with the exponents of the growth, and networks that other tools are measured
+on.
 Beside each stands `jax.make_jaxpr` alone, which no analysis of a jaxpr can do without.
 """
 
@@ -28,7 +29,9 @@ class Config:
     """Measures tracing, search space and construction."""
 
     blocks: tuple[int, ...] = (50, 100, 200, 400)
-    """Numbers of blocks of the chains, rising."""
+    """Numbers of blocks of the residual chains, rising."""
+    layers: tuple[int, ...] = (25, 50, 100)
+    """Numbers of layers of the dense chains, each of which reads all before it, rising."""
     networks: tuple[tuple[str, int], ...] = (
         ("resnet18", 224),
         ("resnet50", 224),
@@ -59,28 +62,48 @@ class Timing(NamedTuple):
     construction: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """A chain of residual blocks, convolution, norm, relu, convolution, as a function of its parameters."""
+FEATURES = 4
+"""Channels of the images that the chains read, and that each dense layer adds."""
 
-    blocks: int
-    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+Params = dict[str, dict[str, jax.Array]]
 
-    @classmethod
-    def of(cls, blocks: int, features: int = 4) -> "Chain":
-        """Makes a chain with parameters that are all one."""
-        kernel, vector = jnp.ones((3, 3, features, features)), jnp.ones(features)
-        block = {"in": kernel, "scale": vector, "bias": vector, "out": kernel}
-        return cls(blocks, {f"block{index:04d}": dict(block) for index in range(blocks)})
 
-    def __call__(self, params: dict[str, Any], x: jax.Array) -> jax.Array:
-        """Returns images `[batch, height, width, features]` of the shape of `x`."""
-        for name in sorted(params):
-            block = params[name]
-            y = _conv(x, block["in"])
-            y = jax.nn.relu((y - y.mean((0, 1, 2))) * block["scale"] + block["bias"])
-            x = x + _conv(y, block["out"])
-        return x
+def residual_params(blocks: int) -> Params:
+    """Returns the parameters of a chain of residual blocks, all one."""
+    kernel, vector = jnp.ones((3, 3, FEATURES, FEATURES)), jnp.ones(FEATURES)
+    block = {"in": kernel, "scale": vector, "bias": vector, "out": kernel}
+    return {f"block{index:04d}": dict(block) for index in range(blocks)}
+
+
+def residual_chain(params: Params, x: jax.Array) -> jax.Array:
+    """Convolution, norm, relu and convolution beside each shortcut; images `[batch, height, width, features]`."""
+    for name in sorted(params):
+        block = params[name]
+        y = _norm_and_relu(_conv(x, block["in"]), block)
+        x = x + _conv(y, block["out"])
+    return x
+
+
+def dense_params(layers: int) -> Params:
+    """Returns the parameters of a chain of dense layers, all one."""
+    params = {}
+    for index in range(layers):
+        width = FEATURES * (1 + index)
+        vector = jnp.ones(width)
+        params[f"layer{index:04d}"] = {"scale": vector, "bias": vector, "out": jnp.ones((3, 3, width, FEATURES))}
+    # The last convolution reads all layers.
+    return params | {"mix": {"out": jnp.ones((1, 1, FEATURES * (1 + layers), FEATURES))}}
+
+
+def dense_chain(params: Params, x: jax.Array) -> jax.Array:
+    """Norm, relu and convolution of all before, concatenated to it; images `[batch, height, width, features]`."""
+    for name in sorted(name for name in params if name != "mix"):
+        x = jnp.concatenate([x, _conv(_norm_and_relu(x, params[name]), params[name]["out"])], axis=-1)
+    return _conv(x, params["mix"]["out"])
+
+
+def _norm_and_relu(x: jax.Array, block: dict[str, jax.Array]) -> jax.Array:
+    return jax.nn.relu((x - x.mean((0, 1, 2))) * block["scale"] + block["bias"])
 
 
 def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -88,14 +111,18 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def run(config: Config) -> Iterator[Table]:
-    """Yields the table of the chains and the table of the networks; each is measured in a process of its own."""
+    """Yields the tables of the chains and the table of the networks; each is measured in a process of its own."""
     check_names("network", (name for name, _ in config.networks), models.list_models())
-    measured = [in_fresh_process(measure_chain, blocks, config.repeats) for blocks in config.blocks]
-    table = _table("residual chains", [f"{blocks} blocks" for blocks in config.blocks], measured)
-    table.add_section()
-    slopes = np.polyfit(np.log(config.blocks), np.log([timing for timing, _ in measured]), 1)[0]
-    table.add_row("exponent", *(f"{slope:.2f}" for slope in slopes))
-    yield table
+    for measure, title, lengths, unit in (
+        (measure_residual_chain, "residual chains", config.blocks, "blocks"),
+        (measure_dense_chain, "dense chains", config.layers, "layers"),
+    ):
+        measured = [in_fresh_process(measure, length, config.repeats) for length in lengths]
+        table = _table(title, [f"{length} {unit}" for length in lengths], measured)
+        table.add_section()
+        slopes = np.polyfit(np.log(lengths), np.log([timing for timing, _ in measured]), 1)[0]
+        table.add_row("exponent", *(f"{slope:.2f}" for slope in slopes))
+        yield table
     names = [f"{name}, {size}×{size}" for name, size in config.networks]
     measured = [in_fresh_process(measure_network, *network, config.repeats) for network in config.networks]
     yield _table("networks", names, measured)
@@ -108,15 +135,23 @@ def _table(title: str, names: Sequence[str], measured: Sequence[tuple[Timing, fl
     return table
 
 
-def measure_chain(blocks: int, repeats: int) -> Timing:
-    """Times the analysis of one chain."""
-    x = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
-    chain = Chain.of(blocks)
-    space = jasgnas.search_space(chain, x, params=chain.params)
+def measure_residual_chain(blocks: int, repeats: int) -> Timing:
+    """Times the analysis of a chain of residual blocks."""
+    return _measure_chain(residual_chain, residual_params(blocks), repeats)
+
+
+def measure_dense_chain(layers: int, repeats: int) -> Timing:
+    """Times the analysis of a chain of dense layers."""
+    return _measure_chain(dense_chain, dense_params(layers), repeats)
+
+
+def _measure_chain(chain: Callable[[Params, jax.Array], jax.Array], params: Params, repeats: int) -> Timing:
+    x = jax.ShapeDtypeStruct((1, 8, 8, FEATURES), jnp.float32)
+    space = jasgnas.search_space(chain, x, params=params)
     return Timing(
-        jaxpr=_least_seconds(lambda: jax.make_jaxpr(lambda p, x: chain(p, x))(chain.params, x), repeats),
-        space=_least_seconds(lambda: jasgnas.search_space(chain, x, params=chain.params), repeats),
-        construction=_construction_seconds(space, chain.params, repeats),
+        jaxpr=_least_seconds(lambda: jax.make_jaxpr(lambda p, x: chain(p, x))(params, x), repeats),
+        space=_least_seconds(lambda: jasgnas.search_space(chain, x, params=params), repeats),
+        construction=_construction_seconds(space, params, repeats),
     )
 
 
