@@ -22,7 +22,6 @@ from tests.networks import (
     error,
     gradients,
     idle_indices,
-    quick_compilation,
     random_input,
     randomize,
     subsets,
@@ -61,12 +60,6 @@ def compare(full, subnet, x, training):
 DEMO_SETS = [s for s in subsets(5) if not {0, 1, 2} <= set(s) and not {3, 4} <= set(s)]
 # Every valid subset of StackedUnets: the two last structures of the two halves do not go together.
 UNETS_SETS = [s for s in subsets(6) if not {2, 5} <= set(s)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)

@@ -19,7 +19,7 @@ import pytest
 
 import jasgnas
 from jasgnas.program.jaxpr import Literal
-from tests.networks import error, quick_compilation, random_input
+from tests.networks import error, random_input
 from tests.toy_models import conv, norm
 
 NUM_FIXED = 100
@@ -314,7 +314,7 @@ def draw_params(network, seed):
 
 @pytest.fixture(autouse=True)
 def double_precision():
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         yield
 
 
