@@ -3,8 +3,8 @@ import random
 from importlib.metadata import version
 
 # Before jax is imported: tests run on the CPU, split into eight devices so that sharded code is really sharded. XLA
-# optimises nothing, because small networks are compiled more often than they are run; it has lost the option that is
-# named here on the way to jax 0.12. What is set already is left as it is.
+# optimises nothing, because small networks are compiled more often than they are run; it has lost the second option
+# below on the way to jax 0.12. What is set already is left as it is.
 FLAGS = {"xla_force_host_platform_device_count": "8"}
 if version("jax").startswith("0.10."):
     FLAGS["xla_cpu_use_fusion_emitters"] = "false"
