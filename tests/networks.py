@@ -12,12 +12,11 @@ from jasgnas.pytree import leaves_by_path, path_str
 
 
 @contextmanager
-def quick_compilation():
-    """Has XLA optimise nothing: small networks are compiled more often than they are run."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+def optimized():
+    """Has XLA optimise what it compiles, other than conftest.py says: for what depends on it, or runs for long."""
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def randomize(tree, seed=0, dtype=None):

@@ -1,16 +1,10 @@
 """Versions of the registered networks that are built, compiled and run in seconds."""
 
-import jax
 from flax import nnx
 
 from models.darts import Genotype
 from models.mobilenet import BlockSpec, MobileNetV3Spec, StageSpec
 from models.regnet import RegNetConfig
-
-# Options of a compilation that takes longer than what it compiles. XLA has lost the second one on the way to jax 0.12.
-QUICK_COMPILATION: dict[str, bool | int] = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):
-    QUICK_COMPILATION["xla_cpu_use_fusion_emitters"] = False
 
 # Every operation, most of them in the one normal cell of three; a skip is another one where the resolution changes.
 _NORMAL = (

@@ -8,7 +8,7 @@ not additive needs all of its inputs: a product that has lost a factor is lost, 
 the factor, or the 0.5 that a sigmoid makes of nothing, may let it vary still. In this it is stricter than to ask
 whether the outputs vary. Nor can it see what cancels whatever the parameters are, other than in a sum (`sums.py`):
 x / x, or the product of two concatenations of which complementary ranges are left. In all else it agrees with removing,
-running and looking (tests/test_generated.py).
+running and looking (tests/whole/test_generated.py).
 """
 
 from collections.abc import Iterable, Sequence

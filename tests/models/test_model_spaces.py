@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from flax import nnx
 import jasgnas
 import models
 from experiments.benchmarks.paper_subnets import PAPER_SIZES, Config, Size, find_removal, run
-from tests.networks import arrays, error, randomize
-from tests.small_models import QUICK_COMPILATION, SHORT_CELLS, SMALL
+from tests.networks import arrays, error, optimized, randomize
+from tests.small_models import SHORT_CELLS, SMALL
 
 TOLERANCE = 1e-9
 # Attention takes its softmax in float32, whatever its operands are: `jax.nn.dot_product_attention`.
@@ -65,11 +64,10 @@ def evaluate_and_train(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -
     return (inferred, trained), nnx.state(model)
 
 
-quick_to_compile = jax.jit(evaluate_and_train, static_argnums=0, compiler_options=QUICK_COMPILATION)
-quick_to_run = jax.jit(evaluate_and_train, static_argnums=0)
+compiled = jax.jit(evaluate_and_train, static_argnums=0)
 
 
-def take_step(model: nnx.Module, x: jax.Array, compiled: Callable[..., Any]) -> Any:
+def take_step(model: nnx.Module, x: jax.Array) -> Any:
     """Trains a network for one step, in place, and returns its outputs before it in both modes."""
     # Thousands of operators together take XLA many minutes; one by one they are compiled once for each shape.
     step = compiled if len(arrays(model)) < 1000 else evaluate_and_train
@@ -83,7 +81,6 @@ def check_subnet(
     space: jasgnas.SearchSpace,
     removed: tuple[int, ...],
     x: jax.Array,
-    compiled: Callable[..., Any] = quick_to_compile,
 ) -> None:
     """Compares full and sub-network in both modes, in a training step, and in both modes after it."""
     full = space.zero(model, removed)
@@ -97,14 +94,14 @@ def check_subnet(
     assert jasgnas.count_macs(full, x) - jasgnas.count_macs(subnet, x) >= whole_macs - macs
 
     before = arrays(subnet)
-    assert error(take_step(subnet, x, compiled), take_step(full, x, compiled)) < tolerance
+    assert error(take_step(subnet, x), take_step(full, x)) < tolerance
     # The full network goes on without the redundant groups only if they are held at zero, as H2SPG does.
     full = space.zero(full, removed)
     expected, found = arrays(full), arrays(subnet)
     assert any(error(array, before[path]) > 0 for path, array in found.items() if path.endswith("kernel"))
     for path, array in found.items():
         assert array.shape != expected[path].shape or error(array, expected[path]) < tolerance, path
-    assert error(take_step(subnet, x, compiled), take_step(full, x, compiled)) < tolerance
+    assert error(take_step(subnet, x), take_step(full, x)) < tolerance
 
 
 ROWS = [
@@ -167,4 +164,5 @@ def test_random_subnet_of_real_size_returns_and_learns_the_same(name: str, share
     shape = models.example_input(name, batch_size=batch_size).shape
     model, space = space_of(name, shape)
     removed = space.random_redundant(jax.random.key(0), math.ceil(share * len(space.largest_removal)))
-    check_subnet(model, space, removed, batch(name, shape), quick_to_run)
+    with optimized():
+        check_subnet(model, space, removed, batch(name, shape))

@@ -20,7 +20,7 @@ from models.demo_net import DemoNet
 from models.layers import Layers, global_mean, make_divisible
 from models.regnet import RegNetConfig
 from models.stacked_unets import StackedUnets
-from tests.small_models import QUICK_COMPILATION, SMALL
+from tests.small_models import SMALL
 
 
 @functools.cache
@@ -227,10 +227,6 @@ def test_regnet_width_multiplies_the_channels_of_all_stages() -> None:
     assert model.blocks[-1].conv2.conv.feature_group_count == 12
 
 
-# Compiling is what these tests spend their time on; the code need not be fast.
-compile_quickly = partial(jax.jit, compiler_options=QUICK_COMPILATION)
-
-
 def create_small(name: str, overrides: dict[str, Any]) -> nnx.Module:
     """Creates a network of five classes, initialised in one compilation."""
 
@@ -240,7 +236,7 @@ def create_small(name: str, overrides: dict[str, Any]) -> nnx.Module:
         return state
 
     graphdef = None
-    state = compile_quickly(build)()
+    state = jax.jit(build)()
     return nnx.merge(graphdef, state)
 
 
@@ -263,7 +259,7 @@ def test_training_lowers_the_loss_and_uses_every_parameter(
     model.train()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
-    @compile_quickly
+    @jax.jit
     def train_step(params: nnx.State, rest: nnx.State) -> tuple[jax.Array, nnx.State, nnx.State, nnx.State]:
         def loss_fn(params: nnx.State) -> tuple[jax.Array, nnx.State]:
             model = nnx.merge(graphdef, params, rest, copy=True)
@@ -386,7 +382,7 @@ def test_decoder_never_looks_ahead() -> None:
     model = create_small("decoder_small", {"features": 16, "depth": 2, "num_heads": 2, "hidden": 32})
     tokens = jnp.asarray([[0, 1, 2, 3, 4, 0]])
     changed = tokens.at[0, 3].set(1)
-    infer = compile_quickly(lambda tokens: model(tokens))
+    infer = jax.jit(lambda tokens: model(tokens))
     before, after = np.asarray(infer(tokens)), np.asarray(infer(changed))
     np.testing.assert_allclose(before[:, :3], after[:, :3], rtol=1e-5, atol=1e-6)
     assert (np.abs(before[:, 3:] - after[:, 3:]).max(axis=-1) > 1e-4).all()

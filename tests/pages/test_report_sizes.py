@@ -13,14 +13,8 @@ import jasgnas
 import models
 from jasgnas.pages.data import Removal, page_data
 from models.demo_net import DemoNet
-from tests.networks import arrays, build, quick_compilation, randomize
+from tests.networks import arrays, build, randomize
 from tests.small_models import SMALL
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 def data_of(space, redundant):

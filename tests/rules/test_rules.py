@@ -30,7 +30,7 @@ from jasgnas.program.sliced import Sliced
 from jasgnas.rules import needs_of, rule_for, zeros_of
 from jasgnas.rules.base import _RULES
 from jasgnas.rules.flow import of_literal
-from tests.networks import quick_compilation
+from tests.networks import optimized
 from tests.rules.rule_rows import NEWER, NUMBERS, ROWS
 
 
@@ -194,11 +194,18 @@ def row(request):
 
 
 @pytest.fixture
-def double():
-    with jax.enable_x64(True), quick_compilation():
+def as_users_compile():
+    with optimized():
         yield
 
 
+@pytest.fixture
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.usefixtures("as_users_compile")
 @pytest.mark.parametrize("row", [*ROWS, *NUMBERS], ids=name_of)
 def test_what_is_claimed_to_be_zero_is_zero(row):
     equation = equation_of(row)

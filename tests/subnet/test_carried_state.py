@@ -11,16 +11,9 @@ from flax import struct
 
 import jasgnas
 from jasgnas.optimizer.h2spg import DONE
-from tests.networks import quick_compilation
 
 X = jnp.sin(jnp.arange(24.0).reshape(6, 4))
 Y = jnp.cos(jnp.arange(18.0).reshape(6, 3))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quickly():
-    with quick_compilation():
-        yield
 
 
 class Fields(NamedTuple):

@@ -17,12 +17,12 @@ import jasgnas
 from jasgnas.optimizer.h2spg import DONE
 from jasgnas.pytree import leaves_by_path
 from tests.networks import error as float_error
-from tests.networks import quick_compilation, randomize
+from tests.networks import randomize
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _float64():
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         yield
 
 

@@ -22,7 +22,6 @@ from tests.networks import (
     error,
     gradients,
     idle_indices,
-    quick_compilation,
     random_input,
     randomize,
     subsets,
@@ -30,7 +29,6 @@ from tests.networks import (
 from tests.toy_models import TOYS, toy_params
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-PRECISIONS = [pytest.param(False, id="float32"), pytest.param(True, id="float64")]
 
 
 def space_of(model, channels, dtype):
@@ -63,16 +61,20 @@ DEMO_SETS = [s for s in subsets(5) if not {0, 1, 2} <= set(s) and not {3, 4} <= 
 UNETS_SETS = [s for s in subsets(6) if not {2, 5} <= set(s)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    with quick_compilation():
-        yield
+def cases(sets):
+    """Every set in float64, which sees the smallest difference, and some in float32, for the sake of its dtypes."""
+    return [("float64", i) for i in range(len(sets))] + [("float32", i) for i in range(0, len(sets), 5)]
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
+def batch_sizes(number):
+    """The batch sizes in inference and in training mode, which change places from set to set."""
+    return zip((False, True), (1, 3) if number % 2 else (3, 1), strict=True)
+
+
+@pytest.fixture(scope="module")
 def precision(request):
-    with jax.enable_x64(request.param):
-        yield jnp.dtype("float64" if request.param else "float32")
+    with jax.enable_x64(request.param == "float64"):
+        yield jnp.dtype(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -87,26 +89,25 @@ def unets(precision):
     return model, space_of(model, 3, precision)
 
 
-@pytest.mark.parametrize("removed", DEMO_SETS, ids=str)
-def test_demo_net_is_exact(demo, precision, removed):
+@pytest.mark.parametrize(("precision", "number"), cases(DEMO_SETS), indirect=["precision"])
+def test_demo_net_is_exact(demo, precision, number):
     model, space = demo
+    removed = DEMO_SETS[number]
     full = space.zero(model, removed)
     subnet = jasgnas.construct_subnet(space, full, allow_nothing=not removed)
     gone = {path for index in removed for path in space.groups[index].paths}
     assert arrays(subnet).keys() <= arrays(full).keys() - gone
-    for batch_size in (1, 3):
-        for training in (False, True):
-            compare(full, subnet, random_input((batch_size, 8, 8, 1), precision, batch_size), training)
+    for training, batch_size in batch_sizes(number):
+        compare(full, subnet, random_input((batch_size, 8, 8, 1), precision, number), training)
 
 
-@pytest.mark.parametrize("number", range(len(UNETS_SETS)), ids=lambda number: str(UNETS_SETS[number]))
+@pytest.mark.parametrize(("precision", "number"), cases(UNETS_SETS), indirect=["precision"])
 def test_stacked_unets_is_exact(unets, precision, number):
     model, space = unets
     full = space.zero(model, UNETS_SETS[number])
     subnet = jasgnas.construct_subnet(space, full, allow_nothing=not UNETS_SETS[number])
-    for training in (False, True):
-        for batch_size in (1, 3):
-            compare(full, subnet, random_input((batch_size, 8, 8, 3), precision, number), training)
+    for training, batch_size in batch_sizes(number):
+        compare(full, subnet, random_input((batch_size, 8, 8, 3), precision, number), training)
 
 
 @pytest.mark.parametrize(

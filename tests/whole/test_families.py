@@ -11,13 +11,12 @@ from flax import linen as nn
 from flax import nnx, struct
 
 import jasgnas
-from tests.networks import quick_compilation
 from tests.whole.double import D, F, assert_same, double_settings, perturbed, random_array
 
 
 @pytest.fixture(autouse=True)
 def float64():
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         yield
 
 

@@ -13,15 +13,9 @@ from flax import linen as nn
 from flax import nnx
 
 import jasgnas
-from tests.networks import arrays, quick_compilation, randomize
+from tests.networks import arrays, randomize
 
 X = jnp.sin(jnp.arange(24.0).reshape(6, 4))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quickly():
-    with quick_compilation():
-        yield
 
 
 def assert_close(found, expected):

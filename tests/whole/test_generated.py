@@ -7,7 +7,7 @@ with `JASGNAS_NETWORKS=1000`. Each takes about a second, most of which XLA spend
 
 import os
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 import hypothesis
@@ -19,7 +19,7 @@ import pytest
 
 import jasgnas
 from jasgnas.program.jaxpr import Literal
-from tests.networks import error, quick_compilation, random_input
+from tests.networks import error, random_input
 from tests.toy_models import conv, norm
 
 NUM_FIXED = 100
@@ -191,6 +191,13 @@ IMAGES = (*ANY, "mean", "flatten", "cumsum", *("conv", "grouped conv") * 2, "dil
 KINDS = {2: ANY, 3: TOKENS, 4: IMAGES}
 
 
+@cache
+def shapes_of_results(kind, operands, options):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in operands]
+    result = jax.eval_shape(lambda *args: OPERATORS[kind](*args, *options), *arrays)
+    return [value.shape for value in (result if isinstance(result, tuple) else (result,))]
+
+
 class Builder:
     """Grows a network operator by operator; every choice is one that hypothesis can make smaller."""
 
@@ -211,11 +218,10 @@ class Builder:
             self.params.update(zip(params, new, strict=True))
         self.ops.append(Op(kind, sources, tuple(params), options))
         self.used.update(sources)
-        operands = [jax.ShapeDtypeStruct(self.values[i], jnp.float32) for i in sources]
-        leaves = [jax.ShapeDtypeStruct(self.params[name], jnp.float32) for name in params]
-        result = jax.eval_shape(lambda *args: OPERATORS[kind](*args, *options), *operands, *leaves)
-        self.values += [value.shape for value in (result if isinstance(result, tuple) else (result,))]
-        return len(self.values) - (len(result) if isinstance(result, tuple) else 1)
+        operands = (*(self.values[i] for i in sources), *(self.params[name] for name in params))
+        shapes = shapes_of_results(kind, operands, options)
+        self.values += shapes
+        return len(self.values) - len(shapes)
 
     def step(self):
         source = self.choose(range(max(0, len(self.values) - 6), len(self.values)))
@@ -314,7 +320,7 @@ def draw_params(network, seed):
 
 @pytest.fixture(autouse=True)
 def double_precision():
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         yield
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jasgnas
-from tests.networks import combination, error, quick_compilation
+from tests.networks import combination, error
 from tests.toy_models import conv, norm
 
 D = 6
@@ -287,7 +287,7 @@ def draw(case, seed):
 
 @pytest.fixture(autouse=True)
 def float64():
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         yield
 
 
