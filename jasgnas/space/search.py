@@ -31,7 +31,6 @@ from jasgnas.graph.names import operator_label, segment_label
 from jasgnas.program.jaxpr import Program, inline, inner_programs
 from jasgnas.program.masks import NOTHING, Zeros, everything, unknown
 from jasgnas.pytree import leaves_by_path, path_str
-from jasgnas.rules import unknown_in
 from jasgnas.rules.flow import propagate_needs, propagate_zeros
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.dependence import build_dependence
@@ -39,6 +38,7 @@ from jasgnas.space.groups import Group, cleared, owner_table, zeros_of_leaves
 from jasgnas.space.invariance import Effect
 from jasgnas.space.sizes import build_costs
 from jasgnas.space.structures import find_groups, num_params
+from jasgnas.space.table import table
 from jasgnas.space.validity import is_valid
 
 KeepPattern = str | re.Pattern[str]
@@ -315,7 +315,7 @@ class SearchSpace:
 
     def __str__(self) -> str:
         """Returns a table of the groups, and what else a person wants to know first."""
-        return _table(self)
+        return table(self)
 
     def _repr_html_(self) -> str:
         """Returns the report of the space in a frame, which notebooks show."""
@@ -466,33 +466,3 @@ def _why_nothing(graph: Graph, reasons: Sequence[str]) -> str:
 def _has_joint(program: Program) -> bool:
     flat = inline(program)
     return any(eqn.primitive in ADDITIVE or any(map(_has_joint, inner_programs(eqn))) for eqn in flat.equations)
-
-
-def _table(space: SearchSpace) -> str:
-    macs = space.segment_graph.nodes["macs"]
-    headings = ("group", "name", "parameters", "multiply-adds", "operators")
-    rows = [
-        (str(g.index), _clip(g.name), f"{g.num_params:,}", f"{macs[g.segment]:,}", _clip(", ".join(g.operators)))
-        for g in space.groups
-    ]
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    rules = ["─" * width for width in widths]
-    lines = [
-        f"{index:>{widths[0]}}  {name:<{widths[1]}}  {params:>{widths[2]}}  {macs:>{widths[3]}}  {operators}".rstrip()
-        for index, name, params, macs, operators in (headings, rules, *rows)
-    ]
-    total = sum(int(np.prod(leaf.shape)) for leaf in space.leaves if leaf.trainable)
-    inside = sum(group.num_params for group in space.groups)
-    footer = [
-        f"{len(space.groups)} groups hold {inside:,} of {total:,} parameters; "
-        f"at most {len(space.largest_removal)} can go together.",
-        f"{len(space.graph.operators)} operators in {len(space.graph.segments)} segments.",
-    ]
-    equations = space.graph.program.equations
-    if unknown := unknown_in(equations[p] for operator in space.graph.operators for p in operator.equations):
-        footer.append(f"Unknown operators, kept as they are: {', '.join(unknown)}.")
-    return "\n".join([*lines, "", *footer])
-
-
-def _clip(text: str, width: int = 60) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"

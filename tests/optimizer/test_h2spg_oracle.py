@@ -12,7 +12,7 @@ import pytest
 from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, h2spg_state
 from jasgnas.space.validity import is_valid
 from tests.optimizer.h2spg_oracle import BRANCHES, Adam, Oracle, Sgd
-from tests.optimizer.h2spg_problem import INDICES, TOPOLOGY, make_h2spg, make_params, make_problem, make_step, mask
+from tests.optimizer.h2spg_problem import GRAPH, INDICES, make_h2spg, make_params, make_problem, make_step, mask
 
 SGD, MOMENTUM = partial(Sgd), partial(Sgd, momentum=0.9, weight_decay=1e-3)
 OPTAX_BASE = {
@@ -47,7 +47,7 @@ ORACLE_CASES = {
 
 def make_oracle(base, learning_rate, options):
     options = {"num_redundant": 3, "warmup_steps": 40, "projection_steps": 160, **options}
-    return Oracle(INDICES, lambda removed: is_valid(TOPOLOGY, mask(removed)), base(), learning_rate, **options)
+    return Oracle(INDICES, lambda removed: is_valid(GRAPH, mask(removed)), base(), learning_rate, **options)
 
 
 ORACLE_STEPS = 300
