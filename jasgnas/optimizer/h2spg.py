@@ -529,11 +529,11 @@ def _project(sums: GroupSums, pull: jax.Array, epsilon: float | jax.Array, limit
     """
     norm = jnp.sqrt(sums.x_x)
     shortening = pull / jnp.where(norm > 0, norm, 1)
-    kept = 1 - shortening  # x̂ = kept·x + u
-    projected = (kept * sums.x_x + sums.x_u < epsilon * sums.x_x) | (norm == 0)
+    left = 1 - shortening  # x̂ = left·x + u
+    projected = (left * sums.x_x + sums.x_u < epsilon * sums.x_x) | (norm == 0)
     if limits is None:
         return GroupMoves(jnp.ones_like(norm), -shortening, projected)
-    new_norm = jnp.sqrt(jnp.maximum(kept**2 * sums.x_x + 2 * kept * sums.x_u + sums.u_u, 0))
+    new_norm = jnp.sqrt(jnp.maximum(left**2 * sums.x_x + 2 * left * sums.x_u + sums.u_u, 0))
     is_too_long = new_norm > limits
     scale = jnp.where(is_too_long, limits / jnp.where(is_too_long, new_norm, 1), 1)
     return GroupMoves(scale, scale - 1 - scale * shortening, projected | (limits <= 0))

@@ -75,10 +75,10 @@ class RangeFollower:
         effects, after = self._joining(operator, given) if operator.parts else ([], None)
         if operator.kind == "stem":
             # Ranges end at a stem, but for those that it keeps apart from all others, as a depthwise convolution does.
-            kept = numbers_in((effect.groups,) for effect in effects)
-            ended = _restricted(given, lambda groups: ~np.isin(groups, kept))
+            apart = numbers_in((effect.groups,) for effect in effects)
+            ended = _restricted(given, lambda groups: ~np.isin(groups, apart))
             effects += self._idle(operator, ended) if ended else []
-            given = _restricted(given, lambda groups: np.isin(groups, kept))
+            given = _restricted(given, lambda groups: np.isin(groups, apart))
         if given and after is None:
             joined = self._held(effect for effect in effects if effect.joins)
             after = zeros_after(self._graph, [index], given | joined, self._graph.results(index))
@@ -108,8 +108,8 @@ class RangeFollower:
                 found = after.get(result, (None,) * len(shape))[axis]
                 is_zero = self._graph.full.zeros[result].apart.axis(axis, shape[axis])
                 is_lost = ~is_zero & (groups != NONE) & (groups != (NONE if found is None else found))
-                effects += (kept := _without(acting, np.unique(groups[is_lost])))
-                if operator.kind != "stem" and len(given) == 1 and not is_lost.any() and len(kept) == len(effects):
+                effects += (joined := _without(acting, np.unique(groups[is_lost])))
+                if operator.kind != "stem" and len(given) == 1 and not is_lost.any() and len(joined) == len(effects):
                     return effects, after
         return effects, None
 

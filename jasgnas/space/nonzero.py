@@ -195,8 +195,8 @@ class Survival:
             return zero(len(shape))
         masks = []
         for axis in range(len(shape)):
-            kept = [mask for cell in cells if isinstance(mask := cell.need[axis], np.ndarray)]
-            masks.append(~np.logical_or.reduce(kept) if len(kept) == len(cells) else None)
+            left = [mask for cell in cells if isinstance(mask := cell.need[axis], np.ndarray)]
+            masks.append(~np.logical_or.reduce(left) if len(left) == len(cells) else None)
         return join([self._graph.full.zeros[var], zeros(masks)])
 
     # Blocks: the ranges that concatenations have put together, and that groups hold of parameters, wherever they go.
@@ -235,8 +235,8 @@ def _least(
     for num_cells, num_groups in product(range(_MOST_CELLS + 1), range(_MOST_GROUPS + 1)):
         if num_cells > 2 and present and varying:
             break
-        for own, kept in product(combinations(cells, num_cells), combinations(groups, num_groups)):
-            chosen: tuple[Unit, ...] = (*own, *kept)
+        for own, present_groups in product(combinations(cells, num_cells), combinations(groups, num_groups)):
+            chosen: tuple[Unit, ...] = (*own, *present_groups)
             is_present = any(each.issubset(chosen) for each in present)
             covered = {cell for each, reached in varying if each.issubset(chosen) for cell in reached}
             if tries == _MOST_TRIES or (is_present and covered.issuperset(own)):

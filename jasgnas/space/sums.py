@@ -112,19 +112,19 @@ class Sums:
                         continue
                     if weight == 0:
                         gone.add(term.outermost)
-                    elif (parts := self._parts(term)) is not None:
-                        for part, factor in parts:
-                            if part.var not in weights:
-                                heapq.heappush(pending, (-self._position.get(part.var, -1), part.var))
-                            known = weights.setdefault(part.var, {})
-                            known[part] = known.get(part, Fraction(0)) + weight * factor
+                    elif (addends := self._addends(term)) is not None:
+                        for addend, factor in addends:
+                            if addend.var not in weights:
+                                heapq.heappush(pending, (-self._position.get(addend.var, -1), addend.var))
+                            known = weights.setdefault(addend.var, {})
+                            known[addend] = known.get(addend, Fraction(0)) + weight * factor
                     elif operands := self._operands(term):
                         wholes += [operand for operand in operands if operand not in wholes]
                     else:
                         found[term.outermost] = None
         return list(found) if gone - found.keys() else None
 
-    def _parts(self, term: _Term) -> list[tuple[_Term, Fraction]] | None:
+    def _addends(self, term: _Term) -> list[tuple[_Term, Fraction]] | None:
         """Returns the terms of the same whole that a term is the weighted sum of, or None if it is no such sum."""
         if (eqn := self._equation(term)) is None:
             return None

@@ -105,10 +105,10 @@ def largest_removal(graph: DependenceGraph, num_groups: int, sizes: Sequence[int
         elif num_external:
             fed = [0]
         else:
-            fed = _smallest(kept for sender in alternatives for kept in sender)
-        keepers.append([kept | masks[group] for kept in fed] if group >= 0 else fed)
-    kept = _needing_all([keepers[output] for output in graph.outputs])[0]
-    removed = np.array([not kept & mask for mask in masks], dtype=bool)
+            fed = _smallest(groups for sender in alternatives for groups in sender)
+        keepers.append([groups | masks[group] for groups in fed] if group >= 0 else fed)
+    needed_groups = _needing_all([keepers[output] for output in graph.outputs])[0]
+    removed = np.array([not needed_groups & mask for mask in masks], dtype=bool)
     bits = [masks[group] if group >= 0 else 0 for group in graph.group.tolist()]
     while True:
         needed = _sole_killers(graph, bits, removed)
@@ -175,14 +175,14 @@ def _needing_all(alternatives: list[list[int]]) -> list[int]:
     """Returns the smallest unions of one set from each list, sets given as bit masks."""
     if not alternatives:
         return [0]
-    return reduce(lambda unions, sets: _smallest(union | kept for union in unions for kept in sets), alternatives)
+    return reduce(lambda unions, sets: _smallest(union | groups for union in unions for groups in sets), alternatives)
 
 
 def _smallest(sets: Iterable[int]) -> list[int]:
     """Returns the smallest of the sets, given as bit masks, that contain no other, by rising size."""
     chosen: list[int] = []
-    for candidate in sorted(set(sets), key=lambda kept: (kept.bit_count(), kept)):
-        if all(kept & ~candidate for kept in chosen):
+    for candidate in sorted(set(sets), key=lambda groups: (groups.bit_count(), groups)):
+        if all(groups & ~candidate for groups in chosen):
             chosen.append(candidate)
         if len(chosen) == _MAX_ALTERNATIVES:
             break
