@@ -137,15 +137,14 @@ class NNXModel(Model):
         return super().carry(state, subnet, move_node, is_whole)
 
 
-def _child(node: Any, key: Any) -> Any:
-    return node[key] if isinstance(node, Mapping) or isinstance(key, int) else getattr(node, key)
-
-
 def _left_of(node: Any, state: Mapping[Any, Any]) -> dict[Any, Any]:
     """Returns what is left below a node of a module, by key: variables, arrays, and nodes of the sub-network."""
-    return {
-        key: _like(_child(node, key), value) if isinstance(value, Mapping) else value for key, value in state.items()
-    }
+    left = dict(state)
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            is_item = isinstance(node, Mapping) or isinstance(key, int)
+            left[key] = _like(node[key] if is_item else getattr(node, key), value)
+    return left
 
 
 def _like(node: Any, state: Mapping[Any, Any]) -> Any:
