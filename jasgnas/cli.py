@@ -4,7 +4,9 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(space)
         if not options.no_report:
             print(f"Report in {report(space, path=options.report, title=options.factory)}")
-    except _UsageError as error:
-        return _fail(error, 2)
-    except (JasgnasError, _ModelError, OSError) as error:
-        return _fail(error, 1)
+    except (JasgnasError, _UsageError, _ModelError, OSError) as error:
+        print(f"jasgnas: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, _UsageError) else 1
     return 0
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"jasgnas: error: {error}", file=sys.stderr)
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,14 +128,9 @@ def _setting(text: str) -> tuple[str, Any]:
     name, found, value = text.partition("=")
     if not found or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value")
-    constants = {"True": True, "False": False, "None": None}
-    if value in constants:
-        return name, constants[value]
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
+    for convert in ({"True": True, "False": False, "None": None}.__getitem__, int, float):
+        with suppress(KeyError, ValueError):
+            return name, convert(value)
     return name, value
 
 
@@ -147,8 +138,7 @@ def _inspect(options: argparse.Namespace) -> SearchSpace:
     dtypes = options.dtype or [jnp.dtype("float32")]
     if len(dtypes) not in (1, len(options.input)):
         raise _UsageError(f"{len(options.input)} inputs were given with {len(dtypes)} dtypes; give one each or one")
-    dtypes = dtypes * len(options.input) if len(dtypes) == 1 else dtypes
-    inputs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(options.input, dtypes, strict=True)]
+    inputs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(options.input, cycle(dtypes), strict=False)]
     model = _make_model(options.factory)
     settings = dict(options.set)
     shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in inputs)
@@ -166,8 +156,7 @@ def _search(model: Any, inputs: list[Any], keep: list[str], settings: dict[str, 
 
 
 def _make_model(place: str) -> Any:
-    found = _find(place)
-    model = found
+    model = found = _find(place)
     if callable(found) and not is_module(found):
         model = _calling(f"{place} failed", lambda: found(**_rngs(found)))
     is_pair = isinstance(model, tuple) and len(model) == 2 and callable(model[0])

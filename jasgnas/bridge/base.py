@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -28,6 +29,11 @@ class Leaf(NamedTuple):
     dtype: Any
     trainable: bool
 
+    @property
+    def aval(self) -> jax.ShapeDtypeStruct:
+        """Its shape and dtype."""
+        return jax.ShapeDtypeStruct(self.shape, self.dtype)
+
 
 class Recipe(Protocol):
     """How to compute what the full network computes from the arrays of a sub-network."""
@@ -44,14 +50,17 @@ class Model(ABC):
     Attributes:
         needs: the arguments of `search_space` that must come with a model of this flavour.
         options: those that may come with it.
-        why: says why.
+        why: what to tell a user who has left out what is needed, or given more.
         is_module: whether its models are modules, as opposed to functions of parameters.
+        abstract: the pytree of its arrays, shapes and dtypes only.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     why: ClassVar[str]
     is_module: ClassVar[bool] = True
+
+    abstract: Any
 
     @staticmethod
     @abstractmethod
@@ -78,14 +87,20 @@ class Model(ABC):
         return names[1:] if inspect.isfunction(called) else names
 
     @staticmethod
-    @abstractmethod
     def parameters(holder: Any) -> Any:
         """Returns the trainable parameters in what a user of this flavour holds, None for what is of another one."""
+        return holder
 
-    @property
-    @abstractmethod
+    @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
         """Its arrays, in the order of its pytree."""
+        trainable = leaves_by_path(self.trainable())
+        found = leaves_by_path(self.abstract).items()
+        return tuple(Leaf(path, tuple(value.shape), value.dtype, path in trainable) for path, value in found)
+
+    def trainable(self) -> Any:
+        """Returns the part of its pytree that is trained; all of it where nothing else is known."""
+        return self.abstract
 
     @property
     def static(self) -> Any:
@@ -97,17 +112,24 @@ class Model(ABC):
         del training
         return self
 
-    @abstractmethod
     def tree(self, holder: Any) -> Any:
         """Returns the pytree of arrays that a model, its variables or its parameters hold."""
+        return holder
 
-    @abstractmethod
     def like(self, holder: Any, tree: Any) -> Any:
         """Returns the same kind of object as `holder`, holding other arrays in the same tree structure."""
+        del holder
+        return tree
 
-    @abstractmethod
     def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """Calls the model; returns its outputs and all leaves after the call."""
+        outputs, after = self.call(jax.tree.unflatten(jax.tree.structure(self.abstract), values), args, kwargs)
+        found = leaves_by_path(after)
+        return outputs, [found[leaf.path] for leaf in self.leaves]
+
+    @abstractmethod
+    def call(self, tree: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Calls the model with a pytree of its arrays; returns its outputs and that pytree after the call."""
 
     @abstractmethod
     def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> Any:
@@ -146,11 +168,6 @@ def abstracted(tree: Any) -> Any:
     if others:
         raise ArgumentError(f"every leaf of a model must be an array, but not so {', '.join(others)}: use jnp.asarray")
     return jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), tree)
-
-
-def leaf_of(path: str, value: Any, trainable: bool) -> Leaf:
-    """Describes an array, concrete or abstract."""
-    return Leaf(path, tuple(np.shape(value)), value.dtype, trainable)
 
 
 def matched(leaves: Sequence[Leaf], tree: Any) -> list[Any]:

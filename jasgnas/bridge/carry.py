@@ -89,15 +89,11 @@ class _Carrier:
 
     def _lies_at(self, node: Any, keys: Keys) -> bool:
         """Tells whether a node lies in the network at some keys."""
-        is_sure = False
-        for verdict in self._verdicts(node, keys):
-            if verdict is False:
-                return False
-            is_sure = is_sure or verdict is True
-        return is_sure
+        verdicts = self._verdicts(node, keys)
+        return next(verdicts, False) and all(verdicts)
 
-    def _verdicts(self, node: Any, keys: Keys) -> Iterator[bool | None]:
-        """Tells of all arrays and empty nodes in a node at some keys whether they lie where the network has leaves."""
+    def _verdicts(self, node: Any, keys: Keys) -> Iterator[bool]:
+        """Tells of the arrays and empty nodes in a node at some keys whether they lie where the network has leaves."""
         children, _ = self._children_of(node)
         path = path_str(keys)
         if children:
@@ -110,8 +106,6 @@ class _Carrier:
         elif path in self._below:
             # None may stand for arrays; an `optax.EmptyState` is the state of a link, never a parameter.
             yield node is None
-        else:
-            yield None
 
 
 def _put_together(node: Any, children: list[tuple[Keys, Any]], treedef: Any, values: list[Any]) -> Any:

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import jax
 from flax import linen as nn
 from flax.core import FrozenDict, freeze, unfreeze
+from jax.tree_util import tree_map_with_path
 
-from jasgnas.bridge.base import Leaf, Model, Recipe, abstracted, leaf_of
+from jasgnas.bridge.base import Model, Recipe, abstracted
 from jasgnas.bridge.carry import pruned
 from jasgnas.errors import ArgumentError
-from jasgnas.pytree import leaves_by_path
+from jasgnas.pytree import leaves_by_path, path_str
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +66,9 @@ class LinenModel(Model):
         """Returns the collection `params` of the variables of a Linen module."""
         return holder["params"] if _is_variables(holder) else None
 
-    @cached_property
-    def leaves(self) -> tuple[Leaf, ...]:
-        """Its variables; those of the collection `params` are trainable."""
-        return tuple(
-            leaf_of(path, value, path.partition("/")[0] not in self.collections)
-            for path, value in leaves_by_path(self.abstract).items()
-        )
+    def trainable(self) -> Any:
+        """Returns the collection `params`."""
+        return _as_variables(self.abstract, self.collections)["params"]
 
     def tree(self, holder: Any) -> Any:
         """Returns variables (or parameters alone) as one tree."""
@@ -84,15 +80,13 @@ class LinenModel(Model):
             return tree
         return _as_kind(_as_variables(tree, [name for name in holder if name != "params"]), holder)
 
-    def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    def call(self, tree: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """Calls `module.apply`; `rngs` among the keyword arguments are its random streams."""
-        tree = jax.tree.unflatten(jax.tree.structure(self.abstract), values)
         variables = _as_variables(tree, self.collections)
         outputs, updated = self.module.apply(
             variables, *args, **kwargs, method=self.method, mutable=list(self.collections)
         )
-        after = leaves_by_path(_as_tree({**variables, **updated}))
-        return outputs, [after[leaf.path] for leaf in self.leaves]
+        return outputs, _as_tree({**variables, **updated})
 
     def wrap_subnet(
         self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]
@@ -140,14 +134,10 @@ class SubNetworkModule(nn.Module):
             kwargs["rngs"] = {name: rng.as_jax_rng() for name, rng in self.scope.rngs.items()}
         tree = _as_tree({"params": {}, **self.variables})
         outputs, changed = self.recipe.apply(self.full, leaves_by_path(tree), args, kwargs)
-        after = _as_variables(_updated(tree, changed), self.full.collections)
+        updated = tree_map_with_path(lambda keys, value: changed.get(path_str(keys), value), tree)
+        after = _as_variables(updated, self.full.collections)
         for collection in self.full.collections:
             if self.is_mutable_collection(collection):
                 for name, value in after.get(collection, {}).items():
                     self.put_variable(collection, name, value)
         return outputs
-
-
-def _updated(tree: Any, changed: Mapping[str, Any]) -> Any:
-    flat = leaves_by_path(tree)
-    return jax.tree.unflatten(jax.tree.structure(tree), [changed.get(path, value) for path, value in flat.items()])

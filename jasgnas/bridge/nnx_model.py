@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jasgnas.bridge.base import Leaf, Model, Recipe, abstracted, leaf_of
-from jasgnas.bridge.carry import GONE
+from jasgnas.bridge.base import Model, Recipe, abstracted
+from jasgnas.bridge.carry import GONE, pruned
 from jasgnas.errors import ArgumentError, MissingPartError
 from jasgnas.pytree import leaves_by_path
 
@@ -45,11 +44,9 @@ class NNXModel(Model):
         """Returns the `nnx.Param`s of a module."""
         return nnx.state(holder, nnx.Param) if isinstance(holder, nnx.Module) else None
 
-    @cached_property
-    def leaves(self) -> tuple[Leaf, ...]:
-        """Its arrays; `nnx.Param`s are trainable."""
-        params = leaves_by_path(nnx.filter_state(self.abstract, nnx.Param))
-        return tuple(leaf_of(path, value, path in params) for path, value in leaves_by_path(self.abstract).items())
+    def trainable(self) -> Any:
+        """Returns the `nnx.Param`s."""
+        return nnx.filter_state(self.abstract, nnx.Param)
 
     @property
     def static(self) -> Any:
@@ -89,13 +86,11 @@ class NNXModel(Model):
         """Returns a copy of the module with another state, or that state."""
         return nnx.merge(nnx.graphdef(holder), tree, copy=True) if isinstance(holder, nnx.Module) else tree
 
-    def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    def call(self, tree: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """Calls a copy of the module."""
-        state = jax.tree.unflatten(jax.tree.structure(self.abstract), values)
-        module = nnx.merge(self.graphdef, state, copy=True)
+        module = nnx.merge(self.graphdef, tree, copy=True)
         outputs = module(*args, **kwargs)
-        after = leaves_by_path(nnx.state(module))
-        return nnx.as_pure(outputs), [after[leaf.path] for leaf in self.leaves]
+        return nnx.as_pure(outputs), nnx.state(module)
 
     def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> "SubNetwork":
         """Returns the sub-network as a module, in the mode of the given one."""
@@ -106,7 +101,7 @@ class NNXModel(Model):
         full = replace(self, graphdef=graphdef)
         if isinstance(holder, SubNetwork) and holder._full.leaves == self.leaves:
             full = holder._full
-        return SubNetwork(_left_of(holder, state, arrays), recipe, full)
+        return SubNetwork(_left_of(holder, pruned(state, arrays)), recipe, full)
 
     def carry(
         self, state: Any, subnet: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
@@ -142,26 +137,19 @@ class NNXModel(Model):
         return super().carry(state, subnet, move_node, is_whole)
 
 
-def _child(node: Any, key: Any) -> Any:
-    return node[key] if isinstance(node, Mapping) or isinstance(key, int) else getattr(node, key)
-
-
-def _left_of(node: Any, state: Mapping[Any, Any], arrays: Mapping[str, Any], path: str = "") -> dict[Any, Any]:
+def _left_of(node: Any, state: Mapping[Any, Any]) -> dict[Any, Any]:
     """Returns what is left below a node of a module, by key: variables, arrays, and nodes of the sub-network."""
-    left: dict[Any, Any] = {}
+    left = dict(state)
     for key, value in state.items():
-        place = f"{path}/{key}" if path else str(key)
         if isinstance(value, Mapping):
-            child = _child(node, key)
-            if children := _left_of(child, value, arrays, place):
-                left[key] = _like(child, children)
-        elif place in arrays:
-            left[key] = value.copy(arrays[place]) if isinstance(value, nnx.Variable) else arrays[place]
+            is_item = isinstance(node, Mapping) or isinstance(key, int)
+            left[key] = _like(node[key] if is_item else getattr(node, key), value)
     return left
 
 
-def _like(node: Any, children: dict[Any, Any]) -> Any:
+def _like(node: Any, state: Mapping[Any, Any]) -> Any:
     """Returns a node of the sub-network in the place of a node of the full module."""
+    children = _left_of(node, state)
     if isinstance(node, nnx.Dict):
         return _Entries(children)
     if isinstance(node, Mapping):
@@ -227,11 +215,7 @@ class _Entries(_Part, nnx.Dict):
 
 
 class _Items(_Part):
-    """What is left of a list: as many items as are left. Each has the index that it has in the full module.
-
-    Attributes:
-        full_length: length of the list in the full module.
-    """
+    """What is left of a list: as many items as are left. Each has the index that it has in the full module."""
 
     _pytree__has_int_keys = True
 
@@ -246,7 +230,7 @@ class _Items(_Part):
         return self._full_length
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self[:])
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self[:])
@@ -290,13 +274,10 @@ class SubNetwork(_Part):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the full module would; running statistics and random states are updated."""
-        state = {"/".join(map(str, keys)): (keys, value) for keys, value in nnx.to_flat_state(nnx.state(self))}
-        arrays = {
-            path: value.get_value() if isinstance(value, nnx.Variable) else value for path, (_, value) in state.items()
-        }
-        outputs, changed = self._recipe.apply(self._full, arrays, args, kwargs)
+        state = nnx.state(self)
+        outputs, changed = self._recipe.apply(self._full, leaves_by_path(state), args, kwargs)
         if changed:
-            nnx.update(self, nnx.from_flat_state({state[path][0]: array for path, array in changed.items()}))
+            nnx.update(self, pruned(state, changed))
         return outputs
 
     def set_attributes(

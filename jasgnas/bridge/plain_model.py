@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import jax
 
-from jasgnas.bridge.base import Leaf, Model, Recipe, abstracted, leaf_of, positional_names
+from jasgnas.bridge.base import Model, Recipe, abstracted, positional_names
 from jasgnas.bridge.carry import pruned
 from jasgnas.pytree import leaves_by_path
 
@@ -44,29 +43,9 @@ class PlainModel(Model):
         del method
         return positional_names(model)[1:]
 
-    @staticmethod
-    def parameters(holder: Any) -> Any:
-        """Returns the parameters as they are."""
-        return holder
-
-    @cached_property
-    def leaves(self) -> tuple[Leaf, ...]:
-        """The parameters; all are trainable."""
-        return tuple(leaf_of(path, value, True) for path, value in leaves_by_path(self.abstract).items())
-
-    def tree(self, holder: Any) -> Any:
-        """Returns the parameters as they are."""
-        return holder
-
-    def like(self, holder: Any, tree: Any) -> Any:
-        """Returns the parameters as they are."""
-        del holder
-        return tree
-
-    def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
-        """Calls the function."""
-        params = jax.tree.unflatten(jax.tree.structure(self.abstract), values)
-        return self.fn(params, *args, **kwargs), list(values)
+    def call(self, tree: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Calls the function, with containers of its own, which it may change."""
+        return self.fn(jax.tree.map(lambda value: value, tree), *args, **kwargs), tree
 
     def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> tuple["SubNetworkFunction", Any]:
         """Returns a function of the smaller parameters, and these; removed leaves are None, or missing keys."""

@@ -134,7 +134,7 @@ def trace_model(model: Model, call: Call) -> TracedModel:
         out_trees.append(out_tree)
         return flat, after
 
-    values = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in model.leaves]
+    values = [leaf.aval for leaf in model.leaves]
     program = trace(run, values, call.avals)
     program = unroll(program, [position < len(values) for position in range(len(program.inputs))])
     return TracedModel(model.leaves, program, out_trees[-1])

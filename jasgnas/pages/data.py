@@ -1,6 +1,8 @@
 """What a report shows, as plain numbers and strings: everything that is decided in Python is decided here."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from jasgnas.graph.graph import INPUT, Graph, Segment
 from jasgnas.optimizer.h2spg import h2spg_state
 from jasgnas.pages.left import Left, left_of
 from jasgnas.space.groups import LeafSlice
+from jasgnas.space.sizes import UNITS
 from jasgnas.space.structures import num_params
 
 if TYPE_CHECKING:
@@ -19,8 +22,6 @@ Columns = dict[str, list[Any]]
 Figure = int | float | str
 Results = Mapping[str, Figure]
 History = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
-
-PARAMETERS, MULTIPLY_ADDS = "parameters", "multiply-adds"
 
 # Points of a chart; more than its pixels would only make the page large.
 _MAX_POINTS = 1000
@@ -72,7 +73,7 @@ def page_data(
 ) -> dict[str, Any]:
     """Returns everything that the page shows, ready for JSON."""
     left = None if removal.redundant is None else left_of(space, removal.redundant)
-    return _drawing(space, removal.redundant, left) | {
+    return drawing_data(space, left) | {
         "inputs": [f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" for aval in space.call.avals],
         "parts": _parts(space, left),
         "groups": _groups(space, removal),
@@ -83,86 +84,64 @@ def page_data(
     }
 
 
-def drawing_data(space: "SearchSpace", redundant: np.ndarray | None) -> dict[str, Any]:
-    """Returns what the drawing of the graphs needs."""
-    return _drawing(space, redundant, None if redundant is None else left_of(space, redundant))
-
-
-def _drawing(space: "SearchSpace", redundant: np.ndarray | None, left: Left | None) -> dict[str, Any]:
+def drawing_data(space: "SearchSpace", left: Left | None) -> dict[str, Any]:
+    """Returns what the drawing of the graphs needs, given what is left of them, if anything is removed."""
     graph = space.graph
     outputs = dict.fromkeys(graph.segment_of[operator] for operator in graph.outputs if operator != INPUT)
     return {
-        "hasRemoval": redundant is not None,
+        "hasRemoval": left is not None,
         "operators": _operators(space, left),
-        "segments": _segments(space, redundant, left),
+        "segments": _segments(space, left),
         "outputs": list(outputs),
     }
 
 
 def _operators(space: "SearchSpace", left: Left | None) -> Columns:
-    nodes = space.trace_graph.nodes
-    columns: Columns = {
-        "name": [operator.name for operator in space.graph.operators],
-        "kind": [operator.kind for operator in space.graph.operators],
-        "shape": [list(operator.shape) for operator in space.graph.operators],
-        "params": nodes["num_params"].tolist(),
-        "macs": nodes["macs"].tolist(),
-        "parts": [list(operator.parts) for operator in space.graph.operators],
+    operators = space.graph.operators
+    columns = _sizes(space.trace_graph.nodes, left, [[operator.index] for operator in operators]) | {
+        "name": [operator.name for operator in operators],
+        "kind": [operator.kind for operator in operators],
+        "shape": [list(operator.shape) for operator in operators],
+        "parts": [list(operator.parts) for operator in operators],
     }
-    if left is not None:
-        columns |= {"subShape": list(left.shapes), "subParams": list(left.params), "subMacs": list(left.macs)}
+    return columns if left is None else columns | {"subShape": list(left.shapes)}
+
+
+def _sizes(nodes: Mapping[str, np.ndarray], left: Left | None, operators: Sequence[Sequence[int]]) -> Columns:
+    """Returns the sizes of the nodes of a graph and of what is left of them, given the operators of each."""
+    columns: Columns = {"params": nodes["num_params"].tolist(), "macs": nodes["macs"].tolist()}
+    for measure, sizes in {} if left is None else left.operators.items():
+        columns[f"sub{measure.title()}"] = [sum(sizes[index] for index in own) for own in operators]
     return columns
 
 
-def _segments(space: "SearchSpace", redundant: np.ndarray | None, left: Left | None) -> Columns:
-    nodes, segments = space.segment_graph.nodes, space.graph.segments
+def _segments(space: "SearchSpace", left: Left | None) -> Columns:
+    segments = space.graph.segments
     kinds = [[space.graph.operators[index].kind for index in segment.operators] for segment in segments]
-    fates = [(KEPT, "")] * len(segments) if redundant is None or left is None else _fates(space, redundant, left)
-    columns: Columns = {
+    fates = [(KEPT, "")] * len(segments) if left is None else _fates(space, left)
+    return _sizes(space.segment_graph.nodes, left, [segment.operators for segment in segments]) | {
         "name": list(space.segment_names),
-        "label": [_label(name, _modules(space, index)) for index, name in enumerate(space.segment_names)],
+        "label": [_label(space, index) for index in range(len(segments))],
         "operators": [list(segment.operators) for segment in segments],
         "sources": [list(segment.sources) for segment in segments],
         "additive": [segment.additive for segment in segments],
         "hasUnknown": ["unknown" in own for own in kinds],
-        "group": nodes["group"].tolist(),
+        "group": space.segment_graph.nodes["group"].tolist(),
         "reason": list(space.reasons),
-        "params": nodes["num_params"].tolist(),
-        "macs": nodes["macs"].tolist(),
         "fate": [fate for fate, _ in fates],
         "fateReason": [reason for _, reason in fates],
     }
-    if left is not None:
-        columns["subParams"] = [sum(left.params[index] for index in segment.operators) for segment in segments]
-        columns["subMacs"] = [sum(left.macs[index] for index in segment.operators) for segment in segments]
-    return columns
 
 
-def _modules(space: "SearchSpace", segment: int) -> list[list[str]]:
-    """Returns the modules that hold the trainable parameters of a segment, as keys, in order."""
-    graph, leaves = space.graph, space.leaves
-    paths = {
-        leaves[leaf].path: None
-        for operator in graph.segments[segment].operators
-        for leaf in graph.leaves_of(operator)
-        if leaves[leaf].trainable
-    }
-    return [path.split("/")[:-1] for path in paths]
+def _label(space: "SearchSpace", segment: int) -> str:
+    """Returns a short name of a segment: where it names several modules that share a parent, only that."""
+    name, graph = space.segment_names[segment], space.graph
+    read = [space.leaves[leaf] for each in graph.segments[segment].operators for leaf in graph.leaves_of(each)]
+    modules = [leaf.path.split("/")[:-1] for leaf in dict.fromkeys(read) if leaf.trainable]
+    return name if len(name) <= 30 or len(modules) < 2 else "/".join(commonprefix(modules)) or name
 
 
-def _label(name: str, modules: list[list[str]]) -> str:
-    """Returns a short name: where several modules are named and share a parent, only that."""
-    if len(name) <= 30 or len(modules) < 2:
-        return name
-    shared = []
-    for keys in zip(*modules, strict=False):
-        if len(set(keys)) > 1:
-            break
-        shared.append(keys[0])
-    return "/".join(shared) or name
-
-
-def _fates(space: "SearchSpace", redundant: np.ndarray, left: Left) -> list[tuple[str, str]]:
+def _fates(space: "SearchSpace", left: Left) -> list[tuple[str, str]]:
     """Returns what becomes of each segment and, where it goes, why."""
     graph, names = space.graph, space.segment_names
     groups = space.segment_graph.nodes["group"].tolist()
@@ -174,22 +153,22 @@ def _fates(space: "SearchSpace", redundant: np.ndarray, left: Left) -> list[tupl
         index, group = segment.index, groups[segment.index]
         operators = [graph.operators[each] for each in segment.operators]
         inputs = [source for source in segment.sources if source == INPUT or is_left[source]]
-        if group >= 0 and redundant[group]:
+        if group >= 0 and left.redundant[group]:
             without_input.add(index)
             return REDUNDANT, f"group {group} is removed"
         if left.varies[operators[-1].index]:
-            # A difference of one input may be its negative.
+            # What is left of a difference may be the negative of its input, as −b is of a − b.
             is_wire = segment.additive and len(inputs) == 1 and operators[0].name != "sub"
             return PASSING if is_wire else KEPT, ""
         if is_left[index]:
             what = "all that it reads is constant" if inputs else "its inputs are all gone"
             return DEAD, f"{what}: a constant is left of it"
         missing = [source for source in dict.fromkeys(segment.sources) if source in without_input]
-        if missing and (not segment.additive or len(missing) == len(set(segment.sources))):
+        are_all = len(missing) == len(set(segment.sources))
+        if missing and (are_all or not segment.additive):
             without_input.add(index)
-            if len(missing) == len(set(segment.sources)):
-                return DEAD, "its inputs are all gone"
-            return DEAD, f"it needs {' and '.join(names[source] for source in missing)}, which went"
+            needed = " and ".join(names[source] for source in missing)
+            return DEAD, "its inputs are all gone" if are_all else f"it needs {needed}, which went"
         return DEAD, "nothing that is left needs it"
 
     return [fate(segment) for segment in graph.segments]
@@ -197,11 +176,10 @@ def _fates(space: "SearchSpace", redundant: np.ndarray, left: Left) -> list[tupl
 
 def _parts(space: "SearchSpace", left: Left | None) -> Columns:
     graph: Graph = space.graph
-    leaves = [space.leaves[part.leaf] for part in graph.parts]
-    pairs = list(zip(leaves, graph.parts, strict=True))
+    parts = [(space.leaves[part.leaf], part.row) for part in graph.parts]
     columns: Columns = {
-        "path": [str(LeafSlice(leaf.path, row=part.row)) for leaf, part in pairs],
-        "shape": [list(leaf.shape[len(part.row) :]) for leaf, part in pairs],
+        "path": [str(LeafSlice(leaf.path, row=row)) for leaf, row in parts],
+        "shape": [list(leaf.shape[len(row) :]) for leaf, row in parts],
         "params": [num_params(part, space.leaves) for part in graph.parts],
     }
     if left is not None:
@@ -228,9 +206,11 @@ def _groups(space: "SearchSpace", removal: Removal) -> Columns:
 
 def _networks(space: "SearchSpace", left: Left | None, full: Results, sub: Results) -> list[dict[str, Figure | None]]:
     """Returns the rows of the table of both networks; what was measured replaces what is counted here."""
-    before, after = space.subnet_size(()), () if left is None else (left.num_params, sum(left.macs))
-    counted: list[Results] = [dict(zip((PARAMETERS, MULTIPLY_ADDS), sizes, strict=False)) for sizes in (before, after)]
-    first, second = {**counted[0], **full}, {**counted[1], **sub}
+    before = space.candidates.subnet_size(space.removed(()))
+    first, second = (
+        {**{UNITS[measure]: size for measure, size in counted.items()}, **measured}
+        for counted, measured in ((before, full), ({} if left is None else left.total, sub))
+    )
     return [
         {"label": label, "full": _figure(label, first.get(label)), "sub": _figure(label, second.get(label))}
         for label in dict.fromkeys([*first, *second])
@@ -304,17 +284,13 @@ def _number(value: Any) -> float | None:
 
 def _phases(steps: Sequence[float], phases: Sequence[float | None]) -> list[dict[str, Any]]:
     """Returns the stretches of each phase, by their first and last step."""
-    stretches: list[dict[str, Any]] = []
-    for step, phase in zip(steps, phases, strict=False):
-        if phase is None:
-            continue
-        if stretches and stretches[-1]["phase"] == int(phase):
-            stretches[-1]["stop"] = step
-            continue
-        if stretches:
-            stretches[-1]["stop"] = step
-        stretches.append({"phase": int(phase), "start": step, "stop": step})
-    return stretches
+    known = [(step, int(phase)) for step, phase in zip(steps, phases, strict=False) if phase is not None]
+    stretches = [(phase, [step for step, _ in own]) for phase, own in groupby(known, key=lambda pair: pair[1])]
+    # Each ends where the next one starts.
+    stops = [*(own[0] for _, own in stretches[1:]), *(own[-1] for _, own in stretches[-1:])]
+    return [
+        {"phase": phase, "start": own[0], "stop": stop} for (phase, own), stop in zip(stretches, stops, strict=True)
+    ]
 
 
 def _norms(norms: Sequence[Any], steps: Sequence[float], num_groups: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from jasgnas.errors import ArgumentError, JasgnasError
 from jasgnas.pages.data import drawing_data
 from jasgnas.pages.files import asset, engine
+from jasgnas.pages.left import left_of
 
 if TYPE_CHECKING:
     from jasgnas.space.search import SearchSpace
@@ -65,7 +66,7 @@ def draw(
     if view not in VIEWS:
         raise ArgumentError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
     removed = space.removed(redundant)
-    svg = _svg(drawing_data(space, removed if removed.any() else None), view)
+    svg = _svg(drawing_data(space, left_of(space, removed) if removed.any() else None), view)
     if path is not None:
         path = Path(path)
         path.write_bytes(_png(svg) if path.suffix.lower() == ".png" else svg.encode())
@@ -75,18 +76,8 @@ def draw(
 def _svg(data: dict[str, Any], view: View) -> str:
     run = _layout_engine()
     tree, width, height = json.loads(run(f"draw({json.dumps(data)}, {json.dumps(view)})"))
-    root = ElementTree.Element(
-        "svg",
-        {
-            "xmlns": "http://www.w3.org/2000/svg",
-            "width": str(width),
-            "height": str(height),
-            "viewBox": f"0 0 {width} {height}",
-        },
-    )
-    style = ElementTree.SubElement(root, "style")
-    style.text = _style()
-    root.append(_element(tree))
+    size = {"width": width, "height": height, "viewBox": f"0 0 {width} {height}"}
+    root = _element(["svg", {"xmlns": "http://www.w3.org/2000/svg", **size}, ["style", {}, _style()], tree])
     return ElementTree.tostring(root, encoding="unicode")
 
 

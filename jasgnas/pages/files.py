@@ -5,7 +5,6 @@ from functools import cache
 from importlib.resources import files
 
 _FOLDER = files("jasgnas.pages") / "assets"
-_ENGINE = _FOLDER / "vendor" / "viz-global.js.gz"
 
 
 @cache
@@ -17,7 +16,7 @@ def asset(name: str) -> str:
 @cache
 def packed_engine() -> bytes:
     """Returns the layout engine, a script compressed with gzip."""
-    return _ENGINE.read_bytes()
+    return (_FOLDER / "vendor" / "viz-global.js.gz").read_bytes()
 
 
 def engine() -> str:

@@ -82,7 +82,7 @@ def embedded(space: "SearchSpace") -> str:
 def _page(title: str, data: dict[str, Any]) -> str:
     style = "\n".join(map(asset, _STYLES))
     script = "\n".join(map(asset, _SCRIPTS))
-    parts = {
+    filled = {
         "title": html.escape(title),
         "policy": _policy(style, script),
         "style": style,
@@ -92,7 +92,7 @@ def _page(title: str, data: dict[str, Any]) -> str:
         "data": _script_json(data),
     }
     # One pass: what is filled in is not searched for marks again.
-    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], asset("page.html"))
+    return re.sub(r"@@(\w+)@@", lambda match: filled[match[1]], asset("page.html"))
 
 
 def _policy(style: str, script: str) -> str:

@@ -32,24 +32,34 @@ from jasgnas.program.masks import (
     unknown,
 )
 from jasgnas.program.sliced import Sliced
-from jasgnas.rules.flow import NeedFlow
+from jasgnas.rules.flow import NeedFlow, ZeroFlow, full_zero_flow, propagate_needs, propagate_zeros
 from jasgnas.space.groups import zero_groups
 from jasgnas.space.search import SearchSpace
-from jasgnas.subnet.evaluate import Flows, Plan, choose_layout, evaluate
+from jasgnas.subnet.evaluate import Plan, choose_layout, evaluate, plan_of, whole
 from jasgnas.subnet.verify import verify_subnet
 
 
-def _flows_of(traced: TracedModel, zeros: Sequence[Zeros]) -> Flows:
-    """Analyses a traced model, given the zeros of its leaves."""
-    inputs = [unknown(len(aval.shape)) for aval in traced.input_avals]
-    whole = [everything(len(leaf.shape)) for leaf in traced.leaves]
-    return Flows.of(traced.program, [*zeros, *inputs], _output_needs(traced, whole))
+def _zeros(traced: TracedModel, leaves: Sequence[Zeros]) -> ZeroFlow:
+    """Follows zeros through a traced model, given those of its leaves."""
+    return propagate_zeros(traced.program, [*leaves, *(unknown(len(aval.shape)) for aval in traced.input_avals)])
 
 
-def _output_needs(traced: TracedModel, state: Sequence[Need]) -> list[Need]:
-    """Returns what is needed of all outputs of a program: all of the network's, `state` of the leaves it changes."""
+def _needs(traced: TracedModel, zeros: ZeroFlow, state: Sequence[Need]) -> NeedFlow:
+    """Finds what is needed for all outputs of the network, and for `state` of the leaves that the call changes."""
     outputs = [everything(len(aval.shape)) for aval in traced.output_avals]
-    return [*outputs, *(need if index in traced.updated else NOTHING for index, need in enumerate(state))]
+    after = [need if index in traced.updated else NOTHING for index, need in enumerate(state)]
+    return propagate_needs(traced.program, zeros, [*outputs, *after])
+
+
+def _full_needs(traced: TracedModel) -> NeedFlow:
+    """Finds what is needed in the full network, all of the changed leaves included."""
+    return _needs(traced, full_zero_flow(traced.program), [everything(len(leaf.shape)) for leaf in traced.leaves])
+
+
+def stored_leaves(leaves: Sequence[Leaf], layouts: Sequence[Layout]) -> list[Leaf]:
+    """Returns the leaves of which some entries are stored, in the shapes in which they are."""
+    pairs = zip(leaves, layouts, strict=True)
+    return [leaf._replace(shape=stored_shape(leaf.shape, own)) for leaf, own in pairs if own != NOTHING]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +84,7 @@ class Recipe:
     def slice(self, values: Sequence[Any]) -> dict[str, Any]:
         """Returns the arrays of the sub-network by path, given those of the full network in the order of leaves."""
         return {
-            leaf.path: whole(value).to(layout).array
+            leaf.path: whole(value, leaf.aval).to(layout).array
             for leaf, layout, value in zip(self.leaves, self.layouts, values, strict=True)
             if layout != NOTHING
         }
@@ -101,10 +111,10 @@ class Recipe:
         call = Call.of(args, kwargs)
         traced, plan = self._prepare(model, call)
         inputs = [
-            Sliced(arrays.get(leaf.path), layout, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+            Sliced(arrays.get(leaf.path), layout, leaf.aval)
             for leaf, layout in zip(self.leaves, self.layouts, strict=True)
         ]
-        results = evaluate(plan, [*inputs, *map(whole, call.arrays)])
+        results = evaluate(plan, [*inputs, *map(whole, call.arrays, call.avals)])
         outputs = [value.full() for value in results[: traced.num_outputs]]
         after = results[traced.num_outputs :]
         changed = {
@@ -116,11 +126,10 @@ class Recipe:
 
     def _check(self, arrays: Mapping[str, Any]) -> None:
         faults = []
-        for leaf, layout in zip(self.leaves, self.layouts, strict=True):
-            expected = stored_shape(leaf.shape, layout)
+        for leaf in stored_leaves(self.leaves, self.layouts):
             found = np.shape(arrays[leaf.path]) if leaf.path in arrays else "missing"
-            if layout != NOTHING and found != expected:
-                faults.append(f"{leaf.path}: {found}, expected {expected}")
+            if found != leaf.shape:
+                faults.append(f"{leaf.path}: {found}, expected {leaf.shape}")
         if faults:
             raise TreeMismatchError("these are not the arrays of the sub-network:\n  " + "\n  ".join(faults))
 
@@ -130,15 +139,14 @@ class Recipe:
         if (known := self._calls.get(key)) is not None:
             return known
         traced = trace_model(model, call)
-        flows = _flows_of(traced, self.zeros)
-        needs = flows.needs(_output_needs(traced, self.layouts))
+        needs = _needs(traced, _zeros(traced, self.zeros), self.layouts)
         for leaf, layout, var in zip(self.leaves, self.layouts, traced.program.inputs, strict=False):
             if not same(union(layout, needs.read(var)), layout):
                 raise ArgumentError(
                     f"this call needs entries of {leaf.path} that were not needed by the calls that the sub-network "
                     "was constructed for. Make the search space with example inputs that use all of the network."
                 )
-        prepared = traced, flows.plan(needs)
+        prepared = traced, plan_of(traced.program, needs, _full_needs(traced))
         # Constants that belong to a transformation under way must not outlive it.
         if not any(isinstance(value, jax.core.Tracer) for value in traced.program.constants.values()):
             self._calls[key] = prepared
@@ -178,29 +186,18 @@ def construct_subnet(
     """
     require_space(space)
     values = matched(space.leaves, space.model.tree(holder))
-    require_concrete(values)
     removed = zero_indices(space, values)
-    require_finite(space, values, removed)
-    if opt_state is not None:
-        state = single_state(h2spg_state(opt_state, space))
+    state = None if opt_state is None else single_state(h2spg_state(opt_state, space))
+    if state is not None:
         require_zero(space, np.flatnonzero(state.zero), removed, state)
     if not (removed or allow_nothing):
-        warn_of_nothing(space, None if opt_state is None else state)
+        warn_of_nothing(space, state)
     space.require_valid(removed)
     recipe = make_recipe(space, removed)
     arrays = recipe.slice(values)
     if verify:
         verify_subnet(space, recipe, values, arrays)
     return space.model.wrap_subnet(recipe, holder, arrays)
-
-
-def require_concrete(values: Sequence[Any]) -> None:
-    """Raises an `ArgumentError` if the values of arrays are not known: if these are abstract, or traced."""
-    if any(isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer) for value in values):
-        raise ArgumentError(
-            "the values of these arrays are not known, but which groups are zero is read off them: pass the arrays "
-            "themselves, outside jax.jit and other transformations"
-        )
 
 
 def require_space(space: Any) -> None:
@@ -252,31 +249,27 @@ def _progress(state: H2SPGState) -> str:
 def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
     """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
     known = space.zeros_of_leaves(removed)
-    modes = [(traced, _flows_of(traced, known)) for traced in space.traces]
-    needs: list[Need] = [NOTHING] * len(space.leaves)
+    modes = [(traced, _zeros(traced, known)) for traced in space.traces]
+    # Leaves that `keep=` names are needed whatever goes.
+    full = [everything(len(leaf.shape)) for leaf in space.leaves]
+    needs: list[Need] = [need if index in space.kept else NOTHING for index, need in enumerate(full)]
     full_needs = needs
-    for traced, flows in modes:
-        full_needs = _joined(full_needs, traced, flows.full_needs)
+    for traced in space.traces:
+        full_needs = _joined(full_needs, traced, _full_needs(traced))
     settled = False
     while not settled:
         # State that is needed must be kept up to date, which may need more.
         before = needs
-        for traced, flows in modes:
-            needs = _joined(needs, traced, flows.needs(_output_needs(traced, needs)))
+        for traced, zeros in modes:
+            needs = _joined(needs, traced, _needs(traced, zeros, needs))
         settled = all(map(same, before, needs))
-    layouts: list[Layout] = []
     # Along how many axes of each leaf layers are stacked.
     stacked = [1] * len(space.leaves)
     for part in space.graph.parts:
         stacked[part.leaf] = max(stacked[part.leaf], len(part.row))
-    for index, leaf in enumerate(space.leaves):
-        ndim = len(leaf.shape)
-        if index in space.kept:
-            layouts.append(everything(ndim))
-        else:
-            layout = choose_layout(known[index], needs[index], unknown(ndim), full_needs[index])
-            layouts.append(simplified(coarsened(layout, stacked[index])))
-    return Recipe(space.leaves, tuple(known), tuple(layouts))
+    layouts = map(choose_layout, known, needs, [unknown(len(leaf.shape)) for leaf in space.leaves], full_needs)
+    stored = tuple(simplified(coarsened(layout, most)) for layout, most in zip(layouts, stacked, strict=True))
+    return Recipe(space.leaves, tuple(known), stored)
 
 
 def _joined(needs: Sequence[Need], traced: TracedModel, found: NeedFlow) -> list[Need]:
@@ -284,18 +277,24 @@ def _joined(needs: Sequence[Need], traced: TracedModel, found: NeedFlow) -> list
     return [union(need, found.read(var)) for need, var in zip(needs, traced.program.inputs, strict=False)]
 
 
-def whole(value: Any) -> Sliced:
-    """Wraps an array of which every entry is stored."""
-    aval = jax.ShapeDtypeStruct(np.shape(value), jnp.result_type(value) if not hasattr(value, "dtype") else value.dtype)
-    return Sliced(value, everything(len(aval.shape)), aval)
+def zero_indices(space: SearchSpace, values: Sequence[Any]) -> list[int]:
+    """Returns the groups whose every parameter is exactly zero, given all leaves.
 
-
-def require_finite(space: SearchSpace, values: Sequence[Any], zero: Sequence[int]) -> None:
-    """Raises a `NonFiniteError` if an array holds NaN or infinity; `zero` are the groups that are zero."""
+    Raises:
+        ArgumentError: the arrays are abstract, or traced.
+        NonFiniteError: an array holds NaN or infinity.
+    """
+    if any(isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer) for value in values):
+        raise ArgumentError(
+            "the values of these arrays are not known, but which groups are zero is read off them: pass the arrays "
+            "themselves, outside jax.jit and other transformations"
+        )
+    arrays = {leaf.path: value for leaf, value in zip(space.leaves, values, strict=True)}
+    zero = np.flatnonzero(zero_groups(space.candidates.owners, arrays, len(space.groups))).tolist()
     bad = [
         leaf.path
-        for leaf, value in zip(space.leaves, values, strict=True)
-        if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not bool(jnp.all(jnp.isfinite(value)))
+        for leaf in space.leaves
+        if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not bool(jnp.all(jnp.isfinite(arrays[leaf.path])))
     ]
     if bad:
         why = "training has diverged (a smaller learning rate or gradient clipping may help)"
@@ -308,9 +307,4 @@ def require_finite(space: SearchSpace, values: Sequence[Any], zero: Sequence[int
         raise NonFiniteError(
             f"{', '.join(bad)} hold NaN or infinity. Construct from the last finite checkpoint; {why}."
         )
-
-
-def zero_indices(space: SearchSpace, values: Sequence[Any]) -> list[int]:
-    """Returns the groups whose every parameter is exactly zero, given all leaves."""
-    arrays = {leaf.path: value for leaf, value in zip(space.leaves, values, strict=True)}
-    return np.flatnonzero(zero_groups(space.candidates.owners, arrays, len(space.groups))).tolist()
+    return zero

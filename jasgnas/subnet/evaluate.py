@@ -4,7 +4,7 @@ A `Plan` fixes the layout of every value: entries that the zeros of the paramete
 stored. Where a rule cannot keep a range out, the zeros are put back: the result is larger, never different.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,7 +31,7 @@ from jasgnas.program.masks import (
 )
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules import execute_of
-from jasgnas.rules.flow import NeedFlow, ZeroFlow, all_needed, full_zero_flow, propagate_needs, propagate_zeros
+from jasgnas.rules.flow import NeedFlow, all_needed, full_zero_flow, propagate_needs, propagate_zeros
 
 _Run = Callable[..., list[Any]]
 """A function of the stored arrays of the inputs of a program; returns those of its outputs."""
@@ -69,59 +69,34 @@ class Plan:
         return found
 
 
-@dataclass(frozen=True, eq=False)
-class Flows:
-    """Zeros and needs throughout a program, with the removed parameters at zero and, for comparison, without.
-
-    Attributes:
-        program: the program.
-        zeros: zeros of every value.
-        full_zeros: the same in the full network.
-        full_needs: needs of every value in the full network.
-    """
-
-    program: Program
-    zeros: ZeroFlow
-    full_zeros: ZeroFlow
-    full_needs: NeedFlow
-
-    @classmethod
-    def of(cls, program: Program, inputs: Sequence[Zeros], full_outputs: Sequence[Need]) -> "Flows":
-        """Analyses a program, given the zeros of its inputs and what its outputs are needed for in the full network."""
-        full = full_zero_flow(program)
-        return cls(program, propagate_zeros(program, inputs), full, propagate_needs(program, full, full_outputs))
-
-    def needs(self, outputs: Sequence[Need]) -> NeedFlow:
-        """Returns the needs of every value, given those of the outputs."""
-        return propagate_needs(self.program, self.zeros, outputs)
-
-    def plan(self, needs: NeedFlow) -> Plan:
-        """Chooses the layout of every value from what is known of it."""
-        layouts: dict[int, Layout] = {}
-        zeros, inputs = self.zeros.zeros, frozenset(self.program.inputs)
-        for var, need in needs.needs.items():
-            layout = choose_layout(zeros[var], need, self.full_zeros.zeros[var], self.full_needs.read(var))
-            if layout != NOTHING:
-                # Rows of rows are stored as such in what is handed in, and read by calls; rules know vectors alone.
-                layouts[var] = layout if var in inputs else coarsened(layout)
-        bodies = {
-            position: self._body(position).plan(inner)
-            for position, inner in needs.bodies.items()
-            if position in self.full_needs.bodies
-        }
-        return Plan(self.program, tuple(zeros[var] for var in self.program.inputs), layouts, bodies)
-
-    def _body(self, position: int) -> "Flows":
-        body = self.program.equations[position].body
-        assert body is not None
-        zeros, full_zeros, full_needs = self.zeros.bodies, self.full_zeros.bodies, self.full_needs.bodies
-        return Flows(body, zeros[position], full_zeros[position], full_needs[position])
-
-
 def plan(program: Program, inputs: Sequence[Zeros], outputs: Sequence[Need]) -> Plan:
     """Plans the evaluation of a program, given the zeros of its inputs and what its outputs are needed for."""
-    flows = Flows.of(program, inputs, all_needed(program))
-    return flows.plan(flows.needs(outputs))
+    full = propagate_needs(program, full_zero_flow(program), all_needed(program))
+    return plan_of(program, propagate_needs(program, propagate_zeros(program, inputs), outputs), full)
+
+
+def plan_of(program: Program, needs: NeedFlow, full: NeedFlow) -> Plan:
+    """Chooses the layout of every value from what is zero and needed of it.
+
+    Args:
+        program: the program.
+        needs: needs and zeros of every value, with the removed parameters at zero.
+        full: the same in the full network.
+    """
+    layouts: dict[int, Layout] = {}
+    zeros, inputs = needs.flow.zeros, frozenset(program.inputs)
+    for var, need in needs.needs.items():
+        layout = choose_layout(zeros[var], need, full.flow.zeros[var], full.read(var))
+        if layout != NOTHING:
+            # Inputs may be stored by one mask over several axes, as the rows of stacked layers are, and calls take
+            # them so; rules know one mask for each axis.
+            layouts[var] = layout if var in inputs else coarsened(layout)
+    bodies = {
+        position: plan_of(body, inner, full.bodies[position])
+        for position, inner in needs.bodies.items()
+        if position in full.bodies and (body := program.equations[position].body) is not None
+    }
+    return Plan(program, tuple(zeros[var] for var in program.inputs), layouts, bodies)
 
 
 def choose_layout(zeros: Zeros, need: Need, full_zeros: Zeros, full_need: Need) -> Layout:
@@ -158,9 +133,7 @@ def evaluate(plan: Plan, inputs: Sequence[Sliced]) -> list[Sliced]:
         env[var] = value.to(plan.layout(var))
 
     def read(atom: Any) -> Sliced:
-        if isinstance(atom, Literal):
-            return Sliced(atom.value, everything(np.ndim(atom.value)), atom.aval)
-        return env[atom]
+        return whole(atom.value, atom.aval) if isinstance(atom, Literal) else env[atom]
 
     def write_results(position: int) -> None:
         # In a function of its own, so that nothing but `env` holds on to operands and results once it returns.
@@ -181,7 +154,7 @@ def evaluate(plan: Plan, inputs: Sequence[Sliced]) -> list[Sliced]:
     for var, value in zip(program.inputs, inputs, strict=True):
         write(var, value)
     for var, value in program.constants.items():
-        write(var, Sliced(value, everything(np.ndim(value)), program.avals[var]))
+        write(var, whole(value, program.avals[var]))
     for position, unread in enumerate(plan.last_uses):
         write_results(position)
         for var in unread:
@@ -195,13 +168,13 @@ def _call(eqn: Equation, body: Plan, operands: Sequence[Sliced]) -> list[Sliced]
     in_layouts = [body.layout(var) for var in program.inputs]
     out_layouts = [body.layout(atom) if isinstance(atom, int) else everything(0) for atom in program.outputs]
     arrays = [value.to(layout).array for value, layout in zip(operands, in_layouts, strict=True)]
-    run = _stored_function(body, in_layouts, out_layouts)
+    run = stored_function(body, in_layouts, out_layouts)
     run.__name__ = call_name(eqn) or run.__name__
     if eqn.primitive in _CUSTOM_GRADIENTS:
         differentiable = all(jnp.issubdtype(aval.dtype, jnp.inexact) for aval in (*eqn.in_avals, *eqn.out_avals))
         custom = differentiable and _CUSTOM_GRADIENTS[eqn.primitive](eqn, body, run, in_layouts, out_layouts)
         if not custom:
-            return _full_width(eqn, operands)
+            return list(map(whole, eqn.bind(*(value.full() for value in operands)), eqn.out_avals))
         run = custom
     match eqn.primitive:
         case "jit" if any(isinstance(array, jax.core.Tracer) for array in arrays):
@@ -209,35 +182,36 @@ def _call(eqn: Equation, body: Plan, operands: Sequence[Sliced]) -> list[Sliced]
         case "remat2" | "checkpoint":
             run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
     try:
-        results = iter(run(*(array for array in arrays if array is not None)))
+        results = run(*(array for array in arrays if array is not None))
     except RuleError as error:
         # What a function of JAX computes is on no line of the user's code, but its call is.
         error.add_note(f"in a call of {call_name(eqn) or eqn.primitive} at {eqn.where}")
         raise
+    return _wrapped(results, out_layouts, eqn.out_avals)
+
+
+def whole(array: Any, aval: Any) -> Sliced:
+    """Wraps an array of which every entry is stored."""
+    return Sliced(array, everything(len(aval.shape)), aval)
+
+
+def _wrapped(arrays: Iterable[Any], layouts: Sequence[Layout], avals: Sequence[Any]) -> list[Sliced]:
+    """Wraps stored arrays: one for each layout that stores anything."""
+    stored = iter(arrays)
     return [
-        Sliced(None if layout == NOTHING else next(results), layout, aval)
-        for layout, aval in zip(out_layouts, eqn.out_avals, strict=True)
+        Sliced(None if layout == NOTHING else next(stored), layout, aval)
+        for layout, aval in zip(layouts, avals, strict=True)
     ]
 
 
-def _full_width(eqn: Equation, operands: Sequence[Sliced]) -> list[Sliced]:
-    arrays = eqn.bind(*(value.full() for value in operands))
-    return [Sliced(array, everything(len(aval.shape)), aval) for array, aval in zip(arrays, eqn.out_avals, strict=True)]
-
-
-def _stored_function(
+def stored_function(
     plan: Plan, in_layouts: Sequence[Layout], out_layouts: Sequence[Layout]
 ) -> Callable[..., list[Any]]:
     """Returns a plan as a function from the stored arrays of its inputs to those of its outputs."""
     avals = [plan.program.avals[var] for var in plan.program.inputs]
 
     def run(*arrays: Any) -> list[Any]:
-        stored = iter(arrays)
-        inputs = [
-            Sliced(None if layout == NOTHING else next(stored), layout, aval)
-            for layout, aval in zip(in_layouts, avals, strict=True)
-        ]
-        results = zip(evaluate(plan, inputs), out_layouts, strict=True)
+        results = zip(evaluate(plan, _wrapped(arrays, in_layouts, avals)), out_layouts, strict=True)
         return [value.to(layout).array for value, layout in results if layout != NOTHING]
 
     return run
@@ -257,7 +231,7 @@ def _with_custom_jvp(
         # An entry that is not stored is zero, or nobody asks for what depends on it; its tangent likewise.
         missing = [_missing(layout, aval) for layout, aval in zip(in_layouts, eqn.in_avals, strict=True)]
         layouts = [*out_layouts, *out_layouts]
-        derivative = _stored_function(plan(program, missing + missing, layouts), [*in_layouts, *in_layouts], layouts)
+        derivative = stored_function(plan(program, missing + missing, layouts), [*in_layouts, *in_layouts], layouts)
         results = derivative(*primals, *tangents)
         half = len(results) // 2
         return results[:half], results[half:]
@@ -270,7 +244,7 @@ def _with_custom_jvp(
 def _with_custom_vjp(
     eqn: Equation, body: Plan, run: _Run, in_layouts: Sequence[Layout], out_layouts: Sequence[Layout]
 ) -> _Run | None:
-    """Does the same for a custom derivative in reverse, if stored entries are all that it depends on.
+    """Gives a sliced call the custom derivative in reverse of the full one; None if that needs more than is stored.
 
     What the forward pass of the derivative hands to the backward pass is computed in the backward pass again.
     """
@@ -284,7 +258,7 @@ def _with_custom_vjp(
     stored = [*in_layouts, *out_layouts]
     if not all(same(union(a, derivative.layout(var)), a) for a, var in zip(stored, program.inputs, strict=True)):
         return None
-    backward = _stored_function(derivative, stored, in_layouts)
+    backward = stored_function(derivative, stored, in_layouts)
     function = jax.custom_vjp(run)
     function.defvjp(
         lambda *arrays: (run(*arrays), arrays), lambda arrays, cotangents: tuple(backward(*arrays, *cotangents))

@@ -5,8 +5,7 @@ costs what the sub-network costs.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,10 +19,9 @@ from jasgnas.program.sliced import Sliced
 from jasgnas.space.search import SearchSpace
 from jasgnas.subnet.construct import (
     make_recipe,
-    require_concrete,
-    require_finite,
     require_space,
     require_zero,
+    stored_leaves,
     warn_of_nothing,
     zero_indices,
 )
@@ -78,10 +76,7 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
         (['a'], ['a'])
     """
     require_space(space)
-    states = h2spg_states(opt_state)
-    if not states and any(map(partial(_is_fingerprint, space), jax.tree.leaves(opt_state))):
-        raise ArgumentError(f"the optimizer state holds that of h2spg without its type. {LOST_TYPE}")
-    gone = [index for state in states[:1] for index in state.remainder.removed]
+    gone = _gone(space, opt_state)
     state = None
     if removed is None:
         state = single_state(h2spg_state(opt_state, space))
@@ -90,83 +85,68 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
     space.require_valid(indices)
     before = make_recipe(space, gone).layouts if gone else tuple(everything(len(leaf.shape)) for leaf in space.leaves)
     values = _full_values(space, before, holder)
-    require_concrete(values)
-    zero = zero_indices(space, values)
-    require_finite(space, values, zero)
-    require_zero(space, indices, zero, state)
+    require_zero(space, indices, zero_indices(space, values), state)
     if state is not None and not indices:
         warn_of_nothing(space, state)
-    is_final = state is not None and int(state.phase) == DONE
-
     recipe = make_recipe(space, indices)
-    remainder = Remainder(
-        tuple(indices),
-        is_final,
-        {leaf.path: layout for leaf, layout in zip(space.leaves, recipe.layouts, strict=True)},
-    )
-    slicers = {
-        leaf.path: _Slicer(leaf, *layouts) for leaf, *layouts in zip(space.leaves, before, recipe.layouts, strict=True)
-    }
+    layouts = {leaf.path: layout for leaf, layout in zip(space.leaves, recipe.layouts, strict=True)}
+    remainder = Remainder(tuple(indices), state is not None and int(state.phase) == DONE, layouts)
+    moves = {leaf.path: (leaf, old, layouts[leaf.path]) for leaf, old in zip(space.leaves, before, strict=True)}
 
     def move(path: str | None, node: Any) -> Any:
         if isinstance(node, H2SPGState):
             return node._replace(remainder=remainder)
-        return node if path is None else slicers[path](node)
+        return node if path is None else _left_of(node, *moves[path])
 
     subnet = space.model.wrap_subnet(recipe, holder, recipe.slice(values))
     return subnet, space.model.carry(opt_state, subnet, move, lambda node: isinstance(node, H2SPGState))
 
 
-def _is_fingerprint(space: SearchSpace, leaf: Any) -> bool:
-    return (
-        getattr(leaf, "dtype", None) == np.uint32 and np.ndim(leaf) == 0 and int(leaf) == space.candidates.fingerprint
-    )
+def _gone(space: SearchSpace, opt_state: Any) -> list[int]:
+    """Returns the groups without which the network is already: it has been shrunk before."""
+    states = h2spg_states(opt_state)
+    leaves = jax.tree.leaves(opt_state)
+    numbers = (int(leaf) for leaf in leaves if getattr(leaf, "dtype", None) == np.uint32 and np.ndim(leaf) == 0)
+    if not states and space.candidates.fingerprint in numbers:
+        raise ArgumentError(f"the optimizer state holds that of h2spg without its type. {LOST_TYPE}")
+    return [index for state in states[:1] for index in state.remainder.removed]
 
 
 def _full_values(space: SearchSpace, layouts: Sequence[Layout], holder: Any) -> list[Any]:
     """Returns all leaves at full width, given what a model holds of them; what it has not is zero."""
-    left = {
-        leaf.path: leaf._replace(shape=stored_shape(leaf.shape, layout))
-        for leaf, layout in zip(space.leaves, layouts, strict=True)
-        if layout != NOTHING
-    }
-    found = dict(zip(left, matched(tuple(left.values()), space.model.tree(holder)), strict=True))
+    left = stored_leaves(space.leaves, layouts)
+    arrays = matched(left, space.model.tree(holder))
+    found = {leaf.path: array for leaf, array in zip(left, arrays, strict=True)}
     return [
-        Sliced(found.get(leaf.path), layout, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)).full()
+        Sliced(found.get(leaf.path), layout, leaf.aval).full()
         for leaf, layout in zip(space.leaves, layouts, strict=True)
     ]
 
 
-class _Slicer(NamedTuple):
-    """What becomes of an array that belongs to a parameter when the network is shrunk.
+def _left_of(array: Any, leaf: Leaf, before: Layout, after: Layout) -> Any:
+    """Returns what is left of an array that belongs to a parameter, or of the empty node that masks one in optax.
 
-    Attributes:
+    Args:
+        array: the array or the empty node.
         leaf: the parameter.
         before: which entries of it there are.
         after: which entries of it are left.
     """
-
-    leaf: Leaf
-    before: Layout
-    after: Layout
-
-    def __call__(self, array: Any) -> Any:
-        """Returns what is left of an array, or of the empty node that optax has in the place of a masked one."""
-        is_empty = not jax.tree.leaves(array)
-        shape = np.shape(array) if not is_empty else None
-        if self.after == NOTHING:
-            return GONE
-        if shape == () != self.leaf.shape:
-            return array  # A number for the parameter as a whole.
-        if is_empty or same(self.before, self.after):
-            return array
-        if shape == stored_shape(self.leaf.shape, self.before):
-            return Sliced(array, self.before, jax.ShapeDtypeStruct(self.leaf.shape, array.dtype)).to(self.after).array
-        if np.size(array) == 1:
-            return array
-        raise ArgumentError(
-            f"the optimizer's state holds an array of shape {shape} for {self.leaf.path}, of which entries are removed "
-            f"and which had the shape {stored_shape(self.leaf.shape, self.before)}. Only arrays of the parameter's own "
-            "shape can be carried over: shrink with another optimizer (or without factored or preconditioned moments), "
-            "or construct the sub-network after training with jasgnas.construct_subnet"
-        )
+    is_empty = not jax.tree.leaves(array)
+    shape = np.shape(array) if not is_empty else None
+    if after == NOTHING:
+        return GONE
+    if shape == () != leaf.shape:
+        return array  # A number for the parameter as a whole.
+    if is_empty or same(before, after):
+        return array
+    if shape == stored_shape(leaf.shape, before):
+        return Sliced(array, before, jax.ShapeDtypeStruct(leaf.shape, array.dtype)).to(after).array
+    if np.size(array) == 1:
+        return array
+    raise ArgumentError(
+        f"the optimizer's state holds an array of shape {shape} for {leaf.path}, of which entries are removed "
+        f"and which had the shape {stored_shape(leaf.shape, before)}. Only arrays of the parameter's own "
+        "shape can be carried over: shrink with another optimizer (or without factored or preconditioned moments), "
+        "or construct the sub-network after training with jasgnas.construct_subnet"
+    )

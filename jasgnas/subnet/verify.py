@@ -1,6 +1,7 @@
 """The comparison of a sub-network with the full network, on random inputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -43,16 +44,11 @@ def verify_subnet(space: SearchSpace, recipe: "Recipe", values: Sequence[Any], a
         for aval, var in zip(space.call.avals, variables, strict=True)
     ]
 
-    def full(values: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        args, kwargs = space.call.arguments(inputs)
-        return space.model.apply(values, args, kwargs)[0]
+    def outputs(apply: Callable[..., Any], arrays: Any) -> list[Any]:
+        run = jax.jit(lambda arrays, inputs: apply(arrays, *space.call.arguments(inputs))[0])
+        return jax.tree.leaves(run(arrays, inputs))
 
-    def sub(arrays: Mapping[str, Any], inputs: Sequence[Any]) -> Any:
-        args, kwargs = space.call.arguments(inputs)
-        return recipe.apply(space.model, arrays, args, kwargs)[0]
-
-    expected = jax.tree.leaves(jax.jit(full)(values, inputs))
-    found = jax.tree.leaves(jax.jit(sub)(arrays, inputs))
+    expected, found = outputs(space.model.apply, values), outputs(partial(recipe.apply, space.model), arrays)
     # The least precise dtype that the network computes in bounds how well two evaluations agree.
     dtypes = {aval.dtype for aval in space.graph.program.avals.values() if jnp.issubdtype(aval.dtype, jnp.inexact)}
     tolerance = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) ** 0.5
@@ -95,15 +91,17 @@ def num_values(program: Program, var: int) -> int:
             places[eqn.outputs[0]] = eqn.params["shape"][eqn.params["dimension"]]
             continue
         variables = [atom for atom in eqn.inputs if isinstance(atom, int)]
-        if not indices.isdisjoint(variables):
+        numbered = [places[each] for each in variables if each in places]
+        is_read = not indices.isdisjoint(variables)
+        if is_read:
             found += _places(eqn, indices)
-            # Compared with 0, 1, 2, …, as a one-hot encoding does.
-            found += [places[each] for each in variables if each in places and eqn.primitive == "eq"]
+            if eqn.primitive == "eq":
+                found += numbered  # it is compared with 0, 1, 2, …, as a one-hot encoding does
         if eqn.primitive in _MOVES or isinstance(rule_for(eqn.primitive), Elementwise):
-            if not indices.isdisjoint(variables):
+            if is_read:
                 indices.update(eqn.outputs)
-            for each in (each for each in variables if each in places):
-                places.update(dict.fromkeys(eqn.outputs, places[each]))
+            for number in numbered:
+                places.update(dict.fromkeys(eqn.outputs, number))
     return max(1, min(found, default=_NUM_VALUES))
 
 

@@ -380,6 +380,29 @@ def test_statistics_of_a_removed_range_go_too(removed, left):
             assert error(sub_state[f"bn/{leaf}"], state[f"bn/{leaf}"][left]) < 1e-5
 
 
+class SharedNorm(nnx.Module):
+    """A normalised layer that is read by two branches beside a third one."""
+
+    def __init__(self, rngs):
+        self.dense, self.bn = nnx.Linear(3, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.a, self.b = (nnx.Linear(4, 5, rngs=rngs) for _ in range(2))
+        self.rest, self.head = nnx.Linear(3, 5, rngs=rngs), nnx.Linear(5, 2, rngs=rngs)
+
+    def __call__(self, x):
+        shared = nnx.relu(self.bn(self.dense(x)))
+        return self.head(self.a(shared) + self.b(shared) + self.rest(x))
+
+
+def test_statistics_that_are_to_be_kept_are_kept_up_to_date():
+    model, x = build(SharedNorm), random_input((6, 3))
+    space = jasgnas.search_space(model, x, keep="bn/*")
+    full = space.zero(model, [group.index for group in space.groups if group.name in ("a", "b")])
+    subnet = jasgnas.construct_subnet(space, full)
+    assert {path.partition("/")[0] for path in arrays(subnet)} == {"dense", "bn", "rest", "head"}
+    for training in (False, True):
+        compare(full, subnet, x, training)
+
+
 # Gradients that are not those of the formula.
 
 
