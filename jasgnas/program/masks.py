@@ -170,7 +170,7 @@ def coarsened(need: Need, most: int = 1) -> Need:
 
 def jointly(axes: Axes, shape: tuple[int, ...]) -> Axes:
     """Returns the same need with a joint mask over leading axes of these sizes, at least."""
-    return _deepened(axes, shape, np.logical_and) if len(shape) > depth(axes) else axes
+    return deepened(axes, shape, np.logical_and) if len(shape) > depth(axes) else axes
 
 
 def simplified(layout: Layout) -> Layout:
@@ -180,8 +180,11 @@ def simplified(layout: Layout) -> Layout:
     )
 
 
-def _deepened(axes: Axes, lead: tuple[int, ...], combine: np.ufunc) -> Axes:
-    """Makes the masks of some leading axes a joint one; `combine` says how masks of different axes go together."""
+def deepened(axes: Axes, lead: tuple[int, ...], combine: np.ufunc) -> Axes:
+    """Makes the masks of leading axes of some sizes a joint one; `combine` says how masks of two axes go together.
+
+    It is `np.logical_or` for zeros, which are marked on any axis, and `np.logical_and` for needs and layouts.
+    """
     joint = np.full(lead, combine.identity, bool)
     for axis, mask in enumerate(axes[: len(lead)]):
         if mask is not None:
@@ -197,8 +200,8 @@ def aligned(needs: Sequence[Axes] = (), zeros: Sequence[Axes] = ()) -> list[Axes
     if len(lead) < 2:
         return several
     return [
-        *(_deepened(axes, lead, np.logical_and) for axes in needs),
-        *(_deepened(axes, lead, np.logical_or) for axes in zeros),
+        *(deepened(axes, lead, np.logical_and) for axes in needs),
+        *(deepened(axes, lead, np.logical_or) for axes in zeros),
     ]
 
 
@@ -224,6 +227,6 @@ def flattened(shape: Sequence[int], layout: Axes, most: int) -> tuple[Sequence[i
     if most == 1:
         return shape, layout
     lead = tuple(shape[:most])
-    joint, *others = _deepened(layout, lead, np.logical_and)
+    joint, *others = deepened(layout, lead, np.logical_and)
     assert joint is not None
     return (math.prod(lead), *shape[most:]), (joint.reshape(-1), *others[most - 1 :])

@@ -16,10 +16,10 @@ import numpy as np
 from jasgnas.program.jaxpr import Equation
 from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, zeros
 from jasgnas.program.sliced import Sliced
-from jasgnas.rules.base import Rule, register
+from jasgnas.rules.base import Rule, Sourced, register
 
 
-class Elementwise(Rule):
+class Elementwise(Sourced):
     """An elementwise operator, told by what it makes of single numbers of which only some are known."""
 
     def __init__(self, at_zero: Any = None):
@@ -87,18 +87,8 @@ class Elementwise(Rule):
         tiny = _is_subnormal(first, dtype)
         return first if all(other == first or (tiny and _is_zero(other)) for other in others) else None
 
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        del operands
-        (need,) = results
-        assert need != NOTHING
-        return [_fitted(need, aval, eqn.out_avals[0]) for aval in eqn.in_avals]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
-        aval = eqn.out_avals[0]
-        stored = [value.to(_fitted(layout, value.aval, aval)).array for value in operands]
-        return [Sliced(eqn.bind(*stored)[0], layout, aval)]
+    def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
+        return [_fitted(result, aval, eqn.out_avals[0]) for aval in eqn.in_avals]
 
 
 def _is_zero(value: Any) -> bool:

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import Zeros, broken, unknown, zero
+from jasgnas.program.masks import NOTHING, Layout, Zeros, broken, unknown, zero
+from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import PassThrough, Rule, register
 from jasgnas.rules.shape import padded
 
@@ -49,7 +50,13 @@ class Sum(Reduce):
 class PlainSum(Sum):
     """A sum proper: zeros along the summed axes can be left out."""
 
-    sums = True
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (value,), (layout,) = operands, layouts
+        if value.layout == NOTHING or layout == NOTHING:
+            return [Sliced(None, NOTHING, eqn.out_avals[0])]
+        places = zip(value.layout, self.destinations(eqn)[0], strict=True)
+        stored = value.to(tuple(mask if place is None else layout[place] for mask, place in places)).array
+        return [Sliced(eqn.bind(stored)[0], layout, eqn.out_avals[0])]
 
 
 def _extreme_of_nothing(eqn: Equation) -> Zeros:

@@ -35,8 +35,9 @@ from tests.rules.rule_rows import NEWER, NUMBERS, ROWS
 
 
 def executes(row):
-    """The function that computes a row's primitive on slices."""
-    return type(rule_for(row.primitive)).execute
+    """The functions that compute a row's primitive on slices."""
+    rule = type(rule_for(row.primitive))
+    return rule.execute, getattr(rule, "compute", None), getattr(rule, "sources", None)
 
 
 # Random cases of a row: what is claimed of them, needed for them, and computed on slices of them. Hundreds of rows are
