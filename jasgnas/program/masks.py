@@ -96,30 +96,31 @@ def zeros(axes: Iterable[np.ndarray | None]) -> Zeros:
 def meet(values: Sequence[Zeros]) -> Zeros:
     """Returns what holds of all values alike, all of the same number of axes (at least one value)."""
     unsure = [value for value in values if not value.everywhere]
-    if not unsure:
-        return values[0]
-    axes = []
-    for masks in zip(*aligned(zeros=[value.axes for value in unsure]), strict=True):
-        common = [mask for mask in masks if mask is not None]
-        axes.append(np.logical_and.reduce(common) if len(common) == len(unsure) else None)
-    return zeros(axes)
+    return _combined(unsure, np.logical_and, len(unsure)) if unsure else values[0]
 
 
 def join(values: Sequence[Zeros]) -> Zeros:
     """Returns what holds of any of the values, all of the same number of axes (at least one value)."""
-    for value in values:
-        if value.everywhere:
-            return value
+    return next((value for value in values if value.everywhere), None) or _combined(values, np.logical_or, 1)
+
+
+def _combined(values: Sequence[Zeros], combine: np.ufunc, least: int) -> Zeros:
+    """Combines the masks of each axis, given that so many values at least say something about it."""
     axes = []
     for masks in zip(*aligned(zeros=[value.axes for value in values]), strict=True):
         known = [mask for mask in masks if mask is not None]
-        axes.append(np.logical_or.reduce(known) if known else None)
+        axes.append(combine.reduce(known) if len(known) >= least else None)
     return zeros(axes)
 
 
 def everything(ndim: int) -> Axes:
     """The need or the layout that holds every entry."""
     return (None,) * ndim
+
+
+def filled(mask: np.ndarray | None, size: int) -> np.ndarray:
+    """Returns the mask of an axis of a need or layout as a boolean vector of shape `[size]`, also where it is None."""
+    return np.ones(size, bool) if mask is None else mask
 
 
 def normalize(axes: Iterable[np.ndarray | None]) -> Need:

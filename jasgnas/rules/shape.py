@@ -66,61 +66,50 @@ class Reshape(Sourced):
         old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
         if value.everywhere or not value.anywhere:
             return [Zeros(everything(len(new)), value.constant)]
-        axes: list = [None] * len(new)
-        for sources, targets in matched_axes(old, new):
-            _regroup(value.axes, old, sources, axes, new, targets, np.logical_or, np.logical_and)
-        return [zeros(axes)]
+        return [zeros(_regrouped(value.axes, old, new, np.logical_or, np.logical_and))]
 
     def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
         old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
-        axes: list = [None] * len(old)
-        for sources, targets in matched_axes(old, new):
-            _regroup(result, new, targets, axes, old, sources, np.logical_and, np.logical_or)
-        return [normalize(axes)]
+        return [normalize(_regrouped(result, new, old, np.logical_and, np.logical_or))]
 
     def computable(self, eqn: Equation, layout: Axes) -> Axes:
         old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
-        (source,) = self.sources(eqn, layout)
+        source = _regrouped(layout, new, old, np.logical_and, np.logical_or)
         natural: list = [None] * len(new)
         for sources, targets in matched_axes(old, new):
             # The range survives the reshape only if it is a block of the operand as well as of the result.
-            before = _joint(source, old, sources, np.logical_and)
-            if np.array_equal(before.reshape(-1), _joint(layout, new, targets, np.logical_and).reshape(-1)):
-                for axis in targets:
-                    natural[axis] = layout[axis]
+            before = _joint(source, old, sources, np.logical_and).reshape(-1)
+            if np.array_equal(before, _joint(layout, new, targets, np.logical_and).reshape(-1)):
+                natural[targets.start : targets.stop] = layout[targets.start : targets.stop]
         return tuple(natural)
 
     def compute(self, eqn: Equation, arrays: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
         return [jnp.reshape(arrays[0], shape)]
 
 
-def _joint(axes: Need, shape: Sequence[int], run: range, combine: np.ufunc) -> np.ndarray:
+def _joint(axes: Sequence[np.ndarray | None], shape: Sequence[int], run: range, combine: np.ufunc) -> np.ndarray:
     """Returns what is said of a run of axes as one mask over all of them."""
-    assert axes != NOTHING
     lead = tuple(shape[run.start : run.stop])
-    return np.asarray(deepened(axes[run.start : run.stop], lead, combine)[0])
+    return np.asarray(deepened(tuple(axes[run.start : run.stop]), lead, combine)[0])
 
 
-def _regroup(
-    axes: Axes,
-    shape: Sequence[int],
-    run: range,
-    other_axes: list,
-    other_shape: Sequence[int],
-    other_run: range,
-    combine: np.ufunc,
-    alike: np.ufunc,
-) -> None:
-    """Carries what is said of a run of axes over to the run of axes that a reshape makes of it.
+def _regrouped(
+    axes: Axes, old: Sequence[int], new: Sequence[int], combine: np.ufunc, alike: np.ufunc
+) -> list[np.ndarray | None]:
+    """Carries what is said of the axes of one shape over to the axes of another one, reshaped from it.
 
-    `combine` says how masks of two axes go together, `alike` what then holds of an index of one of the other axes, all
-    entries of which must be zero for the index to be zero, and any of which be needed for it to be needed.
+    `combine` says how masks of two axes go together, and `alike` when an index of a new axis is marked: a row is zero
+    if all of its entries are (`np.logical_and`), and needed if any is (`np.logical_or`).
     """
-    if all(axes[axis] is None for axis in run):
-        return
-    joint = _joint(axes, shape, run, combine).reshape([other_shape[axis] for axis in other_run])
-    for position, axis in enumerate(other_run):
-        other_axes[axis] = alike.reduce(joint, tuple(i for i in range(joint.ndim) if i != position))
+    masks: list[np.ndarray | None] = []
+    for sources, targets in matched_axes(old, new):
+        if all(axes[axis] is None for axis in sources):
+            masks += [None] * len(targets)
+            continue
+        joint = _joint(axes, old, sources, combine).reshape([new[axis] for axis in targets])
+        others = [tuple(i for i in range(joint.ndim) if i != axis) for axis in range(joint.ndim)]
+        masks += [alike.reduce(joint, rest) for rest in others]
+    return masks
 
 
 def matched_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
