@@ -1,4 +1,4 @@
-"""What is known about the entries of an array, axis by axis: which are zero, which are needed, which are kept.
+"""What is known about the entries of an array, axis by axis: which are zero, which are needed, which are stored.
 
 An `Axes` tuple holds one entry per axis of an array: a boolean NumPy vector over that axis, or None where nothing is
 said about the axis. All three analyses speak this language; what the vectors mean differs:
@@ -7,9 +7,10 @@ said about the axis. All three analyses speak this language; what the vectors me
 - a need (`Axes`, or `NOTHING`): only entries marked on every axis are needed; None marks all of them.
 - a layout (`Axes`, or `NOTHING`): the entries stored, again those marked on every axis; None stores all of them.
 
-Layers may be stacked along several leading axes, and any of them be zero or of no use. So the first mask may be over
-several leading axes jointly; the entries of the other axes that it covers are None. A layout with such a joint mask
-stores the marked rows one after the other along one axis. Only rules with `is_joint` see joint masks; the others are
+Layers may be stacked along several leading axes, and any of them may be zero or of no use: of layers `[2, 3]`, say, the
+first of row 0 and the last of row 1, which no two vectors can tell. So the first mask may be over several leading axes
+jointly, here of shape `[2, 3]`; the entries of the other axes that it covers are None. A layout with such a joint mask
+stores the marked layers one after the other along one axis. Only rules with `is_joint` see joint masks; the others are
 handed what vectors can say (`Zeros.apart`, `coarsened`).
 """
 
@@ -210,8 +211,8 @@ def _apart(axes: Axes, most: int, combine: np.ufunc) -> Axes:
     """Takes a joint mask apart into one of `most` axes and vectors; `combine` joins what is no longer told apart."""
     joint = axes[0]
     assert joint is not None
-    kept = [tuple(range(most)), *((axis,) for axis in range(most, joint.ndim))]
-    first, *others = (combine.reduce(joint, tuple(i for i in range(joint.ndim) if i not in own)) for own in kept)
+    own = [tuple(range(most)), *((axis,) for axis in range(most, joint.ndim))]
+    first, *others = (combine.reduce(joint, tuple(i for i in range(joint.ndim) if i not in group)) for group in own)
     return (first, *(None,) * (most - 1), *others, *axes[joint.ndim :])
 
 

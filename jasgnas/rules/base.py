@@ -196,7 +196,10 @@ def unknown_in(equations: Iterable[Equation]) -> list[str]:
 
 @_naming_rule
 def zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-    """Returns what is known of each result of an equation; what is computed from broken operands is broken."""
+    """Returns what is known of each result of an equation; what is computed from broken operands is broken.
+
+    Where all operands are constants, the results can tell their entries: they may be the indices of a gather.
+    """
     results = _zeros_of(eqn, operands)
     sources = [entries_of(value, aval) for value, aval in zip(operands, eqn.in_avals, strict=True)]
     if None in sources:
@@ -231,7 +234,8 @@ def _zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
     joint = [depth(value.axes) > 1 for value in operands]
     if rule.is_joint or not any(joint):
         return rule.zeros(eqn, operands)
-    # What is said of single rows is lost on the rule, but not that a division by them may break the result.
+    # The rule is not told which single rows are zero. But it is asked whether the result would be finite if they all
+    # were: a quotient by a stack of layers, one of which is zero, is not.
     zeroed = [zero(len(value.axes)) if is_joint else value for value, is_joint in zip(operands, joint, strict=True)]
     if any(value.is_broken for value in rule.zeros(eqn, zeroed)):
         return [broken(len(aval.shape)) for aval in eqn.out_avals]

@@ -13,7 +13,7 @@ from jasgnas.rules.shape import padded
 
 
 class Reduce(PassThrough):
-    """A reduction whose value over zeros is zero, such as a maximum, and over nothing something else."""
+    """A reduction, such as a maximum, that is zero over zeros, but not over an axis without any entries."""
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         reduced = set(eqn.params["axes"])
@@ -146,8 +146,8 @@ class Fourier(PassThrough):
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         ndim = len(eqn.out_avals[0].shape)
-        kept = ndim - len(eqn.params["fft_lengths"])
-        return [[axis if axis < kept else None for axis in range(ndim)]]
+        first = ndim - len(eqn.params["fft_lengths"])
+        return [[axis if axis < first else None for axis in range(ndim)]]
 
 
 register(PlainSum(), "reduce_sum")

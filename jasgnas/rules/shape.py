@@ -137,7 +137,7 @@ def matched_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, ra
     return runs
 
 
-# What picks a part of an array as `array[index]` does: a range of each axis, or one entry of an axis that is dropped.
+# A NumPy index of a part of an array: a range of each axis, or one entry of an axis that the part does not have.
 Index: TypeAlias = tuple[slice | int, ...]
 
 
@@ -173,8 +173,8 @@ def _taken(axes: Axes, index: Index) -> tuple[list[bool], Axes]:
 def _placed(axes: Axes, index: Index, shape: tuple[int, ...], outside: bool) -> list[np.ndarray | None]:
     """Returns what is said of an array of a shape, given what is said of `array[index]`.
 
-    What is said of the first axis of the part is said of the leading axes of the array jointly, so that nothing is lost
-    where another part, at another index, says something else: `array[1]` may need other columns than `array[2]`.
+    Where axes before the first one of the part are dropped, its mask becomes a joint one: `array[1]` may need
+    other columns than `array[2]`.
 
     Args:
         axes: what is said of the part.
@@ -289,17 +289,13 @@ class Assembling(Sourced):
         """Returns the index of each operand."""
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        # Every operand leaves it open what is outside of its part: what all of them let be zero is zero.
+        # An operand has no say outside of its part, so that all is marked there: what all agree on is zero.
         shape = eqn.out_avals[0].shape
-        parts = zip(operands, self.indices(eqn), strict=True)
-        return [
-            meet(
-                [
-                    zero(len(shape)) if value.everywhere else zeros(_placed(value.axes, index, shape, outside=True))
-                    for value, index in parts
-                ]
-            )
+        agreed = [
+            zero(len(shape)) if value.everywhere else zeros(_placed(value.axes, index, shape, outside=True))
+            for value, index in zip(operands, self.indices(eqn), strict=True)
         ]
+        return [meet(agreed)]
 
     def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
         parts = [_taken(result, index) for index in self.indices(eqn)]
@@ -331,8 +327,8 @@ class Bitcast(PassThrough):
     """`bitcast_convert_type`, which may split entries along a new last axis, or join them; -0.0 has bits."""
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
-        kept = len(eqn.out_avals[0].shape)
-        return [[axis if axis < kept else None for axis in range(len(eqn.in_avals[0].shape))]]
+        ndim = len(eqn.out_avals[0].shape)
+        return [[axis if axis < ndim else None for axis in range(len(eqn.in_avals[0].shape))]]
 
     def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
         return False
