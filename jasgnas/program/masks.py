@@ -61,7 +61,7 @@ class Zeros(NamedTuple):
     @property
     def apart(self) -> "Zeros":
         """What is known of each axis by itself."""
-        return self if depth(self.axes) == 1 else self._replace(axes=zeros(_apart(self.axes, 1, np.logical_and)).axes)
+        return self if depth(self.axes) == 1 else self._replace(axes=zero_at(_apart(self.axes, 1, np.logical_and)).axes)
 
     def axis(self, index: int, size: int) -> np.ndarray:
         """Returns the zero indices of one axis as a boolean vector of shape `[size]`."""
@@ -86,8 +86,8 @@ def broken(ndim: int) -> Zeros:
     return Zeros((None,) * ndim, is_broken=True)
 
 
-def zeros(axes: Iterable[np.ndarray | None]) -> Zeros:
-    """Builds `Zeros` from vectors: an empty one says nothing, a full one means that all is zero."""
+def zero_at(axes: Iterable[np.ndarray | None]) -> Zeros:
+    """A value that is zero where its axes are marked: an empty mask says nothing, a full one that all is zero."""
     axes = tuple(None if mask is None or not mask.any() else mask for mask in axes)
     if any(mask is not None and mask.all() for mask in axes):
         return zero(len(axes))
@@ -111,7 +111,7 @@ def _combined(values: Sequence[Zeros], combine: np.ufunc, least: int) -> Zeros:
     for masks in zip(*aligned(zeros=[value.axes for value in values]), strict=True):
         known = [mask for mask in masks if mask is not None]
         axes.append(combine.reduce(known) if len(known) >= least else None)
-    return zeros(axes)
+    return zero_at(axes)
 
 
 def everything(ndim: int) -> Axes:

@@ -28,7 +28,7 @@ from jasgnas.program.masks import (
     union,
     unknown,
     zero,
-    zeros,
+    zero_at,
 )
 from jasgnas.program.sliced import Sliced
 
@@ -145,7 +145,7 @@ def moved(value: Zeros, destinations: Sequence[int | None], ndim: int) -> Zeros:
     for mask, destination in zip(value.axes, destinations, strict=True):
         if destination is not None:
             axes[destination] = mask
-    return zeros(axes)
+    return zero_at(axes)
 
 
 _RULES: dict[str, Rule] = {}

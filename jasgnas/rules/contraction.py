@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, filled, normalize, unknown, zero, zeros
+from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, filled, normalize, unknown, zero, zero_at
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import Rule, register
 
@@ -34,7 +34,7 @@ class DotGeneral(Rule):
         pairs = zip(left_batch, right_batch, strict=True)
         batch = [_both(left.axes[i], right.axes[j], np.logical_or) for i, j in pairs]
         left_free, right_free = self._free(eqn)
-        return [zeros([*batch, *(left.axes[i] for i in left_free), *(right.axes[j] for j in right_free)])]
+        return [zero_at([*batch, *(left.axes[i] for i in left_free), *(right.axes[j] for j in right_free)])]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         left, right = operands
@@ -100,7 +100,7 @@ class Convolution(Rule):
         axes: list = [None] * ndim
         axes[out[0]] = data.axes[lhs[0]]
         axes[out[1]] = np.repeat(silent, features // len(silent)) | kernel.axis(rhs[0], features)
-        return [zeros(axes)]
+        return [zero_at(axes)]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         if eqn.params["batch_group_count"] > 1:

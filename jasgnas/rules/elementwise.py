@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, zeros
+from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, zero_at
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import Rule, Sourced, register
 
@@ -59,7 +59,7 @@ class Elementwise(Sourced):
                     if result is not None and result == 0:
                         known = axes[axis]
                         axes[axis] = region if known is None else known | region
-        return [zeros(axes) if everywhere is None else Zeros((None,) * ndim, everywhere)]
+        return [zero_at(axes) if everywhere is None else Zeros((None,) * ndim, everywhere)]
 
     def _is_finite(self, constants: Sequence[Any], result: Any) -> bool:
         """Tells whether a result is finite, or known not to be, as where one case of a mask is -inf on purpose."""

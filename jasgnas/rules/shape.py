@@ -25,7 +25,7 @@ from jasgnas.program.masks import (
     normalize,
     union,
     zero,
-    zeros,
+    zero_at,
 )
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import PassThrough, Rule, Sourced, register
@@ -66,7 +66,7 @@ class Reshape(Sourced):
         old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
         if value.everywhere or not value.anywhere:
             return [Zeros(everything(len(new)), value.constant)]
-        return [zeros(_regrouped(value.axes, old, new, np.logical_or, np.logical_and))]
+        return [zero_at(_regrouped(value.axes, old, new, np.logical_or, np.logical_and))]
 
     def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
         old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
@@ -214,7 +214,7 @@ class Taking(Rule):
         if value.constant is not None:
             return [Zeros(everything(len(aval.shape)), value.constant) for aval in eqn.out_avals]
         parts = [_taken(value.axes, index) for index in self.indices(eqn)]
-        return [zero(len(axes)) if any(dropped) else zeros(axes) for dropped, axes in parts]
+        return [zero(len(axes)) if any(dropped) else zero_at(axes) for dropped, axes in parts]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         need: Need = NOTHING
@@ -292,7 +292,7 @@ class Assembling(Sourced):
         # An operand has no say outside of its part, so that all is marked there: what all agree on is zero.
         shape = eqn.out_avals[0].shape
         agreed = [
-            zero(len(shape)) if value.everywhere else zeros(_placed(value.axes, index, shape, outside=True))
+            zero(len(shape)) if value.everywhere else zero_at(_placed(value.axes, index, shape, outside=True))
             for value, index in zip(operands, self.indices(eqn), strict=True)
         ]
         return [meet(agreed)]
@@ -344,7 +344,7 @@ class Tile(PassThrough):
         (value,) = operands
         repeated = zip(value.axes, eqn.params["reps"], strict=True)
         tiled = (None if mask is None else np.tile(mask, times) for mask, times in repeated)
-        return super().zeros(eqn, operands) if value.constant is not None else [zeros(tiled)]
+        return super().zeros(eqn, operands) if value.constant is not None else [zero_at(tiled)]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         (need,) = results
@@ -373,7 +373,7 @@ class Pad(PassThrough):
             if (low, high, interior) != (0, 0, 0):
                 size = eqn.in_avals[0].shape[axis]
                 axes[axis] = padded(operands[0].axis(axis, size), low, high, interior)
-        return [zeros(axes)]
+        return [zero_at(axes)]
 
 
 def padded(mask: np.ndarray, low: int, high: int, interior: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from jasgnas.program.masks import (
     unknown,
     without,
     zero,
-    zeros,
+    zero_at,
 )
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules import needs_of, rule_for, zeros_of
@@ -75,7 +75,7 @@ def draw_zeros(rng, atom, aval, in_bounds):
         values = [0, 1] if in_bounds else constants(aval.dtype)
         return Zeros((None,) * ndim, np.asarray(values[rng.integers(len(values))]).astype(aval.dtype)[()])
     if kind == "axes":
-        return zeros(draw_axes(rng, aval.shape))
+        return zero_at(draw_axes(rng, aval.shape))
     return unknown(ndim)
 
 
