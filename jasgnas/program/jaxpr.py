@@ -23,9 +23,7 @@ from jax.interpreters import partial_eval
 # Primitives that only call another jaxpr once, and the parameter that holds it.
 _CALLS = {
     "jit": "jaxpr",
-    "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",

@@ -1,4 +1,4 @@
-"""What is known about the entries of an array, axis by axis: which are zero, which are needed, which are kept.
+"""What is known about the entries of an array, axis by axis: which are zero, which are needed, which are stored.
 
 An `Axes` tuple holds one entry per axis of an array: a boolean NumPy vector over that axis, or None where nothing is
 said about the axis. All three analyses speak this language; what the vectors mean differs:
@@ -7,9 +7,10 @@ said about the axis. All three analyses speak this language; what the vectors me
 - a need (`Axes`, or `NOTHING`): only entries marked on every axis are needed; None marks all of them.
 - a layout (`Axes`, or `NOTHING`): the entries stored, again those marked on every axis; None stores all of them.
 
-Layers may be stacked along several leading axes, and any of them be zero or of no use. So the first mask may be over
-several leading axes jointly; the entries of the other axes that it covers are None. A layout with such a joint mask
-stores the marked rows one after the other along one axis. Only rules with `is_joint` see joint masks; the others are
+Layers may be stacked along several leading axes, and any of them may be zero or of no use: of layers `[2, 3]`, say, the
+first of row 0 and the last of row 1, which no two vectors can tell. So the first mask may be over several leading axes
+jointly, here of shape `[2, 3]`; the entries of the other axes that it covers are None. A layout with such a joint mask
+stores the marked layers one after the other along one axis. Only rules with `is_joint` see joint masks; the others are
 handed what vectors can say (`Zeros.apart`, `coarsened`).
 """
 
@@ -60,7 +61,7 @@ class Zeros(NamedTuple):
     @property
     def apart(self) -> "Zeros":
         """What is known of each axis by itself."""
-        return self if depth(self.axes) == 1 else self._replace(axes=zeros(_apart(self.axes, 1, np.logical_and)).axes)
+        return self if depth(self.axes) == 1 else self._replace(axes=zero_at(_apart(self.axes, 1, np.logical_and)).axes)
 
     def axis(self, index: int, size: int) -> np.ndarray:
         """Returns the zero indices of one axis as a boolean vector of shape `[size]`."""
@@ -85,8 +86,8 @@ def broken(ndim: int) -> Zeros:
     return Zeros((None,) * ndim, is_broken=True)
 
 
-def zeros(axes: Iterable[np.ndarray | None]) -> Zeros:
-    """Builds `Zeros` from vectors: an empty one says nothing, a full one means that all is zero."""
+def zero_at(axes: Iterable[np.ndarray | None]) -> Zeros:
+    """A value that is zero where its axes are marked: an empty mask says nothing, a full one that all is zero."""
     axes = tuple(None if mask is None or not mask.any() else mask for mask in axes)
     if any(mask is not None and mask.all() for mask in axes):
         return zero(len(axes))
@@ -96,30 +97,31 @@ def zeros(axes: Iterable[np.ndarray | None]) -> Zeros:
 def meet(values: Sequence[Zeros]) -> Zeros:
     """Returns what holds of all values alike, all of the same number of axes (at least one value)."""
     unsure = [value for value in values if not value.everywhere]
-    if not unsure:
-        return values[0]
-    axes = []
-    for masks in zip(*aligned(zeros=[value.axes for value in unsure]), strict=True):
-        common = [mask for mask in masks if mask is not None]
-        axes.append(np.logical_and.reduce(common) if len(common) == len(unsure) else None)
-    return zeros(axes)
+    return _combined(unsure, np.logical_and, len(unsure)) if unsure else values[0]
 
 
 def join(values: Sequence[Zeros]) -> Zeros:
     """Returns what holds of any of the values, all of the same number of axes (at least one value)."""
-    for value in values:
-        if value.everywhere:
-            return value
+    return next((value for value in values if value.everywhere), None) or _combined(values, np.logical_or, 1)
+
+
+def _combined(values: Sequence[Zeros], combine: np.ufunc, least: int) -> Zeros:
+    """Combines the masks of each axis, given that so many values at least say something about it."""
     axes = []
     for masks in zip(*aligned(zeros=[value.axes for value in values]), strict=True):
         known = [mask for mask in masks if mask is not None]
-        axes.append(np.logical_or.reduce(known) if known else None)
-    return zeros(axes)
+        axes.append(combine.reduce(known) if len(known) >= least else None)
+    return zero_at(axes)
 
 
 def everything(ndim: int) -> Axes:
     """The need or the layout that holds every entry."""
     return (None,) * ndim
+
+
+def filled(mask: np.ndarray | None, size: int) -> np.ndarray:
+    """Returns the mask of an axis of a need or layout as a boolean vector of shape `[size]`, also where it is None."""
+    return np.ones(size, bool) if mask is None else mask
 
 
 def normalize(axes: Iterable[np.ndarray | None]) -> Need:
@@ -170,7 +172,7 @@ def coarsened(need: Need, most: int = 1) -> Need:
 
 def jointly(axes: Axes, shape: tuple[int, ...]) -> Axes:
     """Returns the same need with a joint mask over leading axes of these sizes, at least."""
-    return _deepened(axes, shape, np.logical_and) if len(shape) > depth(axes) else axes
+    return deepened(axes, shape, np.logical_and) if len(shape) > depth(axes) else axes
 
 
 def simplified(layout: Layout) -> Layout:
@@ -180,8 +182,11 @@ def simplified(layout: Layout) -> Layout:
     )
 
 
-def _deepened(axes: Axes, lead: tuple[int, ...], combine: np.ufunc) -> Axes:
-    """Makes the masks of some leading axes a joint one; `combine` says how masks of different axes go together."""
+def deepened(axes: Axes, lead: tuple[int, ...], combine: np.ufunc) -> Axes:
+    """Makes the masks of leading axes of some sizes a joint one; `combine` says how masks of two axes go together.
+
+    It is `np.logical_or` for zeros, which are marked on any axis, and `np.logical_and` for needs and layouts.
+    """
     joint = np.full(lead, combine.identity, bool)
     for axis, mask in enumerate(axes[: len(lead)]):
         if mask is not None:
@@ -197,8 +202,8 @@ def aligned(needs: Sequence[Axes] = (), zeros: Sequence[Axes] = ()) -> list[Axes
     if len(lead) < 2:
         return several
     return [
-        *(_deepened(axes, lead, np.logical_and) for axes in needs),
-        *(_deepened(axes, lead, np.logical_or) for axes in zeros),
+        *(deepened(axes, lead, np.logical_and) for axes in needs),
+        *(deepened(axes, lead, np.logical_or) for axes in zeros),
     ]
 
 
@@ -206,8 +211,8 @@ def _apart(axes: Axes, most: int, combine: np.ufunc) -> Axes:
     """Takes a joint mask apart into one of `most` axes and vectors; `combine` joins what is no longer told apart."""
     joint = axes[0]
     assert joint is not None
-    kept = [tuple(range(most)), *((axis,) for axis in range(most, joint.ndim))]
-    first, *others = (combine.reduce(joint, tuple(i for i in range(joint.ndim) if i not in own)) for own in kept)
+    own = [tuple(range(most)), *((axis,) for axis in range(most, joint.ndim))]
+    first, *others = (combine.reduce(joint, tuple(i for i in range(joint.ndim) if i not in group)) for group in own)
     return (first, *(None,) * (most - 1), *others, *axes[joint.ndim :])
 
 
@@ -224,6 +229,6 @@ def flattened(shape: Sequence[int], layout: Axes, most: int) -> tuple[Sequence[i
     if most == 1:
         return shape, layout
     lead = tuple(shape[:most])
-    joint, *others = _deepened(layout, lead, np.logical_and)
+    joint, *others = deepened(layout, lead, np.logical_and)
     assert joint is not None
     return (math.prod(lead), *shape[most:]), (joint.reshape(-1), *others[most - 1 :])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jasgnas.program.masks import NOTHING, Layout, depth, everything, flattened, stored_shape
+from jasgnas.program.masks import NOTHING, Layout, depth, everything, filled, flattened, stored_shape
 
 
 class Sliced(NamedTuple):
@@ -34,17 +34,13 @@ class Sliced(NamedTuple):
         array = self.array if most == 1 else jnp.reshape(self.array, stored_shape(shape, before))
         for axis, (old, new) in enumerate(zip(before, after, strict=True)):
             if old is not new:
-                array = _restore(array, axis, _mask(old, shape[axis]), _mask(new, shape[axis]))
+                array = _restore(array, axis, filled(old, shape[axis]), filled(new, shape[axis]))
         array = array if most == 1 else jnp.reshape(array, stored_shape(self.aval.shape, layout))
         return Sliced(array, layout, self.aval)
 
     def full(self) -> Any:
         """Returns the array with its zeros put back, of shape `aval.shape`."""
         return self.to(everything(len(self.aval.shape))).array
-
-
-def _mask(mask: np.ndarray | None, size: int) -> np.ndarray:
-    return np.ones(size, bool) if mask is None else mask
 
 
 def _restore(array: Any, axis: int, old: np.ndarray, new: np.ndarray) -> Any:

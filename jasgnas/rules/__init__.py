@@ -4,7 +4,7 @@ The analysis knows primitives only, never layers. A primitive without a rule is 
 removed, never assumed to keep zeros, and evaluated at full width.
 """
 
-from jasgnas.rules import contraction, elementwise, indexing, reduction, shape
+from jasgnas.rules import contraction, elementwise, indexing, reduction, shape  # noqa: F401 - they register rules
 from jasgnas.rules.base import (
     PassThrough,
     Rule,
@@ -20,16 +20,11 @@ from jasgnas.rules.base import (
 __all__ = [
     "PassThrough",
     "Rule",
-    "contraction",
-    "elementwise",
     "execute_of",
-    "indexing",
     "is_known",
-    "reduction",
     "needs_of",
     "register",
     "rule_for",
-    "shape",
     "unknown_in",
     "zeros_of",
 ]

@@ -28,7 +28,7 @@ from jasgnas.program.masks import (
     union,
     unknown,
     zero,
-    zeros,
+    zero_at,
 )
 from jasgnas.program.sliced import Sliced
 
@@ -64,15 +64,52 @@ class Rule:
         ]
 
 
-class PassThrough(Rule, ABC):
+class Sourced(Rule, ABC):
+    """Operators that read the same entries of their operands for given entries of the results, whatever is zero.
+
+    Then one method, `sources`, says both what is needed and what an evaluation on slices takes. All results have the
+    same shape, and what is wanted of one of them is computed of all.
+    """
+
+    @abstractmethod
+    def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
+        """Returns the entries of each operand that these entries of the results are computed from."""
+
+    def computable(self, eqn: Equation, layout: Axes) -> Axes:
+        """Returns the layout nearest to a wanted one, holding all of it, in which the results can be computed."""
+        del eqn
+        return layout
+
+    def compute(self, eqn: Equation, arrays: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
+        """Computes the results, which have this shape, from the sources; operands without any are left out."""
+        del shape
+        return eqn.bind(*arrays)
+
+    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
+        del operands
+        return self.sources(eqn, _common(results))
+
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        layout = self.computable(eqn, _common(layouts))
+        sources = zip(operands, map(coarsened, self.sources(eqn, layout)), strict=True)
+        arrays = [value.to(source).array for value, source in sources if source != NOTHING]
+        results = self.compute(eqn, arrays, stored_shape(eqn.out_avals[0].shape, layout))
+        return [Sliced(array, layout, aval) for array, aval in zip(results, eqn.out_avals, strict=True)]
+
+
+def _common(wanted: Sequence[Need]) -> Axes:
+    """Returns what is wanted of any result; something is."""
+    need = reduce(union, wanted)
+    assert need != NOTHING
+    return need
+
+
+class PassThrough(Sourced):
     """Operators whose axes of the results are axes of the operands, or mixtures that keep zeros.
 
     A subclass says where each operand axis ends up, alike in every result. Zeros of a result follow the operand of the
     same position.
     """
-
-    # Whether mixed axes are summed over, so that their zeros need not be put back.
-    sums = False
 
     @abstractmethod
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
@@ -83,42 +120,22 @@ class PassThrough(Rule, ABC):
         del eqn, operands
         return True
 
-    def resized(self, eqn: Equation, stored: Sequence[Sequence[int]], result: Sequence[int]) -> dict[str, object]:
-        """Returns the parameters that change when the operands and the result have these stored shapes."""
-        del eqn, stored, result
-        return {}
-
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         if not self.keeps_zeros(eqn, operands):
-            return [unknown(len(aval.shape)) for aval in eqn.out_avals]
+            return super().zeros(eqn, operands)
         followed = zip(operands, self.destinations(eqn), eqn.out_avals, strict=False)
-        return [_moved(value, axes, len(aval.shape)) for value, axes, aval in followed]
+        return [moved(value, axes, len(aval.shape)) for value, axes, aval in followed]
 
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        del operands
-        need = _common(results)
-        return [tuple(None if d is None else need[d] for d in axes) for axes in self.destinations(eqn)]
+    def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
+        return [tuple(None if d is None else result[d] for d in axes) for axes in self.destinations(eqn)]
 
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        layout = _common(layouts)
-        destinations = self.destinations(eqn)
+    def computable(self, eqn: Equation, layout: Axes) -> Axes:
         # An axis that comes from nowhere (a new one, a window, a gathered one) is computed in full.
-        reached = {d for axes in destinations for d in axes}
-        natural = tuple(mask if axis in reached else None for axis, mask in enumerate(layout))
-        stored = [
-            value.to(self._wanted(value, axes, natural)).array
-            for value, axes in zip(operands, destinations, strict=True)
-        ]
-        shape = stored_shape(eqn.out_avals[0].shape, natural)
-        results = eqn.bind(*stored, **self.resized(eqn, [array.shape for array in stored], shape))
-        return [Sliced(array, natural, aval) for array, aval in zip(results, eqn.out_avals, strict=True)]
-
-    def _wanted(self, value: Sliced, axes: Sequence[int | None], natural: Axes) -> Layout:
-        own = everything(len(axes)) if value.layout == NOTHING or not self.sums else value.layout
-        return tuple(mask if d is None else natural[d] for d, mask in zip(axes, own, strict=True))
+        reached = {d for axes in self.destinations(eqn) for d in axes}
+        return tuple(mask if axis in reached else None for axis, mask in enumerate(layout))
 
 
-def _moved(value: Zeros, destinations: Sequence[int | None], ndim: int) -> Zeros:
+def moved(value: Zeros, destinations: Sequence[int | None], ndim: int) -> Zeros:
     """Returns what is known of a result of `ndim` axes that is zero where an operand is."""
     if value.everywhere:
         return zero(ndim)
@@ -128,14 +145,7 @@ def _moved(value: Zeros, destinations: Sequence[int | None], ndim: int) -> Zeros
     for mask, destination in zip(value.axes, destinations, strict=True):
         if destination is not None:
             axes[destination] = mask
-    return zeros(axes)
-
-
-def _common(wanted: Sequence[Need]) -> Axes:
-    """Returns what is wanted of any result; something is."""
-    need = reduce(union, wanted)
-    assert need != NOTHING
-    return need
+    return zero_at(axes)
 
 
 _RULES: dict[str, Rule] = {}
@@ -186,7 +196,10 @@ def unknown_in(equations: Iterable[Equation]) -> list[str]:
 
 @_naming_rule
 def zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-    """Returns what is known of each result of an equation; what is computed from broken operands is broken."""
+    """Returns what is known of each result of an equation; what is computed from broken operands is broken.
+
+    Where all operands are constants, the results can tell their entries: they may be the indices of a gather.
+    """
     results = _zeros_of(eqn, operands)
     sources = [entries_of(value, aval) for value, aval in zip(operands, eqn.in_avals, strict=True)]
     if None in sources:
@@ -221,7 +234,8 @@ def _zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
     joint = [depth(value.axes) > 1 for value in operands]
     if rule.is_joint or not any(joint):
         return rule.zeros(eqn, operands)
-    # What is said of single rows is lost on the rule, but not that a division by them may break the result.
+    # The rule is not told which single rows are zero. But it is asked whether the result would be finite if they all
+    # were: a quotient by a stack of layers, one of which is zero, is not.
     zeroed = [zero(len(value.axes)) if is_joint else value for value, is_joint in zip(operands, joint, strict=True)]
     if any(value.is_broken for value in rule.zeros(eqn, zeroed)):
         return [broken(len(aval.shape)) for aval in eqn.out_avals]

@@ -5,20 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import NOTHING, Layout, Need, Zeros, broken, normalize, unknown, zero, zeros
+from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, filled, normalize, unknown, zero, zero_at
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import Rule, register
 
 
-def _nonzero(value: Zeros, axis: int) -> np.ndarray | None:
-    mask = value.axes[axis]
-    return None if mask is None else ~mask
-
-
-def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+def _both(first: np.ndarray | None, second: np.ndarray | None, combine: np.ufunc) -> np.ndarray | None:
     if first is None or second is None:
         return second if first is None else first
-    return first & second
+    return combine(first, second)
 
 
 class DotGeneral(Rule):
@@ -36,21 +31,20 @@ class DotGeneral(Rule):
             size = eqn.in_avals[0].shape[i]
             if (left.axis(i, size) | right.axis(j, size)).all():
                 return [zero(ndim)]
-        batch = []
-        for i, j in zip(left_batch, right_batch, strict=True):
-            masks = [mask for mask in (left.axes[i], right.axes[j]) if mask is not None]
-            batch.append(np.logical_or.reduce(masks) if masks else None)
+        pairs = zip(left_batch, right_batch, strict=True)
+        batch = [_both(left.axes[i], right.axes[j], np.logical_or) for i, j in pairs]
         left_free, right_free = self._free(eqn)
-        return [zeros([*batch, *(left.axes[i] for i in left_free), *(right.axes[j] for j in right_free)])]
+        return [zero_at([*batch, *(left.axes[i] for i in left_free), *(right.axes[j] for j in right_free)])]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         left, right = operands
         (left_summed, right_summed), _ = eqn.params["dimension_numbers"]
         axes = self._outer(eqn, results[0])
         for i, j in zip(left_summed, right_summed, strict=True):
-            axes[0][i] = _nonzero(right, j)
-            axes[1][j] = _nonzero(left, i)
-        return [normalize(side) for side in axes]
+            # An entry that meets a zero is not needed.
+            size = eqn.in_avals[0].shape[i]
+            axes[0][i], axes[1][j] = ~right.axis(j, size), ~left.axis(i, size)
+        return list(map(normalize, axes))
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         (layout,) = layouts
@@ -60,7 +54,7 @@ class DotGeneral(Rule):
         axes = self._outer(eqn, layout)
         for i, j in zip(left_summed, right_summed, strict=True):
             # An entry that one side does not store is zero there, or zero on the other side.
-            axes[0][i] = axes[1][j] = _both(left.layout[i], right.layout[j])
+            axes[0][i] = axes[1][j] = _both(left.layout[i], right.layout[j], np.logical_and)
         results = eqn.bind(left.to(tuple(axes[0])).array, right.to(tuple(axes[1])).array)
         return [Sliced(results[0], layout, eqn.out_avals[0])]
 
@@ -106,7 +100,7 @@ class Convolution(Rule):
         axes: list = [None] * ndim
         axes[out[0]] = data.axes[lhs[0]]
         axes[out[1]] = np.repeat(silent, features // len(silent)) | kernel.axis(rhs[0], features)
-        return [zeros(axes)]
+        return [zero_at(axes)]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         if eqn.params["batch_group_count"] > 1:
@@ -114,15 +108,11 @@ class Convolution(Rule):
         data, kernel = operands
         (need,) = results
         assert need != NOTHING
-        lhs, rhs, out = eqn.params["dimension_numbers"]
-        groups = np.asarray(self._groups(eqn, need[out[1]]).any(1))
-        data_axes: list = [None] * len(lhs)
-        data_axes[lhs[0]] = need[out[0]]
-        data_axes[lhs[1]] = (groups[:, None] & ~self._kernel_zeros(eqn, kernel)).reshape(-1)
-        kernel_axes: list = [None] * len(rhs)
-        kernel_axes[rhs[0]] = need[out[1]]
-        kernel_axes[rhs[1]] = (groups[:, None] & ~self._data_zeros(eqn, data)).any(0)
-        return [normalize(data_axes), normalize(kernel_axes)]
+        groups = np.asarray(self._outputs(eqn, need).any(1))[:, None]
+        outputs = need[eqn.params["dimension_numbers"].out_spec[1]]
+        inputs = np.asarray((groups & ~self._data_zeros(eqn, data)).any(0))
+        both = self._operands(eqn, need, groups & ~self._kernel_zeros(eqn, kernel), outputs, inputs)
+        return list(map(normalize, both))
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         if eqn.params["batch_group_count"] > 1:
@@ -131,48 +121,37 @@ class Convolution(Rule):
         (layout,) = layouts
         assert layout != NOTHING and data.layout != NOTHING and kernel.layout != NOTHING
         lhs, rhs, out = eqn.params["dimension_numbers"]
-        wanted = self._groups(eqn, layout[out[1]])
+        wanted = self._outputs(eqn, layout)
         groups = np.asarray(wanted.any(1))
         # Every group that stays must stay with the same number of outputs and of inputs.
-        outputs = groups[:, None] & wanted.any(0)
-        stored = self._grouped(eqn, data.layout[lhs[1]])
-        inputs = np.asarray(stored[groups].any(0))
-        if kernel.layout[rhs[1]] is not None:
-            inputs = inputs & kernel.layout[rhs[1]]
-        data_axes: list = [None] * len(lhs)
-        data_axes[lhs[0]] = layout[out[0]]
-        data_axes[lhs[1]] = (groups[:, None] & inputs).reshape(-1)
-        kernel_axes: list = [None] * len(rhs)
-        kernel_axes[rhs[0]] = outputs.reshape(-1)
-        kernel_axes[rhs[1]] = inputs
-        natural: list = list(layout)
-        natural[out[1]] = outputs.reshape(-1)
-        for axis in out[2:]:
-            natural[axis] = None
-        results = eqn.bind(
-            data.to(tuple(data_axes)).array,
-            kernel.to(tuple(kernel_axes)).array,
-            feature_group_count=int(groups.sum()),
-        )
+        outputs = (groups[:, None] & wanted.any(0)).reshape(-1)
+        stored = filled(data.layout[lhs[1]], eqn.in_avals[0].shape[lhs[1]]).reshape(len(groups), -1)
+        inputs = stored[groups].any(0) & filled(kernel.layout[rhs[1]], eqn.in_avals[1].shape[rhs[1]])
+        axes = self._operands(eqn, layout, groups[:, None] & inputs, outputs, inputs)
+        arrays = [value.to(wanted).array for value, wanted in zip(operands, axes, strict=True)]
+        natural: list = [None] * len(layout)
+        natural[out[0]], natural[out[1]] = layout[out[0]], outputs
+        results = eqn.bind(*arrays, feature_group_count=int(groups.sum()))
         return [Sliced(results[0], tuple(natural), eqn.out_avals[0])]
 
-    def _groups(self, eqn: Equation, features: np.ndarray | None) -> np.ndarray:
-        """Returns marked output features, one row per group."""
-        rhs = eqn.params["dimension_numbers"].rhs_spec
-        size = eqn.in_avals[1].shape[rhs[0]]
-        marked = np.ones(size, bool) if features is None else features
-        return marked.reshape(eqn.params["feature_group_count"], -1)
+    def _operands(
+        self, eqn: Equation, result: Axes, data: np.ndarray, outputs: np.ndarray | None, inputs: np.ndarray
+    ) -> list[Axes]:
+        """Returns what of data and kernel goes with a result, given the features of the data and then of the kernel."""
+        lhs, rhs, out = eqn.params["dimension_numbers"]
+        features = {lhs[0]: result[out[0]], lhs[1]: data.reshape(-1)}, {rhs[0]: outputs, rhs[1]: inputs}
+        return [tuple(map(side.get, range(len(lhs)))) for side in features]
 
-    def _grouped(self, eqn: Equation, features: np.ndarray | None) -> np.ndarray:
-        """Returns marked input features, one row per group."""
-        lhs = eqn.params["dimension_numbers"].lhs_spec
-        size = eqn.in_avals[0].shape[lhs[1]]
-        marked = np.ones(size, bool) if features is None else features
+    def _outputs(self, eqn: Equation, result: Axes) -> np.ndarray:
+        """Returns the marked features of a result, one row per group."""
+        _, rhs, out = eqn.params["dimension_numbers"]
+        marked = filled(result[out[1]], eqn.in_avals[1].shape[rhs[0]])
         return marked.reshape(eqn.params["feature_group_count"], -1)
 
     def _data_zeros(self, eqn: Equation, data: Zeros) -> np.ndarray:
-        mask = data.axes[eqn.params["dimension_numbers"].lhs_spec[1]]
-        return ~self._grouped(eqn, None if mask is None else ~mask)
+        """Returns the zero input features of the data, one row per group."""
+        axis = eqn.params["dimension_numbers"].lhs_spec[1]
+        return data.axis(axis, eqn.in_avals[0].shape[axis]).reshape(eqn.params["feature_group_count"], -1)
 
     def _kernel_zeros(self, eqn: Equation, kernel: Zeros) -> np.ndarray:
         """Returns the kernel's zero input features, the same ones for every group, as one row."""

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, zeros
+from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, zero_at
 from jasgnas.program.sliced import Sliced
-from jasgnas.rules.base import Rule, register
+from jasgnas.rules.base import Rule, Sourced, register
 
 
-class Elementwise(Rule):
+class Elementwise(Sourced):
     """An elementwise operator, told by what it makes of single numbers of which only some are known."""
 
     def __init__(self, at_zero: Any = None):
@@ -59,18 +59,19 @@ class Elementwise(Rule):
                     if result is not None and result == 0:
                         known = axes[axis]
                         axes[axis] = region if known is None else known | region
-        return [zeros(axes) if everywhere is None else Zeros((None,) * ndim, everywhere)]
+        return [zero_at(axes) if everywhere is None else Zeros((None,) * ndim, everywhere)]
 
     def _is_finite(self, constants: Sequence[Any], result: Any) -> bool:
-        """Tells whether a result is finite, or known to be what it is: an operand was no number on purpose."""
+        """Tells whether a result is finite, or known not to be, as where one case of a mask is -inf on purpose."""
         if result is not None:
             return not np.isnan(result) or any(map(_is_nan, constants))
         return any(value is None for value in constants) or all(map(np.isfinite, constants))
 
     def _settled(self, eqn: Equation, values: Sequence[Any]) -> Any:
-        """Returns what `at` does, if it does not matter whether subnormal numbers count as zero.
+        """Returns what `at` does if that is the same whether or not subnormal numbers count as zero.
 
-        A backend may flush them to zero, wherever it likes. One that is returned is to be read likewise.
+        A backend may replace them by zero wherever it likes: 1e-40 in 32 bits is either. So a result that is itself
+        subnormal may be zero, too.
         """
         choices = [
             (value, 0) if _is_subnormal(value, aval.dtype) else (value,)
@@ -87,18 +88,8 @@ class Elementwise(Rule):
         tiny = _is_subnormal(first, dtype)
         return first if all(other == first or (tiny and _is_zero(other)) for other in others) else None
 
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        del operands
-        (need,) = results
-        assert need != NOTHING
-        return [_fitted(need, aval, eqn.out_avals[0]) for aval in eqn.in_avals]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
-        aval = eqn.out_avals[0]
-        stored = [value.to(_fitted(layout, value.aval, aval)).array for value in operands]
-        return [Sliced(eqn.bind(*stored)[0], layout, aval)]
+    def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
+        return [_fitted(result, aval, eqn.out_avals[0]) for aval in eqn.in_avals]
 
 
 def _is_zero(value: Any) -> bool:
@@ -233,8 +224,8 @@ class Adds(Rounds):
         if second.layout == NOTHING and first.aval.shape == shape:
             return [first.to(layout)]
         if first.layout == NOTHING and second.aval.shape == shape:
-            kept = second.to(layout)
-            return [kept._replace(array=jax.lax.neg(kept.array)) if eqn.primitive == "sub" else kept]
+            added = second.to(layout)
+            return [added._replace(array=jax.lax.neg(added.array)) if eqn.primitive == "sub" else added]
         return super().execute(eqn, operands, layouts)
 
 
@@ -323,8 +314,11 @@ class Constrains(KeepsZeros):
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         (layout,) = layouts
-        whole = layout != NOTHING and all(mask is None for mask in layout)
-        return super().execute(eqn, operands, layouts) if whole else [operands[0].to(layout)]
+        return super().execute(eqn, operands, layouts) if _is_whole(layout) else [operands[0].to(layout)]
+
+
+def _is_whole(layout: Layout) -> bool:
+    return layout != NOTHING and all(mask is None for mask in layout)
 
 
 class Barrier(Rule):
@@ -337,17 +331,16 @@ class Barrier(Rule):
         return results
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        kept = [value.to(layout) for value, layout in zip(operands, layouts, strict=True)]
-        arrays = iter(eqn.bind(*(value.array for value in kept if value.layout != NOTHING)))
-        return [value if value.layout == NOTHING else value._replace(array=next(arrays)) for value in kept]
+        values = [value.to(layout) for value, layout in zip(operands, layouts, strict=True)]
+        arrays = iter(eqn.bind(*(value.array for value in values if value.layout != NOTHING)))
+        return [value if value.layout == NOTHING else value._replace(array=next(arrays)) for value in values]
 
 
 class Places(Barrier):
     """`device_put`: like a barrier, except that it moves arrays to where only those of the original shapes can be."""
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        whole = all(layout != NOTHING and all(mask is None for mask in layout) for layout in layouts)
-        if whole:
+        if all(map(_is_whole, layouts)):
             return super().execute(eqn, operands, layouts)
         return [value.to(layout) for value, layout in zip(operands, layouts, strict=True)]
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, aval_of
-from jasgnas.program.masks import NOTHING, Need, Zeros, everything, union, unknown, without, zeros
+from jasgnas.program.masks import NOTHING, Need, Zeros, everything, union, unknown, without, zero_at
 from jasgnas.rules import needs_of, zeros_of
 
 # Constants larger than this are not searched for zeros.
@@ -104,7 +104,7 @@ def of_constant(value: Any, ndim: int) -> Zeros:
     if value.size > _LARGEST_CONSTANT or not isinstance(value.dtype, np.dtype):
         return Zeros((None,) * ndim, entries=lambda: value)
     is_set = np.asarray(value) != 0
-    known = zeros(~is_set.any(tuple(i for i in range(ndim) if i != axis)) for axis in range(ndim)) if ndim else None
+    known = zero_at(~is_set.any(tuple(i for i in range(ndim) if i != axis)) for axis in range(ndim)) if ndim else None
     if known is None or not known.anywhere:
         return Zeros((None,) * ndim, None if ndim else np.asarray(value)[()], entries=lambda: value)
     return known._replace(entries=lambda: value)

@@ -1,13 +1,13 @@
 """Operators that read or write entries at indices that are computed: dynamic slices, gather, scatter."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, meet, unknown, zeros
-from jasgnas.program.sliced import Sliced
-from jasgnas.rules.base import PassThrough, Rule, entries_of, register
+from jasgnas.program.masks import Zeros, broken, meet, unknown
+from jasgnas.rules.base import PassThrough, entries_of, moved, register
 
 
 class DynamicSlice(PassThrough):
@@ -18,42 +18,21 @@ class DynamicSlice(PassThrough):
         whole = [axis if taken == size else None for axis, (taken, size) in enumerate(sizes)]
         return [whole, *((),) * (len(eqn.in_avals) - 1)]
 
-    def resized(self, eqn: Equation, stored: Sequence[Sequence[int]], result: Sequence[int]) -> dict[str, object]:
-        return {"slice_sizes": tuple(result)}
+    def compute(self, eqn: Equation, arrays: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
+        return eqn.bind(*arrays, slice_sizes=tuple(shape))
 
 
-class DynamicUpdateSlice(Rule):
+class DynamicUpdateSlice(PassThrough):
     """`dynamic_update_slice`: axes that are updated over their whole length pass through."""
 
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
+        sizes = zip(*(aval.shape for aval in eqn.in_avals[:2]), strict=True)
+        whole = [axis if size == written else None for axis, (size, written) in enumerate(sizes)]
+        return [whole, whole, *((),) * (len(eqn.in_avals) - 2)]
+
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        whole = self._whole(eqn)
-        both = meet(
-            [
-                Zeros(tuple(m if w else None for m, w in zip(value.axes, whole, strict=True)), value.constant)
-                for value in operands[:2]
-            ]
-        )
-        return [both if both.everywhere else Zeros(both.axes)]
-
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results
-        assert need != NOTHING
-        wanted = self._passed(eqn, need)
-        return [wanted, wanted, *((),) * (len(eqn.in_avals) - 2)]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
-        wanted = self._passed(eqn, layout)
-        stored = [value.to(wanted).array for value in operands[:2]]
-        array = eqn.bind(*stored, *(value.full() for value in operands[2:]))[0]
-        return [Sliced(array, wanted, eqn.out_avals[0])]
-
-    def _whole(self, eqn: Equation) -> list[bool]:
-        return [a == b for a, b in zip(eqn.in_avals[0].shape, eqn.in_avals[1].shape, strict=True)]
-
-    def _passed(self, eqn: Equation, axes: Axes) -> Axes:
-        return tuple(mask if whole else None for mask, whole in zip(axes, self._whole(eqn), strict=True))
+        array, update = operands[:2]
+        return [meet([array, moved(update, self.destinations(eqn)[1], len(array.axes))])]
 
 
 class Gather(PassThrough):
@@ -85,60 +64,40 @@ class Gather(PassThrough):
         last = [eqn.in_avals[0].shape[axis] - eqn.params["slice_sizes"][axis] for axis in axes]
         return bool(((indices >= 0) & (indices <= np.asarray(last, np.int64))).all())
 
-    def resized(self, eqn: Equation, stored: Sequence[Sequence[int]], result: Sequence[int]) -> dict[str, object]:
-        sizes = zip(eqn.params["slice_sizes"], eqn.in_avals[0].shape, stored[0], strict=True)
-        return {"slice_sizes": tuple(now if taken == size else taken for taken, size, now in sizes)}
+    def compute(self, eqn: Equation, arrays: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
+        sizes = zip(eqn.params["slice_sizes"], eqn.in_avals[0].shape, arrays[0].shape, strict=True)
+        return eqn.bind(*arrays, slice_sizes=tuple(now if taken == size else taken for taken, size, now in sizes))
 
 
-class Scatter(Rule):
+class Scatter(PassThrough):
     """`scatter`, which overwrites, and its kin, which add, multiply and so on: axes written whole pass through."""
 
-    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        array, _, updates = operands
-        function = eqn.params["update_jaxpr"]
-        if eqn.primitive == "scatter" and function is not None and function.outvars[0] is not function.invars[1]:
-            return [unknown(len(array.axes))]  # What is written is a function of what is there.
-        if array.is_infinite or updates.is_infinite:
-            return [broken(len(array.axes))]
-        axes: list = [None] * len(array.axes)
-        for axis, source in self._whole(eqn).items():
-            axes[axis] = updates.axes[source]
-        # What is written may fall on any entry, or on none.
-        written = Zeros(tuple(axes), updates.constant)
-        result = array if eqn.primitive == "scatter-mul" else meet([array, written])
-        return [result if result.everywhere else zeros(result.axes)]
-
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results
-        return self._wanted(eqn, need)
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        wanted = self._wanted(eqn, layouts[0])
-        stored = [value.to(layout).array for value, layout in zip(operands, wanted, strict=True)]
-        return [Sliced(eqn.bind(*stored)[0], wanted[0], eqn.out_avals[0])]
-
-    def _wanted(self, eqn: Equation, result: Need) -> list[Axes]:
-        """Returns what of each operand goes with some entries of the result."""
-        assert result != NOTHING
-        array: list = [None] * len(eqn.in_avals[0].shape)
-        updates: list = [None] * len(eqn.in_avals[2].shape)
-        for axis, source in self._whole(eqn).items():
-            array[axis] = updates[source] = result[axis]
-        return [tuple(array), (None,) * len(eqn.in_avals[1].shape), tuple(updates)]
-
-    def _whole(self, eqn: Equation) -> dict[int, int]:
-        """Returns the axes of the updates that are written to axes of the array over their whole length."""
+    def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         numbers = eqn.params["dimension_numbers"]
-        array, _, updates = (aval.shape for aval in eqn.in_avals)
+        array, indices, updates = (aval.shape for aval in eqn.in_avals)
         hidden = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
         windows = zip(
             (axis for axis in range(len(array)) if axis not in hidden), numbers.update_window_dims, strict=True
         )
-        return {
-            axis: source
+        written = {
+            source: axis
             for axis, source in windows
             if updates[source] == array[axis] and axis not in numbers.scatter_dims_to_operand_dims
         }
+        whole = [axis if axis in written.values() else None for axis in range(len(array))]
+        return [whole, (None,) * len(indices), [written.get(axis) for axis in range(len(updates))]]
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        array, _, updates = operands
+        ndim = len(array.axes)
+        function = eqn.params["update_jaxpr"]
+        if eqn.primitive == "scatter" and function is not None and function.outvars[0] is not function.invars[1]:
+            return [unknown(ndim)]  # What is written is a function of what is there.
+        if array.is_infinite or updates.is_infinite:
+            return [broken(ndim)]
+        # What is written may fall on any entry, or on none.
+        written = moved(updates, self.destinations(eqn)[2], ndim)
+        return [meet([array] if eqn.primitive == "scatter-mul" else [array, written])]
 
 
 register(DynamicSlice(), "dynamic_slice")

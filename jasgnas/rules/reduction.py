@@ -6,13 +6,14 @@ import jax
 import numpy as np
 
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import Zeros, broken, unknown, zero
+from jasgnas.program.masks import NOTHING, Layout, Zeros, broken, unknown, zero
+from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import PassThrough, Rule, register
 from jasgnas.rules.shape import padded
 
 
 class Reduce(PassThrough):
-    """A reduction whose value over zeros is zero, such as a maximum, and over nothing something else."""
+    """A reduction, such as a maximum, that is zero over zeros, but not over an axis without any entries."""
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         reduced = set(eqn.params["axes"])
@@ -49,7 +50,13 @@ class Sum(Reduce):
 class PlainSum(Sum):
     """A sum proper: zeros along the summed axes can be left out."""
 
-    sums = True
+    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
+        (value,), (layout,) = operands, layouts
+        if value.layout == NOTHING or layout == NOTHING:
+            return [Sliced(None, NOTHING, eqn.out_avals[0])]
+        places = zip(value.layout, self.destinations(eqn)[0], strict=True)
+        stored = value.to(tuple(mask if place is None else layout[place] for mask, place in places)).array
+        return [Sliced(eqn.bind(stored)[0], layout, eqn.out_avals[0])]
 
 
 def _extreme_of_nothing(eqn: Equation) -> Zeros:
@@ -139,8 +146,8 @@ class Fourier(PassThrough):
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         ndim = len(eqn.out_avals[0].shape)
-        kept = ndim - len(eqn.params["fft_lengths"])
-        return [[axis if axis < kept else None for axis in range(ndim)]]
+        first = ndim - len(eqn.params["fft_lengths"])
+        return [[axis if axis < first else None for axis in range(ndim)]]
 
 
 register(PlainSum(), "reduce_sum")

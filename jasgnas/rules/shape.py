@@ -1,7 +1,9 @@
 """Operators that move entries about in a fixed way: broadcast, transpose, reshape, slice, concatenate, pad, split."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from functools import reduce
+from itertools import repeat, takewhile
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +17,18 @@ from jasgnas.program.masks import (
     Need,
     Zeros,
     coarsened,
+    deepened,
     depth,
+    everything,
     jointly,
     meet,
     normalize,
-    stored_shape,
+    union,
     zero,
-    zeros,
+    zero_at,
 )
 from jasgnas.program.sliced import Sliced
-from jasgnas.rules.base import PassThrough, Rule, register
+from jasgnas.rules.base import PassThrough, Rule, Sourced, register
 
 
 class Broadcast(PassThrough):
@@ -32,30 +36,19 @@ class Broadcast(PassThrough):
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         shape = eqn.out_avals[0].shape
-        kept = [
-            axis if shape[axis] == size else None
-            for axis, size in zip(eqn.params["broadcast_dimensions"], eqn.in_avals[0].shape, strict=True)
-        ]
-        return [kept, *((None,) * len(aval.shape) for aval in eqn.in_avals[1:])]
+        placed = zip(eqn.params["broadcast_dimensions"], eqn.in_avals[0].shape, strict=True)
+        return [[axis if shape[axis] == size else None for axis, size in placed]]
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         constant = operands[0].constant
-        return (
-            super().zeros(eqn, operands)
-            if constant is None
-            else [Zeros((None,) * len(eqn.out_avals[0].shape), constant)]
-        )
+        everywhere = Zeros(everything(len(eqn.out_avals[0].shape)), constant)
+        return super().zeros(eqn, operands) if constant is None else [everywhere]
 
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        # Every axis of the result may be made at the wanted width, also those that are stretched or new.
-        (layout,) = layouts
-        assert layout != NOTHING
-        wanted = tuple(None if d is None else layout[d] for d in self.destinations(eqn)[0])
-        aval = eqn.out_avals[0]
-        array = jax.lax.broadcast_in_dim(
-            operands[0].to(wanted).array, stored_shape(aval.shape, layout), eqn.params["broadcast_dimensions"]
-        )
-        return [Sliced(array, layout, aval)]
+    def computable(self, eqn: Equation, layout: Axes) -> Axes:
+        return layout  # Axes that are stretched or new are made at the wanted width.
+
+    def compute(self, eqn: Equation, arrays: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
+        return [jax.lax.broadcast_in_dim(arrays[0], tuple(shape), eqn.params["broadcast_dimensions"])]
 
 
 class Transpose(PassThrough):
@@ -65,135 +58,58 @@ class Transpose(PassThrough):
         return [np.argsort(eqn.params["permutation"]).tolist()]
 
 
-class Squeeze(Rule):
-    """`squeeze`: of the rows of a row, the row."""
-
-    is_joint = True
-
-    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        (value,) = operands
-        left = self._left(eqn)
-        if value.constant is not None or not left:
-            return [Zeros((None,) * len(left), value.constant)]
-        axes = [value.axes[axis] for axis in left]
-        if (joint := depth(value.axes)) > 1 and value.axes[0] is not None:
-            axes[0] = np.squeeze(value.axes[0], tuple(d for d in eqn.params["dimensions"] if d < joint))
-        return [zeros(axes)]
-
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results
-        assert need != NOTHING
-        return [self._expanded(eqn, need)]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
-        array = operands[0].to(coarsened(self._expanded(eqn, layout))).array
-        return [Sliced(jnp.squeeze(array, eqn.params["dimensions"]), layout, eqn.out_avals[0])]
-
-    def _left(self, eqn: Equation) -> list[int]:
-        return [axis for axis in range(len(eqn.in_avals[0].shape)) if axis not in eqn.params["dimensions"]]
-
-    def _expanded(self, eqn: Equation, need: Axes) -> Axes:
-        axes: list = [None] * len(eqn.in_avals[0].shape)
-        left = self._left(eqn)
-        for axis, mask in zip(left, need, strict=True):
-            axes[axis] = mask
-        if left and need[0] is not None:
-            # The axes before it are of size one.
-            last = left[depth(need) - 1]
-            axes[left[0]] = None
-            axes[0] = np.expand_dims(need[0], tuple(d for d in eqn.params["dimensions"] if d < last))
-        return tuple(axes)
-
-
-class Reverse(Rule):
-    """`rev`."""
-
-    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        (value,) = operands
-        return [value if value.constant is not None else zeros(self._reversed(eqn, value.axes))]
-
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results
-        assert need != NOTHING
-        return [self._reversed(eqn, need)]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
-        array = operands[0].to(self._reversed(eqn, layout)).array
-        return [Sliced(eqn.bind(array)[0], layout, eqn.out_avals[0])]
-
-    def _reversed(self, eqn: Equation, axes: Axes) -> Axes:
-        reverse = set(eqn.params["dimensions"])
-        return tuple(m[::-1] if m is not None and axis in reverse else m for axis, m in enumerate(axes))
-
-
-class Reshape(Rule):
-    """`reshape`: axes are split, merged or kept; a merged or split range follows if it stays a product of axes."""
+class Reshape(Sourced):
+    """`reshape`: axes are split, merged or left; a merged or split range follows if it stays a product of axes."""
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         (value,) = operands
         old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
         if value.everywhere or not value.anywhere:
-            return [Zeros((None,) * len(new), value.constant)]
-        axes: list = [None] * len(new)
-        for sources, targets in matched_axes(old, new):
-            masks = [value.axes[axis] for axis in sources]
-            if any(mask is not None for mask in masks):
-                blocks = [np.zeros(old[a], bool) if m is None else m for a, m in zip(sources, masks, strict=True)]
-                flat = reduce(np.logical_or.outer, blocks).reshape([new[axis] for axis in targets])
-                for position, axis in enumerate(targets):
-                    axes[axis] = flat.all(tuple(i for i in range(flat.ndim) if i != position))
-        return [zeros(axes)]
+            return [Zeros(everything(len(new)), value.constant)]
+        return [zero_at(_regrouped(value.axes, old, new, np.logical_or, np.logical_and))]
 
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results
-        assert need != NOTHING
-        axes: list = [None] * len(eqn.in_avals[0].shape)
-        for sources, targets in matched_axes(eqn.in_avals[0].shape, eqn.out_avals[0].shape):
-            for axis, mask in zip(sources, _carry(need, eqn.out_avals[0].shape, targets, eqn, sources), strict=True):
-                axes[axis] = mask
-        return [normalize(axes)]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
+    def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
         old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
-        wanted: list = [None] * len(old)
+        return [normalize(_regrouped(result, new, old, np.logical_and, np.logical_or))]
+
+    def computable(self, eqn: Equation, layout: Axes) -> Axes:
+        old, new = eqn.in_avals[0].shape, eqn.out_avals[0].shape
+        source = _regrouped(layout, new, old, np.logical_and, np.logical_or)
         natural: list = [None] * len(new)
         for sources, targets in matched_axes(old, new):
-            masks = _carry(layout, new, targets, eqn, sources)
             # The range survives the reshape only if it is a block of the operand as well as of the result.
-            before = _flat(masks, [old[axis] for axis in sources])
-            after = _flat([layout[axis] for axis in targets], [new[axis] for axis in targets])
-            if np.array_equal(before, after):
-                for axis, mask in zip(sources, masks, strict=True):
-                    wanted[axis] = mask
-                for axis in targets:
-                    natural[axis] = layout[axis]
-        array = jnp.reshape(operands[0].to(tuple(wanted)).array, stored_shape(new, tuple(natural)))
-        return [Sliced(array, tuple(natural), eqn.out_avals[0])]
+            before = _joint(source, old, sources, np.logical_and).reshape(-1)
+            if np.array_equal(before, _joint(layout, new, targets, np.logical_and).reshape(-1)):
+                natural[targets.start : targets.stop] = layout[targets.start : targets.stop]
+        return tuple(natural)
+
+    def compute(self, eqn: Equation, arrays: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
+        return [jnp.reshape(arrays[0], shape)]
 
 
-def _flat(masks: Sequence[np.ndarray | None], sizes: Sequence[int]) -> np.ndarray:
-    """Returns the entries marked on every one of some neighbouring axes, as one vector."""
-    blocks = [np.ones(size, bool) if mask is None else mask for mask, size in zip(masks, sizes, strict=True)]
-    return reduce(np.logical_and.outer, blocks, np.ones((), bool)).reshape(-1)
+def _joint(axes: Sequence[np.ndarray | None], shape: Sequence[int], run: range, combine: np.ufunc) -> np.ndarray:
+    """Returns what is said of a run of axes as one mask over all of them."""
+    lead = tuple(shape[run.start : run.stop])
+    return np.asarray(deepened(tuple(axes[run.start : run.stop]), lead, combine)[0])
 
 
-def _carry(
-    axes: Axes, shape: Sequence[int], targets: Sequence[int], eqn: Equation, sources: Sequence[int]
+def _regrouped(
+    axes: Axes, old: Sequence[int], new: Sequence[int], combine: np.ufunc, alike: np.ufunc
 ) -> list[np.ndarray | None]:
-    """Carries a need on the result axes `targets` of a reshape over to the operand axes `sources`."""
-    if all(axes[axis] is None for axis in targets):
-        return [None] * len(sources)
-    flat = _flat([axes[axis] for axis in targets], [shape[axis] for axis in targets])
-    block = flat.reshape([eqn.in_avals[0].shape[axis] for axis in sources])
-    rest = [tuple(i for i in range(block.ndim) if i != position) for position in range(block.ndim)]
-    masks = [np.asarray(block.any(others)) for others in rest]
-    return [None if mask.all() else mask for mask in masks]
+    """Carries what is said of the axes of one shape over to the axes of another one, reshaped from it.
+
+    `combine` says how masks of two axes go together, and `alike` when an index of a new axis is marked: a row is zero
+    if all of its entries are (`np.logical_and`), and needed if any is (`np.logical_or`).
+    """
+    masks: list[np.ndarray | None] = []
+    for sources, targets in matched_axes(old, new):
+        if all(axes[axis] is None for axis in sources):
+            masks += [None] * len(targets)
+            continue
+        joint = _joint(axes, old, sources, combine).reshape([new[axis] for axis in targets])
+        others = [tuple(i for i in range(joint.ndim) if i != axis) for axis in range(joint.ndim)]
+        masks += [alike.reduce(joint, rest) for rest in others]
+    return masks
 
 
 def matched_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
@@ -221,216 +137,198 @@ def matched_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, ra
     return runs
 
 
-class Slice(Rule):
-    """`slice`: a range, perhaps strided, of every axis; of single rows of rows, it is known which they are."""
-
-    is_joint = True
-
-    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        (value,) = operands
-        if value.constant is not None:
-            return [value]
-        taken = _slices(eqn)
-        masks = enumerate(value.axes)
-        return [zeros(None if mask is None else mask[tuple(taken[axis : axis + mask.ndim])] for axis, mask in masks)]
-
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results
-        assert need != NOTHING
-        shape = eqn.out_avals[0].shape
-        singles = next((axis for axis, size in enumerate(shape) if size > 1), len(shape))
-        return [normalize(self._spread(eqn, jointly(need, shape[:singles])))]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
-        # Taking the wanted entries of the operand is the slice.
-        array = operands[0].to(self._spread(eqn, layout)).array
-        return [Sliced(array, layout, eqn.out_avals[0])]
-
-    def _spread(self, eqn: Equation, axes: Axes) -> Axes:
-        shape, taken = eqn.in_avals[0].shape, _slices(eqn)
-        spread: list = [None] * len(shape)
-        for axis in (0, *range(depth(axes), len(shape))) if shape else ():
-            mask = axes[axis]
-            end = axis + (1 if mask is None else mask.ndim)
-            full = np.zeros(shape[axis:end], bool)
-            full[tuple(taken[axis:end])] = True if mask is None else mask
-            spread[axis] = None if full.all() else full
-        return tuple(spread)
+# A NumPy index of a part of an array: a range of each axis, or one entry of an axis that the part does not have.
+Index: TypeAlias = tuple[slice | int, ...]
 
 
-def _slices(eqn: Equation) -> list[slice]:
-    strides = eqn.params["strides"] or (1,) * len(eqn.params["start_indices"])
-    return [
-        slice(*bounds) for bounds in zip(eqn.params["start_indices"], eqn.params["limit_indices"], strides, strict=True)
-    ]
-
-
-class Split(Rule):
-    """`split`: one axis divided into several results."""
-
-    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        (value,) = operands
-        if value.constant is not None:
-            return [value for _ in eqn.out_avals]
-        axis = eqn.params["axis"]
-        return [
-            zeros(m[part] if i == axis and m is not None else m for i, m in enumerate(value.axes))
-            for part in _ranges(eqn.params["sizes"])
-        ]
-
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        return [reduce(_cover, (self._spread(eqn, need, part) for need, part in self._parts(eqn, results)))]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        results = []
-        for layout, part, aval in zip(layouts, _ranges(eqn.params["sizes"]), eqn.out_avals, strict=True):
-            if layout == NOTHING:
-                results.append(Sliced(None, NOTHING, aval))
-            else:
-                results.append(Sliced(operands[0].to(self._spread(eqn, layout, part)).array, layout, aval))
-        return results
-
-    def _parts(self, eqn: Equation, results: Sequence[Need]) -> list[tuple[Axes, slice]]:
-        pairs = zip(results, _ranges(eqn.params["sizes"]), strict=True)
-        return [(need, part) for need, part in pairs if need != NOTHING]
-
-    def _spread(self, eqn: Equation, axes: Axes, part: slice) -> Axes:
-        axis = eqn.params["axis"]
-        full = np.zeros(eqn.in_avals[0].shape[axis], bool)
-        mask = axes[axis]
-        full[part] = True if mask is None else mask
-        return tuple((None if full.all() else full) if i == axis else m for i, m in enumerate(axes))
-
-
-def _cover(first: Axes, second: Axes) -> Axes:
-    return tuple(_either(a, b) for a, b in zip(first, second, strict=True))
-
-
-def _either(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
-    return None if first is None or second is None or (first | second).all() else first | second
+def _along(axis: int, ndim: int, taken: Sequence[slice | int]) -> list[Index]:
+    """Returns the indices that take these entries of one axis and all of the others."""
+    return [(*(slice(None),) * axis, each, *(slice(None),) * (ndim - axis - 1)) for each in taken]
 
 
 def _ranges(sizes: Sequence[int]) -> list[slice]:
-    ends = np.cumsum(sizes)
-    return [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+    """Returns the neighbouring ranges of these sizes."""
+    return [slice(int(end - size), int(end)) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
 
 
-class Concatenate(Rule):
-    """`concatenate`: a zero operand is a range of zeros, and is left out where the range is not wanted."""
+def _taken(axes: Axes, index: Index) -> tuple[list[bool], Axes]:
+    """Returns what is said of `array[index]`, given what is said of an array.
 
-    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        axis = eqn.params["dimension"]
-        # The operands may be of different sizes along the axis.
-        common = meet([v._replace(axes=(*v.axes[:axis], None, *v.axes[axis + 1 :])) for v in operands])
-        if common.everywhere:
-            return [zero(len(common.axes))]
-        along = np.concatenate(
-            [value.axis(axis, aval.shape[axis]) for value, aval in zip(operands, eqn.in_avals, strict=True)]
-        )
-        return [zeros(along if i == axis else mask for i, mask in enumerate(common.axes))]
-
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results
-        assert need != NOTHING
-        return [normalize(axes) for axes in self._parts(eqn, need)]
-
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
-        axis = eqn.params["dimension"]
-        pieces = []
-        for value, axes in zip(operands, self._parts(eqn, layout), strict=True):
-            if (wanted := normalize(axes)) != NOTHING:
-                pieces.append(value.to(wanted).array)
-        array = pieces[0] if len(pieces) == 1 else jax.lax.concatenate(pieces, axis)
-        return [Sliced(array, layout, eqn.out_avals[0])]
-
-    def _parts(self, eqn: Equation, axes: Axes) -> list[Axes]:
-        axis = eqn.params["dimension"]
-        mask = axes[axis]
-        parts = _ranges([aval.shape[axis] for aval in eqn.in_avals])
-        return [
-            tuple((None if mask is None else mask[part]) if i == axis else m for i, m in enumerate(axes))
-            for part in parts
-        ]
+    First of the axes that are dropped, then of those that are left.
+    """
+    left = [axis for axis, taken in enumerate(index) if isinstance(taken, slice)]
+    dropped: list[bool] = []
+    masks: list = [None] * len(left)
+    for axis, mask in enumerate(axes):
+        if mask is None:
+            continue
+        marks = mask[index[axis : axis + mask.ndim]]
+        if marks.ndim:
+            masks[sum(other < axis for other in left)] = marks
+        else:
+            dropped.append(bool(marks))
+    return dropped, tuple(masks)
 
 
-class Stack(Rule):
-    """`stack`: like a concatenation along an axis that the operands do not have yet."""
+def _placed(axes: Axes, index: Index, shape: tuple[int, ...], outside: bool) -> list[np.ndarray | None]:
+    """Returns what is said of an array of a shape, given what is said of `array[index]`.
+
+    Where axes before the first one of the part are dropped, its mask becomes a joint one: `array[1]` may need
+    other columns than `array[2]`.
+
+    Args:
+        axes: what is said of the part.
+        index: where it is.
+        shape: shape of the array.
+        outside: whether the entries outside of the part are marked.
+    """
+    left = [axis for axis, taken in enumerate(index) if isinstance(taken, slice)]
+    said = dict(zip(left, axes, strict=True))
+    lead = 1
+    if axes and axes[0] is not None:
+        lead = left[depth(axes) - 1] + 1
+        said[0] = axes[0]
+    masks: list = [None] * len(shape)
+    for axis in [0, *range(lead, len(shape))][: len(shape)]:
+        end = max(lead, axis + 1)
+        mask = said.get(axis)
+        if any(taken != slice(None) for taken in index[axis:end]):
+            marks = np.full(shape[axis:end], outside)
+            marks[index[axis:end]] = not outside if mask is None else mask
+            mask = marks
+        masks[axis] = mask
+    return masks
+
+
+class Taking(Rule):
+    """Operators whose results are parts of the operand, each of them `operand[index]`."""
 
     is_joint = True
 
+    @abstractmethod
+    def indices(self, eqn: Equation) -> Sequence[Index]:
+        """Returns the index of each result."""
+
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        common = meet([value.apart for value in operands])
-        if common.everywhere:
-            return [zero(len(common.axes) + 1)]
-        axes = list(common.axes)
-        axes.insert(eqn.params["axis"], np.array([value.everywhere for value in operands]))
-        return [zeros(axes)]
+        (value,) = operands
+        if value.constant is not None:
+            return [Zeros(everything(len(aval.shape)), value.constant) for aval in eqn.out_avals]
+        parts = [_taken(value.axes, index) for index in self.indices(eqn)]
+        return [zero(len(axes)) if any(dropped) else zero_at(axes) for dropped, axes in parts]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        (need,) = results if eqn.params["axis"] == 0 else map(coarsened, results)
-        assert need != NOTHING
-        return self._parts(eqn, need)
+        need: Need = NOTHING
+        shape = eqn.in_avals[0].shape
+        for result, index, aval in zip(results, self.indices(eqn), eqn.out_avals, strict=True):
+            if result != NOTHING:
+                # A row of a row of an array is one of all its rows, which only a joint mask can tell.
+                single = tuple(takewhile(lambda size: size == 1, aval.shape))
+                need = union(need, normalize(_placed(jointly(result, single), index, shape, outside=False)))
+        return [need]
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        (layout,) = layouts
-        assert layout != NOTHING
-        parts = zip(operands, self._parts(eqn, layout), strict=True)
-        array = jnp.stack([value.to(part).array for value, part in parts if part != NOTHING], eqn.params["axis"])
-        return [Sliced(array, layout, eqn.out_avals[0])]
+        results = []
+        for layout, index, aval in zip(layouts, self.indices(eqn), eqn.out_avals, strict=True):
+            array = None
+            if layout != NOTHING:
+                # Taking the wanted entries of the operand takes the ranges; left are the order and the dropped axes.
+                source = _placed(layout, index, eqn.in_avals[0].shape, outside=False)
+                array = operands[0].to(coarsened(tuple(source))).array
+                if reverse := [axis for axis, taken in enumerate(index) if taken == slice(None, None, -1)]:
+                    array = jax.lax.rev(array, reverse)
+                array = jax.lax.squeeze(array, [axis for axis, taken in enumerate(index) if isinstance(taken, int)])
+            results.append(Sliced(array, layout, aval))
+        return results
 
-    def _parts(self, eqn: Equation, axes: Axes) -> list[Need]:
-        axis = eqn.params["axis"]
-        marked = axes[axis]
-        rest = (*axes[:axis], *axes[axis + 1 :])
-        if marked is not None and marked.ndim > 1:
-            return [normalize((rows, *rest[1:])) for rows in marked]
-        return [rest if marked is None or marked[index] else NOTHING for index in range(len(eqn.in_avals))]
+
+class Squeeze(Taking):
+    """`squeeze`: the only entry of some axes."""
+
+    def indices(self, eqn: Equation) -> Sequence[Index]:
+        dropped = eqn.params["dimensions"]
+        return [tuple(0 if axis in dropped else slice(None) for axis in range(len(eqn.in_avals[0].shape)))]
 
 
-class Unstack(Rule):
+class Reverse(Taking):
+    """`rev`."""
+
+    def indices(self, eqn: Equation) -> Sequence[Index]:
+        steps = [-1 if axis in eqn.params["dimensions"] else None for axis in range(len(eqn.in_avals[0].shape))]
+        return [tuple(slice(None, None, step) for step in steps)]
+
+
+class Slice(Taking):
+    """`slice`: a range, perhaps strided, of every axis."""
+
+    def indices(self, eqn: Equation) -> Sequence[Index]:
+        p = eqn.params
+        return [tuple(map(slice, p["start_indices"], p["limit_indices"], p["strides"] or repeat(None)))]
+
+
+class Split(Taking):
+    """`split`: one axis divided into several results."""
+
+    def indices(self, eqn: Equation) -> Sequence[Index]:
+        return _along(eqn.params["axis"], len(eqn.in_avals[0].shape), _ranges(eqn.params["sizes"]))
+
+
+class Unstack(Taking):
     """`unstack`: one result for each index of an axis."""
 
+    def indices(self, eqn: Equation) -> Sequence[Index]:
+        return _along(eqn.params["axis"], len(eqn.in_avals[0].shape), range(len(eqn.out_avals)))
+
+
+class Assembling(Sourced):
+    """Operators whose operands are parts of the result, each of them `result[index]`; parts not wanted are left out."""
+
+    is_joint = True
+
+    @abstractmethod
+    def indices(self, eqn: Equation) -> Sequence[Index]:
+        """Returns the index of each operand."""
+
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        axis = eqn.params["axis"]
-        (value,) = operands
-        left = (*value.axes[:axis], *value.axes[axis + 1 :])
-        rest = zeros(left) if value.constant is None else Zeros(left, value.constant)
-        silent = value.axis(axis, eqn.in_avals[0].shape[axis])
-        return [zero(len(rest.axes)) if gone else rest for gone in silent]
+        # An operand has no say outside of its part, so that all is marked there: what all agree on is zero.
+        shape = eqn.out_avals[0].shape
+        agreed = [
+            zero(len(shape)) if value.everywhere else zero_at(_placed(value.axes, index, shape, outside=True))
+            for value, index in zip(operands, self.indices(eqn), strict=True)
+        ]
+        return [meet(agreed)]
 
-    def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
-        needed = [(index, need) for index, need in enumerate(results) if need != NOTHING]
-        axes = list(needed[0][1])
-        for _, need in needed[1:]:
-            axes = list(_cover(tuple(axes), need))
-        marked = np.zeros(len(results), bool)
-        marked[[index for index, _ in needed]] = True
-        axes.insert(eqn.params["axis"], marked)
-        return [normalize(axes)]
+    def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
+        parts = [_taken(result, index) for index in self.indices(eqn)]
+        return [normalize(axes) if all(dropped) else NOTHING for dropped, axes in parts]
 
-    def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
-        axis = eqn.params["axis"]
-        results = []
-        for index, (layout, aval) in enumerate(zip(layouts, eqn.out_avals, strict=True)):
-            if layout == NOTHING:
-                results.append(Sliced(None, NOTHING, aval))
-                continue
-            taken = np.arange(len(layouts)) == index
-            wanted = normalize((*layout[:axis], taken, *layout[axis:]))
-            results.append(Sliced(jnp.squeeze(operands[0].to(wanted).array, axis), layout, aval))
-        return results
+
+class Concatenate(Assembling):
+    """`concatenate`."""
+
+    def indices(self, eqn: Equation) -> Sequence[Index]:
+        axis = eqn.params["dimension"]
+        return _along(axis, len(eqn.out_avals[0].shape), _ranges([aval.shape[axis] for aval in eqn.in_avals]))
+
+    def compute(self, eqn: Equation, arrays: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
+        return [jax.lax.concatenate(arrays, eqn.params["dimension"])]
+
+
+class Stack(Assembling):
+    """`stack`: like a concatenation along an axis that the operands do not have yet."""
+
+    def indices(self, eqn: Equation) -> Sequence[Index]:
+        return _along(eqn.params["axis"], len(eqn.out_avals[0].shape), range(len(eqn.in_avals)))
+
+    def compute(self, eqn: Equation, arrays: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
+        return [jnp.stack(arrays, eqn.params["axis"])]
 
 
 class Bitcast(PassThrough):
     """`bitcast_convert_type`, which may split entries along a new last axis, or join them; -0.0 has bits."""
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
-        kept = len(eqn.out_avals[0].shape)
-        return [[axis if axis < kept else None for axis in range(len(eqn.in_avals[0].shape))]]
+        ndim = len(eqn.out_avals[0].shape)
+        return [[axis if axis < ndim else None for axis in range(len(eqn.in_avals[0].shape))]]
 
     def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
         return False
@@ -446,7 +344,7 @@ class Tile(PassThrough):
         (value,) = operands
         repeated = zip(value.axes, eqn.params["reps"], strict=True)
         tiled = (None if mask is None else np.tile(mask, times) for mask, times in repeated)
-        return super().zeros(eqn, operands) if value.constant is not None else [zeros(tiled)]
+        return super().zeros(eqn, operands) if value.constant is not None else [zero_at(tiled)]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         (need,) = results
@@ -475,7 +373,7 @@ class Pad(PassThrough):
             if (low, high, interior) != (0, 0, 0):
                 size = eqn.in_avals[0].shape[axis]
                 axes[axis] = padded(operands[0].axis(axis, size), low, high, interior)
-        return [zeros(axes)]
+        return [zero_at(axes)]
 
 
 def padded(mask: np.ndarray, low: int, high: int, interior: int) -> np.ndarray:

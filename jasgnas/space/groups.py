@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jasgnas.bridge import Leaf
-from jasgnas.program.masks import Zeros, join, unknown, zero, zeros
+from jasgnas.program.masks import Zeros, join, unknown, zero, zero_at
 
 NOBODY = -1
 """Stands for a group where an entry belongs to none."""
@@ -141,7 +141,7 @@ def leaf_zeros(owners: Sequence[Owners], marked: np.ndarray, ndim: int) -> Zeros
         if not own.axes:
             found.append(zero(ndim) if mask else unknown(ndim))
         else:
-            found.append(zeros(mask if axis == own.axes[0] else None for axis in range(ndim)))
+            found.append(zero_at(mask if axis == own.axes[0] else None for axis in range(ndim)))
     return join(found)
 
 

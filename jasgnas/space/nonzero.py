@@ -19,7 +19,7 @@ import numpy as np
 from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import ADDITIVE, Graph, Segment
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import NOTHING, Need, Zeros, join, normalize, unknown, without, zero, zeros
+from jasgnas.program.masks import NOTHING, Need, Zeros, join, normalize, unknown, without, zero, zero_at
 from jasgnas.rules import rule_for, zeros_of
 from jasgnas.rules.elementwise import Elementwise
 from jasgnas.rules.flow import propagate_zeros
@@ -197,7 +197,7 @@ class Survival:
         for axis in range(len(shape)):
             left = [mask for cell in cells if isinstance(mask := cell.need[axis], np.ndarray)]
             masks.append(~np.logical_or.reduce(left) if len(left) == len(cells) else None)
-        return join([self._graph.full.zeros[var], zeros(masks)])
+        return join([self._graph.full.zeros[var], zero_at(masks)])
 
     # Blocks: the ranges that concatenations have put together, and that groups hold of parameters, wherever they go.
 
@@ -318,7 +318,7 @@ def _follow(eqn: Equation, positions: Sequence[int], axis: int, labels: np.ndarr
         for is_set in (True, False):
             mask = (labels >> bit & 1).astype(bool) == is_set
             known = [
-                zeros(mask if i == axis else None for i in range(len(aval.shape)))
+                zero_at(mask if i == axis else None for i in range(len(aval.shape)))
                 if position in positions
                 else unknown(len(aval.shape))
                 for position, aval in enumerate(eqn.in_avals)

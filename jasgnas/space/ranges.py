@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from jasgnas.graph.graph import Graph
-from jasgnas.program.masks import NOTHING, Need, normalize, zeros
+from jasgnas.program.masks import NOTHING, Need, normalize, zero_at
 from jasgnas.rules.flow import ZeroFlow
 
 NONE = -1
@@ -77,7 +77,7 @@ def flows_of_ranges(
     flows = []
     for digit, value in _passes(len(numbers)):
         known = {
-            var: zeros(None if axis is None else (axis > 0) & ((axis >> digit & 1) == value) for axis in axes)
+            var: zero_at(None if axis is None else (axis > 0) & ((axis >> digit & 1) == value) for axis in axes)
             for var, axes in codes.items()
         }
         flows.append(graph.zeros_through(operators, known))

@@ -24,7 +24,7 @@ from jasgnas.program.masks import (
     unknown,
     without,
     zero,
-    zeros,
+    zero_at,
 )
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules import needs_of, rule_for, zeros_of
@@ -35,8 +35,9 @@ from tests.rules.rule_rows import NEWER, NUMBERS, ROWS
 
 
 def executes(row):
-    """The function that computes a row's primitive on slices."""
-    return type(rule_for(row.primitive)).execute
+    """The functions that compute a row's primitive on slices."""
+    rule = type(rule_for(row.primitive))
+    return rule.execute, getattr(rule, "compute", None), getattr(rule, "sources", None)
 
 
 # Random cases of a row: what is claimed of them, needed for them, and computed on slices of them. Hundreds of rows are
@@ -74,7 +75,7 @@ def draw_zeros(rng, atom, aval, in_bounds):
         values = [0, 1] if in_bounds else constants(aval.dtype)
         return Zeros((None,) * ndim, np.asarray(values[rng.integers(len(values))]).astype(aval.dtype)[()])
     if kind == "axes":
-        return zeros(draw_axes(rng, aval.shape))
+        return zero_at(draw_axes(rng, aval.shape))
     return unknown(ndim)
 
 
