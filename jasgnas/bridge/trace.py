@@ -107,11 +107,6 @@ class TracedModel:
         """Shapes and dtypes of the network outputs."""
         return [self.program.avals[atom] if isinstance(atom, int) else atom.aval for atom in self.outputs]
 
-    @property
-    def input_avals(self) -> list[Any]:
-        """Shapes and dtypes of the network inputs."""
-        return [self.program.avals[var] for var in self.program.inputs[len(self.leaves) :]]
-
 
 def trace_model(model: Model, call: Call) -> TracedModel:
     """Traces a model.

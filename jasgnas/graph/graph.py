@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jasgnas.program.jaxpr import Atom, Equation, Program
 from jasgnas.program.masks import Need, Zeros, coarsened
-from jasgnas.rules.flow import NeedFlow, ZeroFlow, full_zero_flow
+from jasgnas.rules.flow import NeedFlow, ZeroFlow, propagate_zeros
 
 KINDS = ("stem", "joint", "accessory", "unknown")
 ADDITIVE = ("add", "sub", "add_any", "concatenate", "stack")
@@ -103,7 +103,7 @@ class Graph:
     @cached_property
     def full(self) -> ZeroFlow:
         """What is zero in the full network, whatever its parameters and inputs are: padding, for example."""
-        return full_zero_flow(self.program)
+        return propagate_zeros(self.program)
 
     def zeros_through(self, operators: Iterable[int], known: Mapping[int, Zeros]) -> ZeroFlow:
         """Follows zeros through some operators, given those of variables where more is known than in the full network.

@@ -33,12 +33,7 @@ def trace_graph(graph: Graph, segment_group: np.ndarray, num_params: Sequence[in
 
 
 def segment_graph(graph: Graph, segment_group: np.ndarray, num_params: Sequence[int]) -> jraph.GraphsTuple:
-    """Returns the segment graph.
-
-    Args:
-        graph: operators and segments.
-        segment_group: group of each segment or -1, int32 `[num_segments]`.
-        num_params: trainable parameters of each operator.
+    """Returns the segment graph; the arguments are those of `trace_graph`.
 
     Returns:
         A graph of `[num_segments]` nodes with the features `kind` (that of the first operator, as in `trace_graph`),

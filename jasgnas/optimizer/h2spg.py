@@ -273,10 +273,11 @@ class _Method:
         sums, state = self._measure(layout, xs, us, state)
         stats = _group_stats(sums, alpha, jnp.asarray(layout.num_params, layout.dtype))
         state = jax.lax.cond(rounds.starts_at(step), self._select, lambda state: state, state)
+        strengths = _shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
         # Parameters and updates are read again only where something can move.
         us, zero = jax.lax.cond(
             step >= rounds.first_start,
-            lambda: self._move(layout, xs, us, state, sums, alpha * self._strengths(stats)),
+            lambda: self._move(layout, xs, us, state, sums, alpha * strengths),
             lambda: (us, state.zero),
         )
         is_done = (step >= rounds.last_start) & jnp.all(zero == state.redundant)
@@ -352,9 +353,6 @@ class _Method:
         averaged = jnp.where(state.step == self.first_scoring, scores, averaged)
         is_scoring = (state.step >= self.first_scoring) & (state.step < self.rounds.last_start)
         return jnp.where(is_scoring, averaged, state.scores).astype(state.scores.dtype)
-
-    def _strengths(self, stats: GroupStats) -> jax.Array:
-        return _shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
 
 
 def _candidates_of(space: Any) -> Candidates:

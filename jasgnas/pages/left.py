@@ -11,7 +11,7 @@ import numpy as np
 from jasgnas.collector import collector_paused
 from jasgnas.program.jaxpr import Equation, trace
 from jasgnas.program.macs import equation_macs, program_macs
-from jasgnas.program.masks import NOTHING, Layout, jointly, normalize, stored_shape, unknown
+from jasgnas.program.masks import NOTHING, Layout, jointly, normalize, stored_shape
 from jasgnas.rules.flow import all_needed
 from jasgnas.subnet.construct import make_recipe, stored_leaves
 from jasgnas.subnet.evaluate import Plan, plan, stored_function
@@ -50,8 +50,7 @@ def left_of(space: "SearchSpace", redundant: np.ndarray) -> Left:
     graph, leaves = space.graph, space.leaves
     recipe = make_recipe(space, np.flatnonzero(redundant).tolist())
     inputs = graph.program.inputs[len(leaves) :]
-    zeros = [*recipe.zeros, *(unknown(len(graph.program.avals[var].shape)) for var in inputs)]
-    steps = plan(graph.program, zeros, all_needed(graph.program))
+    steps = plan(graph.program, recipe.zeros, all_needed(graph.program))
     varying = _varying(steps, inputs)
     parts = [_part_shape(leaves[part.leaf].shape, recipe.layouts[part.leaf], part.row) for part in graph.parts]
     results = [graph.results(operator.index) for operator in graph.operators]

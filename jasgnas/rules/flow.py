@@ -110,17 +110,13 @@ def of_constant(value: Any, ndim: int) -> Zeros:
     return known._replace(entries=lambda: value)
 
 
-def propagate_zeros(program: Program, inputs: Sequence[Zeros]) -> ZeroFlow:
-    """Derives which entries of every value are zero from the zeros of the inputs."""
-    flow = ZeroFlow(dict(zip(program.inputs, inputs, strict=True)))
+def propagate_zeros(program: Program, inputs: Sequence[Zeros] = ()) -> ZeroFlow:
+    """Derives which entries of every value are zero from the zeros of the first inputs; of others nothing is known."""
+    flow = ZeroFlow({var: unknown(len(program.avals[var].shape)) for var in program.inputs})
+    flow.zeros.update(zip(program.inputs, inputs, strict=False))
     for var, value in program.constants.items():
         flow.zeros[var] = of_constant(value, len(program.avals[var].shape))
     return flow.through(enumerate(program.equations))
-
-
-def full_zero_flow(program: Program) -> ZeroFlow:
-    """Returns the zeros of a program nothing of which has been removed."""
-    return propagate_zeros(program, [unknown(len(program.avals[var].shape)) for var in program.inputs])
 
 
 def propagate_needs(program: Program, flow: ZeroFlow, outputs: Sequence[Need]) -> NeedFlow:

@@ -172,8 +172,7 @@ class Survival:
     def _largest_zeros(self) -> dict[int, Zeros]:
         """The zeros of every variable without any group; with some groups there are never more."""
         known = zeros_of_leaves(self._owners, self._leaves, np.ones(self._num_groups, bool))
-        inputs = self._program.inputs[len(self._leaves) :]
-        return dict(propagate_zeros(self._program, [*known, *(unknown(self._graph.ndim(var)) for var in inputs)]).zeros)
+        return dict(propagate_zeros(self._program, known).zeros)
 
     def _cells(self, var: int, need: Need) -> Iterator[Cell]:
         """Divides the needed entries of a variable into blocks, along every axis that has some."""

@@ -29,7 +29,7 @@ from jasgnas.graph.graph import ADDITIVE, Graph
 from jasgnas.graph.graphs_tuple import segment_graph, trace_graph
 from jasgnas.graph.names import operator_label, segment_label
 from jasgnas.program.jaxpr import Program, inline, inner_programs
-from jasgnas.program.masks import NOTHING, Zeros, everything, unknown
+from jasgnas.program.masks import NOTHING, Zeros, everything
 from jasgnas.pytree import leaves_by_path, path_str
 from jasgnas.rules.flow import propagate_needs, propagate_zeros
 from jasgnas.space.candidates import Candidates
@@ -207,8 +207,7 @@ class SearchSpace:
         """Returns the outputs that need no entry of an input that they must stay connected to, given all zeros."""
         program = self.traced.program
         inputs = program.inputs[len(self.leaves) :]
-        known = [unknown(len(program.avals[var].shape)) for var in inputs]
-        flow = propagate_zeros(program, [*self.zeros_of_leaves(indices), *known])
+        flow = propagate_zeros(program, self.zeros_of_leaves(indices))
         required = [var for var, is_required in zip(inputs, self.connected, strict=True) if is_required]
         outputs = [everything(len(aval.shape)) for aval in self.traced.output_avals]
         cut = []

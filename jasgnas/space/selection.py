@@ -81,12 +81,7 @@ def select_redundant(
 
 
 def falling_order(scores: jax.Array, accepted: jax.Array) -> jax.Array:
-    """Returns the group indices, those in `accepted` first, then by falling score, ties by index, NaN last.
-
-    Args:
-        scores: float `[num_groups]`.
-        accepted: bool `[num_groups]`.
-    """
+    """Returns the group indices, those `accepted` (bool `[num_groups]`) first, then by falling score, NaN last."""
     return jnp.lexsort((-scores, ~accepted))
 
 

@@ -100,11 +100,6 @@ def counted_segments(graph: DependenceGraph, removed: np.ndarray, num_segments: 
 
     Where a branch is dead but not zero, as when only its biases are left, it is counted in full: the sub-network is
     never larger than this.
-
-    Args:
-        graph: what depends on what.
-        removed: bool `[num_groups]`.
-        num_segments: number of segments.
     """
     num_vertices = len(graph.group)
     inputs: list[list[tuple[int, bool]]] = [[] for _ in range(num_vertices)]
@@ -127,13 +122,7 @@ def counted_segments(graph: DependenceGraph, removed: np.ndarray, num_segments: 
 
 
 def subnet_size(graph: DependenceGraph, costs: Costs, removed: np.ndarray) -> dict[str, int]:
-    """Returns the size of the sub-network without some groups, at most, in every measure; runs on the host.
-
-    Args:
-        graph: what depends on what.
-        costs: what each segment contributes.
-        removed: bool `[num_groups]`.
-    """
+    """Returns the size of the sub-network without some groups, bool `[num_groups]`, at most, in every measure."""
     num_segments = len(next(iter(costs.measures.values())).segments)
     counted = counted_segments(graph, removed, num_segments)
     saved = removed[costs.saving_group] & counted[costs.saving_segment]

@@ -32,16 +32,11 @@ from jasgnas.program.masks import (
     unknown,
 )
 from jasgnas.program.sliced import Sliced
-from jasgnas.rules.flow import NeedFlow, ZeroFlow, full_zero_flow, propagate_needs, propagate_zeros
+from jasgnas.rules.flow import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
 from jasgnas.space.groups import zero_groups
 from jasgnas.space.search import SearchSpace
 from jasgnas.subnet.evaluate import Plan, choose_layout, evaluate, plan_of, whole
 from jasgnas.subnet.verify import verify_subnet
-
-
-def _zeros(traced: TracedModel, leaves: Sequence[Zeros]) -> ZeroFlow:
-    """Follows zeros through a traced model, given those of its leaves."""
-    return propagate_zeros(traced.program, [*leaves, *(unknown(len(aval.shape)) for aval in traced.input_avals)])
 
 
 def _needs(traced: TracedModel, zeros: ZeroFlow, state: Sequence[Need]) -> NeedFlow:
@@ -53,7 +48,7 @@ def _needs(traced: TracedModel, zeros: ZeroFlow, state: Sequence[Need]) -> NeedF
 
 def _full_needs(traced: TracedModel) -> NeedFlow:
     """Finds what is needed in the full network, all of the changed leaves included."""
-    return _needs(traced, full_zero_flow(traced.program), [everything(len(leaf.shape)) for leaf in traced.leaves])
+    return _needs(traced, propagate_zeros(traced.program), [everything(len(leaf.shape)) for leaf in traced.leaves])
 
 
 def stored_leaves(leaves: Sequence[Leaf], layouts: Sequence[Layout]) -> list[Leaf]:
@@ -139,7 +134,7 @@ class Recipe:
         if (known := self._calls.get(key)) is not None:
             return known
         traced = trace_model(model, call)
-        needs = _needs(traced, _zeros(traced, self.zeros), self.layouts)
+        needs = _needs(traced, propagate_zeros(traced.program, self.zeros), self.layouts)
         for leaf, layout, var in zip(self.leaves, self.layouts, traced.program.inputs, strict=False):
             if not same(union(layout, needs.read(var)), layout):
                 raise ArgumentError(
@@ -249,7 +244,7 @@ def _progress(state: H2SPGState) -> str:
 def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
     """Finds which entries of which leaves the network needs without some groups, in training and in inference mode."""
     known = space.zeros_of_leaves(removed)
-    modes = [(traced, _zeros(traced, known)) for traced in space.traces]
+    modes = [(traced, propagate_zeros(traced.program, known)) for traced in space.traces]
     # Leaves that `keep=` names are needed whatever goes.
     full = [everything(len(leaf.shape)) for leaf in space.leaves]
     needs: list[Need] = [need if index in space.kept else NOTHING for index, need in enumerate(full)]

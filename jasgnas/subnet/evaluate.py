@@ -31,7 +31,7 @@ from jasgnas.program.masks import (
 )
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules import execute_of
-from jasgnas.rules.flow import NeedFlow, all_needed, full_zero_flow, propagate_needs, propagate_zeros
+from jasgnas.rules.flow import NeedFlow, all_needed, propagate_needs, propagate_zeros
 
 _Run = Callable[..., list[Any]]
 """A function of the stored arrays of the inputs of a program; returns those of its outputs."""
@@ -71,7 +71,7 @@ class Plan:
 
 def plan(program: Program, inputs: Sequence[Zeros], outputs: Sequence[Need]) -> Plan:
     """Plans the evaluation of a program, given the zeros of its inputs and what its outputs are needed for."""
-    full = propagate_needs(program, full_zero_flow(program), all_needed(program))
+    full = propagate_needs(program, propagate_zeros(program), all_needed(program))
     return plan_of(program, propagate_needs(program, propagate_zeros(program, inputs), outputs), full)
 
 
