@@ -174,7 +174,10 @@ def test_by_default_scores_are_averaged_over_all_updates_that_matter():
     expected = train(make_chain(**settings, selection_steps=10), make_params(), 11)
     measured = [bool(h2spg_state(opt_state).scores.any()) for _, opt_state in found]
     assert measured == [False, False] + [True] * 9
-    np.testing.assert_array_equal(h2spg_state(found[-1][1]).scores, h2spg_state(expected[-1][1]).scores)
+    # Up to one rounding: what differs in the first updates may have been rounded up in one run and down in the other.
+    np.testing.assert_allclose(
+        h2spg_state(found[-1][1]).scores, h2spg_state(expected[-1][1]).scores, rtol=np.finfo(np.float32).eps
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from jasgnas.graph.build import build_graph
 from jasgnas.program.jaxpr import inline, trace
-from jasgnas.program.masks import zeros
+from jasgnas.program.masks import zero_at
 from jasgnas.space.ranges import NONE, told_apart, zeros_after
 
 
@@ -55,7 +55,7 @@ def test_zeros_are_those_that_each_range_makes_by_itself(seed):
         shape = program.avals[var].shape
         takes = [[set() for _ in range(size)] for size in shape]
         for number in np.setdiff1d(np.concatenate([own[1] for own in given.values()]), NONE):
-            alone = {each: zeros((None, own[1] == number)) for each, own in given.items()}
+            alone = {each: zero_at((None, own[1] == number)) for each, own in given.items()}
             value = graph.zeros_through(operators, alone).zeros[var]
             for axis, size in enumerate(shape):
                 for index in np.flatnonzero(value.axis(axis, size) & ~graph.full.zeros[var].axis(axis, size)):
