@@ -1,6 +1,7 @@
 """The rooms of the library stand in the order of the data: each imports only from those before it."""
 
 import ast
+import importlib.util
 from pathlib import Path
 
 import jasgnas
@@ -27,6 +28,10 @@ def imports(node, function=None):
         for package, *rest in (name.split(".") for name in names):
             if package == "jasgnas":
                 yield function, rest[0] if rest and rest[0] in ORDER else "__init__"
+
+
+def test_no_public_name_is_also_a_module():
+    assert not [name for name in jasgnas.__all__ if importlib.util.find_spec(f"jasgnas.{name}")]
 
 
 def test_every_room_imports_only_from_those_before_it():
