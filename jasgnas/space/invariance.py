@@ -72,26 +72,20 @@ class RangeFollower:
         given = {var: self._ranges[var] for var in self._graph.operands(index) if var in self._ranges}
         if not given or operator.kind == "unknown":
             return []
-        effects, after = self._joining(operator, given) if operator.parts else ([], None)
+        effects = self._joining(operator, given) if operator.parts else []
         if operator.kind == "stem":
             # Ranges end at a stem, but for those that it keeps apart from all others, as a depthwise convolution does.
             apart = numbers_in((effect.groups,) for effect in effects)
             ended = _restricted(given, lambda groups: ~np.isin(groups, apart))
             effects += self._idle(operator, ended) if ended else []
             given = _restricted(given, lambda groups: np.isin(groups, apart))
-        if given and after is None:
+        if given:
             joined = self._held(effect for effect in effects if effect.joins)
-            after = zeros_after(self._graph, [index], given | joined, self._graph.results(index))
-        self._ranges |= after or {}
+            self._ranges |= zeros_after(self._graph, [index], given | joined, self._graph.results(index))
         return effects
 
-    def _joining(
-        self, operator: Operator, given: Mapping[int, Ranges]
-    ) -> tuple[list[Effect], dict[int, Ranges] | None]:
-        """Returns the parameters that act on ranges of the operator's result alone, and being zero keep these zero.
-
-        The second value holds the ranges of the result that are zero then, where that is known already.
-        """
+    def _joining(self, operator: Operator, given: Mapping[int, Ranges]) -> list[Effect]:
+        """Returns the parameters that act on ranges of the operator's result alone, and being zero keep these zero."""
         result, *others = self._graph.results(operator.index)
         shape = self._graph.program.avals[result].shape
         effects: list[Effect] = []
@@ -108,10 +102,8 @@ class RangeFollower:
                 found = after.get(result, (None,) * len(shape))[axis]
                 is_zero = self._graph.full.zeros[result].apart.axis(axis, shape[axis])
                 is_lost = ~is_zero & (groups != NONE) & (groups != (NONE if found is None else found))
-                effects += (joined := _without(acting, np.unique(groups[is_lost])))
-                if operator.kind != "stem" and len(given) == 1 and not is_lost.any() and len(joined) == len(effects):
-                    return effects, after
-        return effects, None
+                effects += _without(acting, np.unique(groups[is_lost]))
+        return effects
 
     def _acting(self, operator: Operator, var: int, axis: int, groups: np.ndarray) -> list[Effect]:
         """Returns the ranges of parameters that act on ranges of the result's channels and on no others."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from jasgnas.graph.graph import Graph
-from jasgnas.program.masks import NOTHING, Need, normalize, zero_at
+from jasgnas.program.masks import NOTHING, Need, everything, normalize, same, without, zero_at
 from jasgnas.rules.flow import ZeroFlow
 
 NONE = -1
@@ -80,17 +80,24 @@ def flows_of_ranges(
             var: zero_at(None if axis is None else (axis > 0) & ((axis >> digit & 1) == value) for axis in axes)
             for var, axes in codes.items()
         }
-        flows.append(graph.zeros_through(operators, known))
+        # A single range is none of those whose digit is unset.
+        is_empty = len(numbers) == 1 and value == 0
+        flows.append(graph.full if is_empty else graph.zeros_through(operators, known))
     return numbers, flows
 
 
 def zeros_after(
-    graph: Graph, operators: Sequence[int], given: Mapping[int, Ranges], results: Iterable[int]
+    graph: Graph, operators: Sequence[int], given: Mapping[int, Ranges], results: Sequence[int]
 ) -> dict[int, Ranges]:
     """Returns the ranges of the results of some operators that are zero where ranges of what these read are.
 
     What is zero anyway lies in no range.
     """
+    # Most sums are not zero even if all ranges are: then no single range needs to be followed.
+    known = {var: zero_at(None if axis is None else axis != NONE for axis in own) for var, own in given.items()}
+    whole = graph.zeros_through(operators, known)
+    if all(same(*(without(everything(graph.ndim(var)), f.zeros[var]) for f in (whole, graph.full))) for var in results):
+        return {}
     numbers, flows = flows_of_ranges(graph, operators, given)
     found = {}
     for var in results:
