@@ -196,6 +196,8 @@ def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array
             sums = jnp.sum(jnp.where((groups[:, None] == leaf.owners.groups.reshape(-1))[..., None], sums, 0), axis=1)
         partial_sums.append(sums)
         ids.append(groups)
+    if not partial_sums:  # all groups are gone
+        return GroupSums(*jnp.zeros((3, layout.num_groups), layout.dtype))
     totals = jax.ops.segment_sum(jnp.concatenate(partial_sums), np.concatenate(ids), layout.num_groups)
     return GroupSums(*totals.T)
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from jasgnas.graph.graph import Graph, Operator
 from jasgnas.program.masks import NOTHING, everything
+from jasgnas.space.groups import NOBODY
 from jasgnas.space.ranges import (
-    NONE,
     Ranges,
     flows_of_ranges,
     needed_along,
@@ -35,7 +35,7 @@ class Effect(NamedTuple):
         operator: index of the operator.
         part: index of the part.
         axis: an axis of it.
-        groups: int `[size of the axis]`, the group whose range each index meets, `NONE` for no group.
+        groups: int `[size of the axis]`, the group whose range each index meets, `NOBODY` for no group.
         joins: whether these entries must be zero themselves for the ranges to stay zero; else they are of no use.
     """
 
@@ -93,15 +93,17 @@ class RangeFollower:
             for axis, groups in enumerate(ranges if len(ranges) == len(shape) and not others else ()):
                 if groups is None or len(groups) != shape[axis]:
                     continue
-                groups = np.where(np.isin(groups, numbers_in((effect.groups,) for effect in effects)), NONE, groups)
+                groups = np.where(np.isin(groups, numbers_in((effect.groups,) for effect in effects)), NOBODY, groups)
                 if len(np.unique(groups)) == 1:
                     continue  # Nothing is left to do, or all of the value is zero and not a range of it.
-                if not (acting := self._acting(operator, var, axis, groups)):
+                joined = {effect.part for effect in effects}  # A part is divided along one axis.
+                acting = [each for each in self._acting(operator, var, axis, groups) if each.part not in joined]
+                if not acting:
                     continue
                 after = zeros_after(self._graph, [operator.index], {**given, **self._held(acting)}, [result])
                 found = after.get(result, (None,) * len(shape))[axis]
                 is_zero = self._graph.full.zeros[result].apart.axis(axis, shape[axis])
-                is_lost = ~is_zero & (groups != NONE) & (groups != (NONE if found is None else found))
+                is_lost = ~is_zero & (groups != NOBODY) & (groups != (NOBODY if found is None else found))
                 effects += _without(acting, np.unique(groups[is_lost]))
         return effects
 
@@ -125,7 +127,7 @@ class RangeFollower:
                 found, possible = told_apart(along[divided[0]], numbers)
                 own = numbers[is_apart & _exclusive(found, possible, numbers)]
                 effects.append(
-                    Effect(operator.index, part, divided[0], np.where(np.isin(found, own), found, NONE), True)
+                    Effect(operator.index, part, divided[0], np.where(np.isin(found, own), found, NOBODY), True)
                 )
         return _without(effects, [])
 
@@ -155,22 +157,24 @@ class RangeFollower:
 
 
 def _exclusive(found: np.ndarray, possible: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Returns of which things all possible indices are surely their own, bool `[num]`, see `told_apart`."""
+    """Tells for each range whether all indices that may belong to it belong to it alone, bool `[num]`."""
     return ~(possible & (found != numbers[:, None])).any(1)
 
 
 def _without(effects: Iterable[Effect], groups: Sequence[int] | np.ndarray) -> list[Effect]:
     """Returns the effects of all but some groups."""
-    left = (effect._replace(groups=np.where(np.isin(effect.groups, groups), NONE, effect.groups)) for effect in effects)
-    return [effect for effect in left if (effect.groups != NONE).any()]
+    left = (
+        effect._replace(groups=np.where(np.isin(effect.groups, groups), NOBODY, effect.groups)) for effect in effects
+    )
+    return [effect for effect in left if (effect.groups != NOBODY).any()]
 
 
 def _restricted(given: Mapping[int, Ranges], chosen: Callable[[np.ndarray], np.ndarray]) -> dict[int, Ranges]:
     """Returns the ranges of the chosen groups; `chosen` tells which of some group indices these are."""
     found = {}
     for var, ranges in given.items():
-        axes = [None if axis is None else np.where(chosen(axis), axis, NONE) for axis in ranges]
-        left = tuple(None if axis is None or (axis == NONE).all() else axis for axis in axes)
+        axes = [None if axis is None else np.where(chosen(axis), axis, NOBODY) for axis in ranges]
+        left = tuple(None if axis is None or (axis == NOBODY).all() else axis for axis in axes)
         if any(axis is not None for axis in left):
             found[var] = left
     return found

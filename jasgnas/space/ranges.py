@@ -15,9 +15,7 @@ import numpy as np
 from jasgnas.graph.graph import Graph
 from jasgnas.program.masks import NOTHING, Need, everything, normalize, same, without, zero_at
 from jasgnas.rules.flow import ZeroFlow
-
-NONE = -1
-"""The number of an index that lies in no range."""
+from jasgnas.space.groups import NOBODY
 
 Ranges = tuple[np.ndarray | None, ...]
 """For each axis of a value the number of the range that each index lies in, int `[size]`; None if all lie in none."""
@@ -26,12 +24,12 @@ Ranges = tuple[np.ndarray | None, ...]
 def numbers_in(several: Iterable[Ranges]) -> np.ndarray:
     """Returns the numbers of all ranges, sorted."""
     found = [axis for ranges in several for axis in ranges if axis is not None]
-    return np.setdiff1d(np.concatenate(found), NONE) if found else np.zeros(0, int)
+    return np.setdiff1d(np.concatenate(found), NOBODY) if found else np.zeros(0, int)
 
 
 def _codes(axis: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Returns the place from 1 on of each index's range among some numbers, all there are, and 0 for no range."""
-    return np.where(axis == NONE, 0, 1 + np.searchsorted(numbers, axis))
+    return np.where(axis == NOBODY, 0, 1 + np.searchsorted(numbers, axis))
 
 
 def _passes(num: int) -> list[tuple[int, int]]:
@@ -47,13 +45,13 @@ def told_apart(rows: Sequence[np.ndarray], numbers: np.ndarray) -> tuple[np.ndar
         numbers: the numbers of the ranges, int `[num]`.
 
     Returns:
-        The number of the one range that each index belongs to, int `[size]`, `NONE` if there is no such; and which
+        The number of the one range that each index belongs to, int `[size]`, `NOBODY` if there is no such; and which
         indices may belong to each range, among others perhaps, bool `[num, size]`.
     """
     unset, is_set = np.array(rows[0::2]), np.array(rows[1::2])
     digits = 1 << np.arange(len(unset))
     codes = np.where((unset ^ is_set).all(0), digits @ is_set, 0)
-    found = np.where((codes > 0) & (codes <= len(numbers)), np.append(numbers, NONE)[codes - 1], NONE)
+    found = np.where((codes > 0) & (codes <= len(numbers)), np.append(numbers, NOBODY)[codes - 1], NOBODY)
     has_digit = (1 + np.arange(len(numbers)))[:, None] & digits > 0
     possible: np.ndarray = np.all(np.where(has_digit[..., None], is_set, unset), axis=1)
     return found, possible
@@ -80,7 +78,7 @@ def flows_of_ranges(
             var: zero_at(None if axis is None else (axis > 0) & ((axis >> digit & 1) == value) for axis in axes)
             for var, axes in codes.items()
         }
-        # A single range is none of those whose digit is unset.
+        # With one range, whose code is 1, there is none of which digit 0 is unset.
         is_empty = len(numbers) == 1 and value == 0
         flows.append(graph.full if is_empty else graph.zeros_through(operators, known))
     return numbers, flows
@@ -94,19 +92,22 @@ def zeros_after(
     What is zero anyway lies in no range.
     """
     # Most sums are not zero even if all ranges are: then no single range needs to be followed.
-    known = {var: zero_at(None if axis is None else axis != NONE for axis in own) for var, own in given.items()}
-    whole = graph.zeros_through(operators, known)
-    if all(same(*(without(everything(graph.ndim(var)), f.zeros[var]) for f in (whole, graph.full))) for var in results):
+    known = {var: zero_at(None if axis is None else axis != NOBODY for axis in own) for var, own in given.items()}
+    whole = [graph.zeros_through(operators, known).zeros[var] for var in results]
+    before = [graph.full.zeros[var] for var in results]
+    needs = [[without(everything(len(value.axes)), value) for value in values] for values in (whole, before)]
+    # All of a vector may not be divided by its norm, 0, where a range of it may.
+    if all(map(same, *needs)) and not any(value.is_broken for value in whole):
         return {}
     numbers, flows = flows_of_ranges(graph, operators, given)
     found = {}
     for var in results:
-        before = graph.full.zeros[var].apart
+        anyway = graph.full.zeros[var].apart
         axes: list[np.ndarray | None] = []
         for axis, size in enumerate(graph.program.avals[var].shape):
-            rows = [flow.zeros[var].apart.axis(axis, size) & ~before.axis(axis, size) for flow in flows]
+            rows = [flow.zeros[var].apart.axis(axis, size) & ~anyway.axis(axis, size) for flow in flows]
             own, _ = told_apart(rows, numbers)
-            axes.append(own if (own != NONE).any() else None)
+            axes.append(own if (own != NOBODY).any() else None)
         if any(axis is not None for axis in axes):
             found[var] = tuple(axes)
     return found
@@ -126,7 +127,7 @@ def needs_of_ranges(
     Returns:
         The numbers of the ranges, and the needs by variable. Indices in no range go with digit 0.
     """
-    present = np.setdiff1d(numbers, NONE)
+    present = np.setdiff1d(numbers, NOBODY)
     (result,) = graph.results(operator)
     codes = _codes(numbers, present)
     needs: list[dict[int, Need]] = []

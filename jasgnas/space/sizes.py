@@ -7,8 +7,8 @@ import numpy as np
 
 from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import Graph
+from jasgnas.space.groups import NOBODY
 from jasgnas.space.invariance import Effect
-from jasgnas.space.ranges import NONE
 from jasgnas.space.structures import num_params
 from jasgnas.space.validity import DependenceGraph
 
@@ -62,13 +62,14 @@ def build_costs(graph: Graph, leaves: Sequence[Leaf], effects: Sequence[Effect],
         effects: what the groups save in other segments than their own.
         kept: indices of the leaves that stay whatever is removed.
     """
-    users: dict[int, set[int]] = {}
+    users: dict[int, list[int]] = {}
     for operator in graph.operators:
         for part in operator.parts:
-            users.setdefault(part, set()).add(graph.segment_of[operator.index])
+            users.setdefault(part, []).append(operator.index)
     params = np.zeros(len(graph.segments), np.int64)
     fixed = 0
-    for index, segments in users.items():
+    for index, operators in users.items():
+        segments = {graph.segment_of[operator] for operator in operators}
         size = num_params(graph.parts[index], leaves)
         if len(segments) > 1 or graph.parts[index].leaf in kept:
             fixed += size
@@ -78,8 +79,10 @@ def build_costs(graph: Graph, leaves: Sequence[Leaf], effects: Sequence[Effect],
     saved: dict[tuple[int, int], tuple[int, float]] = {}
     for effect in effects:
         held = graph.parts[effect.part]
-        size = 0 if held.leaf in kept else num_params(held, leaves) // len(effect.groups)
-        groups, counts = np.unique(effect.groups[effect.groups != NONE], return_counts=True)
+        # What is of no use to one operator may be needed by another one that reads it.
+        stays = held.leaf in kept or len(users[effect.part]) > 1
+        size = 0 if stays else num_params(held, leaves) // len(effect.groups)
+        groups, counts = np.unique(effect.groups[effect.groups != NOBODY], return_counts=True)
         for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
             before, share = saved.get((effect.operator, group), (0, 0.0))
             saved[effect.operator, group] = before + size * count, max(share, count / len(effect.groups))

@@ -12,9 +12,8 @@ from jasgnas.graph.names import operator_label, segment_label
 from jasgnas.program.masks import zero
 from jasgnas.rules import unknown_in
 from jasgnas.rules.flow import ZeroFlow
-from jasgnas.space.groups import Group, LeafSlice
+from jasgnas.space.groups import NOBODY, Group, LeafSlice
 from jasgnas.space.invariance import Effect, RangeFollower
-from jasgnas.space.ranges import NONE
 
 
 class FoundGroups(NamedTuple):
@@ -59,7 +58,7 @@ class _GroupFinder:
         self._follower = RangeFollower(graph, self._eligible)
         # What each group holds of parts of leaves, and the parts whose ranges belong to structures further up.
         self._slices: list[list[LeafSlice]] = []
-        self._claimed: dict[int, Effect] = {}
+        self._claimed: set[int] = set()
         self.reasons: list[str] = []
         self.effects: list[Effect] = []
 
@@ -96,7 +95,7 @@ class _GroupFinder:
         """Returns the parameters of a segment, which are to be a group, or why they are not."""
         last = segment.operators[-1]
         operators = [self._graph.operators[index] for index in segment.operators]
-        used = {part for operator in segment.operators for part in self._graph.operators[operator].parts}
+        used = {part for operator in operators for part in operator.parts}
         trainable = {part for part in used if self._leaf(part).trainable}
         if len(self._graph.operators[segment.operators[0]].sources) > 1:
             return "it joins several inputs"
@@ -113,7 +112,7 @@ class _GroupFinder:
             return f"{', '.join(kept)} is to be kept"
         members = set(segment.operators)
         shared = {part for part in trainable if not members.issuperset(self._users[part])}
-        own = sorted(trainable - shared - self._claimed.keys())
+        own = sorted(trainable - shared - self._claimed)
         flow = self._flow_without(segment, own)
         if self._is_broken(last, flow):
             # A weight that is divided by its own norm cannot be zero itself, but the gain it is multiplied by can.
@@ -146,18 +145,18 @@ class _GroupFinder:
         """Keeps an effect, and gives each group the range of a part that joins it."""
         self.effects.append(effect)
         if effect.joins:
-            self._claimed[effect.part] = effect
-            changes = np.flatnonzero(np.diff(effect.groups, prepend=NONE, append=NONE))
+            self._claimed.add(effect.part)
+            changes = np.flatnonzero(np.diff(effect.groups, prepend=NOBODY, append=NOBODY))
             path = self._leaf(effect.part).path
             for start, stop in zip(changes, changes[1:], strict=False):
-                if (group := effect.groups[start]) != NONE:
+                if (group := effect.groups[start]) != NOBODY:
                     self._slices[group].append(LeafSlice(path, effect.axis, int(start), int(stop)))
 
     def _why_not_invariant(self, segment: Segment, flow: ZeroFlow, shared: set[int], trainable: set[int]) -> str:
         if shared:
             paths = ", ".join(sorted(str(self._whole(part)) for part in shared))
             return f"{paths} is shared with other operators"
-        if claimed := trainable & self._claimed.keys():
+        if claimed := trainable & self._claimed:
             paths = ", ".join(sorted(self._leaf(part).path for part in claimed))
             return f"parts of {paths} belong to the structures before it"
         operators = [self._graph.operators[index] for index in segment.operators]

@@ -8,7 +8,8 @@ import pytest
 from jasgnas.graph.build import build_graph
 from jasgnas.program.jaxpr import inline, trace
 from jasgnas.program.masks import zero_at
-from jasgnas.space.ranges import NONE, told_apart, zeros_after
+from jasgnas.space.groups import NOBODY
+from jasgnas.space.ranges import told_apart, zeros_after
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 4, 7, 8, 13])
@@ -24,7 +25,7 @@ def test_an_index_belongs_to_the_one_range_that_it_takes(num):
         for value in (0, 1)
     ]
     found, possible = told_apart(rows, numbers)
-    assert found.tolist() == [numbers[own[0]] if len(own) == 1 else NONE for own in takes]
+    assert found.tolist() == [numbers[own[0]] if len(own) == 1 else NOBODY for own in takes]
     for index, own in enumerate(takes):
         assert len(own) != 1 or np.flatnonzero(possible[:, index]).tolist() == own.tolist()
 
@@ -46,20 +47,20 @@ def test_zeros_are_those_that_each_range_makes_by_itself(seed):
     operators = range(len(graph.operators))
     x, y = program.inputs[2:]
     groups = np.sort(rng.integers(-1, 4, 12)) * 3  # neighbouring indices, as a concatenation puts them together
-    given = {x: (None, np.where(groups < 0, NONE, groups))}
+    given = {x: (None, np.where(groups < 0, NOBODY, groups))}
     if seed % 2:
-        given[y] = (None, np.where(rng.random(12) < 0.5, NONE, 20 + np.arange(12)))
+        given[y] = (None, np.where(rng.random(12) < 0.5, NOBODY, 20 + np.arange(12)))
     results = [atom for atom in program.outputs if isinstance(atom, int)]
     found = zeros_after(graph, operators, given, results)
     for var in results:
         shape = program.avals[var].shape
         takes = [[set() for _ in range(size)] for size in shape]
-        for number in np.setdiff1d(np.concatenate([own[1] for own in given.values()]), NONE):
+        for number in np.setdiff1d(np.concatenate([own[1] for own in given.values()]), NOBODY):
             alone = {each: zero_at((None, own[1] == number)) for each, own in given.items()}
             value = graph.zeros_through(operators, alone).zeros[var]
             for axis, size in enumerate(shape):
                 for index in np.flatnonzero(value.axis(axis, size) & ~graph.full.zeros[var].axis(axis, size)):
                     takes[axis][index].add(int(number))
         for axis, own in enumerate(found.get(var, (None,) * len(shape))):
-            expected = [next(iter(each)) if len(each) == 1 else NONE for each in takes[axis]]
-            assert (np.full(shape[axis], NONE) if own is None else own).tolist() == expected
+            expected = [next(iter(each)) if len(each) == 1 else NOBODY for each in takes[axis]]
+            assert (np.full(shape[axis], NOBODY) if own is None else own).tolist() == expected

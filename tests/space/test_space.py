@@ -432,3 +432,36 @@ def test_leaf_slices_read_like_numpy_indices():
     assert str(LeafSlice("bn/scale")) == "bn/scale"
     assert str(LeafSlice("bn/scale", 0, 4, 8)) == "bn/scale[4:8]"
     assert str(LeafSlice("conv/kernel", 2, 0, 3)) == "conv/kernel[:, :, 0:3]"
+
+
+def _random_params(**shapes):
+    rng = np.random.default_rng(0)
+    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def test_what_is_saved_in_a_parameter_that_others_read_is_not_counted():
+    def network(p, x):
+        joined = jnp.concatenate([x @ p["a"], x @ p["b"]], -1)
+        return jnp.tanh(joined @ p["shared"]) @ p["head"] + jnp.tanh(jnp.tanh(x @ p["c"]) @ p["shared"]) @ p["head"]
+
+    params = _random_params(a=(3, 4), b=(3, 4), c=(3, 8), shared=(8, 5), head=(5, 2))
+    space = jasgnas.search_space(network, jax.ShapeDtypeStruct((2, 3), jnp.float32), params=params)
+    for removed in ((0,), (1,)):
+        assert space.is_valid(removed)
+        _, left = jasgnas.construct_subnet(space, space.zero(params, removed))
+        assert left["shared"].shape == (8, 5)
+        assert jasgnas.count_params(left) == space.subnet_size(removed)[0]
+
+
+def test_a_range_is_followed_through_a_norm_that_all_of_the_vector_must_not_be_zero_for():
+    def network(p, x):
+        joined = jnp.concatenate([x @ p["a"], x @ p["b"]], -1)
+        normed = joined / jnp.sqrt(jnp.sum(joined * joined, -1, keepdims=True)) * p["scale"] + p["bias"]
+        return normed @ p["head"]
+
+    params = _random_params(a=(3, 4), b=(3, 4), scale=(8,), bias=(8,), head=(8, 2))
+    space = jasgnas.search_space(network, jax.ShapeDtypeStruct((2, 3), jnp.float32), params=params)
+    assert [set(group.paths) for group in space.groups] == [
+        {"a", "bias[0:4]", "scale[0:4]"},
+        {"b", "bias[4:8]", "scale[4:8]"},
+    ]

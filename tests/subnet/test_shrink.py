@@ -415,3 +415,16 @@ def test_parameters_and_state_must_belong_together():
         tx.update(params, sub_state, params)
     with pytest.raises(jasgnas.TreeMismatchError, match=r"jasgnas\.shrink"):
         tx.init(sub_params)
+
+
+def test_updates_go_on_where_no_group_is_left():
+    params = {"a": jnp.zeros((3, 3)), "b": jnp.zeros((3, 3)), "head": jnp.ones((3, 2))}
+    space = jasgnas.search_space(
+        lambda p, x: (x + jnp.tanh(x @ p["a"]) + jnp.tanh(x @ p["b"])) @ p["head"], jnp.ones((2, 3)), params=params
+    )
+    tx = jasgnas.h2spg(space, learning_rate=0.1, target_groups=2, warmup_steps=1, projection_steps=2)
+    (_, params), state = jasgnas.shrink(space, params, tx.init(params), removed=[0, 1])
+    assert set(params) == {"head"} and not state.remainder.is_final
+    for _ in range(4):
+        updates, state = jax.jit(tx.update)({"head": jnp.ones((3, 2))}, state, params)
+        np.testing.assert_array_equal(updates["head"], 1)
