@@ -50,9 +50,10 @@ class _Read(NamedTuple):
         num_inputs: number of network inputs that are read and that outputs are to stay connected to.
         num_constants: number of other network inputs that are read, such as random keys.
         additive: whether any of these is enough.
-        present: sets of sections and of groups, given by their indices, of which one must be present whole beside, and
-        varying: sets of which one must be present whole, with those of its sections of which one must depend on the
-            network input; None for both if the above says it all.
+        present: alternatives beside that, sets of sections and of groups, given by their indices: this section is only
+            present if all of one set are.
+        varying: the same for depending on the network input: all of one set must be present, and one of the sections
+            that stand beside the set must depend on it. None for both if the above says it all.
     """
 
     sources: tuple[Section, ...] = ()

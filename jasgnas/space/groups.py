@@ -107,7 +107,7 @@ OwnerTable = Mapping[str, tuple[Owners, ...]]
 """The owners of the entries of each leaf that holds groups, by path: one for each group that an entry may belong to.
 
 Where a convolution is a group of its own and each of its output channels another, its kernel `[3, 3, 16, 32]` has the
-owners `Owners((), 0)` and `Owners((3,), [1, 2, …, 32])`.
+owners `Owners((), 0)` and `Owners((3,), [1, 2, …, 32])`. H2SPG takes leaves whose entries have one owner each.
 """
 
 

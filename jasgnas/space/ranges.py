@@ -4,8 +4,8 @@ A concatenation of the results of three groups has three ranges of channels, eac
 follow each range by itself would take as many passes as there are groups before every operator: in a dense network,
 where each layer reads all the layers before it, a time that grows with the cube of their number. So the ranges get
 numbers, and in each pass those whose numbers have a certain binary digit are followed together. What becomes zero with
-digit 0 of the number set, but not with it unset, belongs to an odd number; the other digits say to which one. An entry
-whose zero takes several ranges is zero in no such pass, as two numbers differ in some digit.
+digit 0 of the number set, but not with it unset, belongs to an odd number; the other digits say to which one. An
+entry whose zero takes several ranges is zero neither with the digit set nor unset in which these differ.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

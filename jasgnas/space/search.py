@@ -117,7 +117,7 @@ class SearchSpace:
         """Returns the parameters and multiply-adds that are left without some groups, at most.
 
         Branches that only the removed groups made use of are gone too. Nothing is constructed: the count follows the
-        segment graph, and is exact unless a branch is left with nothing but its biases.
+        dependence graph, and is exact unless a branch is left with nothing but its biases.
         """
         sizes = self.candidates.subnet_size(self.removed(indices))
         return sizes["params"], sizes["macs"]

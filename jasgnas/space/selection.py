@@ -1,7 +1,7 @@
 """Which groups go: the greedy selection of H2SPG inside `jax.jit`, without host callbacks.
 
 What may go together is judged on the same graph as in `validity.py`, how small a sub-network gets by the same costs as
-in `graph.py`.
+in `sizes.py`.
 """
 
 from collections.abc import Callable
@@ -97,8 +97,8 @@ def take_to_size(
 ) -> tuple[jax.Array, jax.Array]:
     """Takes the first groups without which the sub-network is not above a size, see `TakeFn`; at least one.
 
-    Those that it is not above the size with are then given back, the last one first: every group taken is needed. The
-    same size as `sizes.subnet_size` returns, exactly: dead branches do not count.
+    A group is then given back if the size is met without removing it, the last one first: every group taken is needed.
+    The same size as `sizes.subnet_size` returns, exactly: dead branches do not count.
 
     Args:
         graph: what depends on what; its arrays may be traced.

@@ -39,10 +39,10 @@ class DependenceGraph(NamedTuple):
         receivers: int32 `[num_edges]`, vertex each edge enters; a joint that reads one vertex twice has two edges.
         passes_zeros: bool `[num_edges]`, whether the receiver is zero when the sender is.
         additive: bool `[num_vertices]`, joints that are alive if any input is; other vertices need all of theirs.
-        num_external: int32 `[num_vertices]`, inputs taken straight from the network input, which is always alive.
+        num_external: int32 `[num_vertices]`, network inputs that are read, which are always alive.
         outputs: int32 `[num_outputs]`, vertex of each network output; network inputs that are returned as they are do
             not count.
-        group: int32 `[num_vertices]`, group whose structure the vertex is, or -1.
+        group: int32 `[num_vertices]`, group with which the vertex goes, or -1.
         segment: int32 `[num_vertices]`, segment that the vertex belongs to.
     """
 
@@ -57,7 +57,7 @@ class DependenceGraph(NamedTuple):
 
 
 def alive_vertices(graph: DependenceGraph, removed: np.ndarray) -> np.ndarray:
-    """Returns which vertices still depend on the network input, bool `[num_vertices]`.
+    """Returns which vertices are alive, bool `[num_vertices]`.
 
     Runs on the host, in one sweep along the topological order.
 
