@@ -215,7 +215,8 @@ def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], m
     scale, shift, zero = jnp.append(moves.scale, 1), jnp.append(moves.shift, 0), jnp.append(moves.zero, False)
     moved = []
     for leaf, x, u in zip(layout.leaves, xs, us, strict=True):
-        scale_of, shift_of, is_zero = (leaf.owners.over(v[leaf.owners.groups], x.ndim) for v in (scale, shift, zero))
+        places = leaf.owners.groups % len(scale)
+        scale_of, shift_of, is_zero = (leaf.owners.over(values[places], x.ndim) for values in (scale, shift, zero))
         # Selected, not multiplied: x − x is exactly zero in every dtype, even where u is not finite.
         moved.append(jnp.where(is_zero, -x, scale_of * u + shift_of * x).astype(u.dtype))
     return moved
