@@ -89,6 +89,7 @@ def unets(precision):
     return model, space_of(model, 3, precision)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("precision", "number"), cases(DEMO_SETS), indirect=["precision"])
 def test_demo_net_is_exact(demo, precision, number):
     model, space = demo
@@ -101,6 +102,7 @@ def test_demo_net_is_exact(demo, precision, number):
         compare(full, subnet, random_input((batch_size, 8, 8, 1), precision, number), training)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("precision", "number"), cases(UNETS_SETS), indirect=["precision"])
 def test_stacked_unets_is_exact(unets, precision, number):
     model, space = unets
