@@ -112,6 +112,7 @@ def test_stacked_unets_is_exact(unets, precision, number):
         compare(full, subnet, random_input((batch_size, 8, 8, 3), precision, number), training)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("cls", "channels", "removed"),
     [*((DemoNet, 1, removed) for removed in DEMO_SETS[::3]), *((StackedUnets, 3, s) for s in [(0, 3, 4, 5), (1, 3)])],
@@ -129,6 +130,7 @@ def test_nothing_idle_is_kept(cls, channels, removed):
     assert not set.intersection(*idle)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("removed", [(1, 3), (0, 1, 4), (2,)], ids=str)
 def test_gradients_are_those_of_the_full_network(removed, training):
