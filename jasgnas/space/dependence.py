@@ -217,6 +217,13 @@ class _Reader:
         self._inputs = dict(zip(inputs, connected, strict=True))
         equations = enumerate(graph.program.equations)
         self._producer = {var: position for position, eqn in equations for var in eqn.outputs}
+        # Whether anything in a segment can become zero: of a sum only all of it, of a concatenation each of its ranges.
+        self._can_vanish: list[bool] = []
+        for segment in graph.segments:
+            read = [source != INPUT and self._can_vanish[source] for source in segment.sources]
+            first = graph.program.equations[graph.operators[segment.operators[0]].equations[0]]
+            is_sum = segment.additive and first.primitive not in ("concatenate", "stack")
+            self._can_vanish.append(segment.index in group_of or (all(read) if is_sum else any(read)))
         # What is needed of the results of each segment, by section.
         self._sections: list[dict[Hashable, Needs]] = [{} for _ in graph.segments]
         self.outputs: list[Section] = []
@@ -271,7 +278,8 @@ class _Reader:
         read = _Read(
             sources=tuple(sources),
             passes_zeros=tuple(
-                not segment.additive and self._passes(source, segment, results) for source, _ in sources
+                self._can_vanish[source] and not segment.additive and self._passes(source, segment, results)
+                for source, _ in sources
             ),
             num_inputs=sum(external),
             num_constants=len(external) - sum(external),
