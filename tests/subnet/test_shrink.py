@@ -123,6 +123,7 @@ WRAPPERS = {
 CASES = [(name, None) for name in OPTIMIZERS] + [("adam", name) for name in WRAPPERS]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("optimizer", "wrapper"), CASES)
 def test_next_steps_are_those_of_the_full_network(optimizer, wrapper):
     tx = optax.chain(*OPTIMIZERS[optimizer](), h2spg())
