@@ -48,10 +48,12 @@ class GroupedLeaf(NamedTuple):
     Attributes:
         position: place of the leaf among the leaves of the tree.
         owners: which entries of what is left of it belong to which group.
+        gates: the same for the entries that the gate of their group is made of, `NOBODY` for all others.
     """
 
     position: int
     owners: Owners
+    gates: Owners
 
 
 class GroupLayout(NamedTuple):
@@ -71,11 +73,18 @@ class GroupLayout(NamedTuple):
 
 
 class GroupSums(NamedTuple):
-    """Inner products of parameters x and updates u over each group, float `[num_groups]` each."""
+    """Inner products of parameters x, updates u and gradients g over each group, float `[num_groups]` each.
+
+    Attributes:
+        gate: ⟨x, g⟩ over the entries of the group's gate alone.
+    """
 
     x_x: jax.Array
     x_u: jax.Array
     u_u: jax.Array
+    x_g: jax.Array | None = None
+    g_g: jax.Array | None = None
+    gate: jax.Array | None = None
 
 
 class GroupMoves(NamedTuple):
@@ -111,7 +120,7 @@ def lay_out(candidates: Candidates, params: optax.Params, remainder: Remainder) 
         if layout == NOTHING:
             continue
         shape = stored_shape(candidates.shapes[path], layout)
-        owners = _left(full, layout)
+        owners, gates = _left(full, layout), _left(candidates.gates[path][0], layout)
         inside = owners.groups[owners.groups != NOBODY]
         np.add.at(num_params, inside, int(np.prod(shape)) // owners.groups.size)
         # In a Linen tree of variables the parameters lie one level down.
@@ -124,7 +133,7 @@ def lay_out(candidates: Candidates, params: optax.Params, remainder: Remainder) 
         if np.shape(leaf) != shape:
             faults.append(f"{path} has shape {np.shape(leaf)} instead of {shape}")
         if len(inside):
-            grouped.append(GroupedLeaf(position, owners))
+            grouped.append(GroupedLeaf(position, owners, gates))
     # A tree without leaves is what `optax.tree_map_params` finds out with which states are shaped like the parameters.
     if faults and found:
         raise TreeMismatchError(
@@ -183,13 +192,29 @@ def with_grouped_leaves(layout: GroupLayout, tree: T, leaves: list[jax.Array]) -
     return jax.tree.unflatten(treedef, all_leaves)
 
 
-def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array]) -> GroupSums:
-    """Returns the inner products over each group, in one pass over the grouped leaves of parameters and updates."""
+def sum_over_groups(
+    layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], gs: list[jax.Array] | None = None
+) -> GroupSums:
+    """Returns the inner products over each group, in one pass over the grouped leaves.
+
+    Args:
+        layout: where the groups lie.
+        xs: grouped leaves of the parameters.
+        us: grouped leaves of the updates.
+        gs: grouped leaves of the gradients; without them, what they enter is None.
+    """
     partial_sums, ids = [], []
-    for leaf, leaf_x, leaf_u in zip(layout.leaves, xs, us, strict=True):
-        x, u = leaf_x.astype(layout.dtype), leaf_u.astype(layout.dtype)
+    for index, leaf in enumerate(layout.leaves):
+        x, u = xs[index].astype(layout.dtype), us[index].astype(layout.dtype)
+        products = [x * x, x * u, u * u]
+        if gs is not None:
+            g = gs[index].astype(layout.dtype)
+            products += [x * g, g * g]
         others = tuple(axis for axis in range(x.ndim) if axis not in leaf.owners.axes)
-        sums = jnp.stack([jnp.sum(each, others).reshape(-1) for each in (x * x, x * u, u * u)], axis=1)
+        sums = jnp.stack([jnp.sum(each, others).reshape(-1) for each in products], axis=1)
+        if gs is not None:
+            is_gate = leaf.gates.groups.reshape(-1) != NOBODY
+            sums = jnp.concatenate([sums, jnp.where(is_gate, sums[:, 3], 0)[:, None]], axis=1)
         groups = np.setdiff1d(leaf.owners.groups, NOBODY)
         if leaf.owners.axes:
             # Where an axis is sharded, devices thus exchange one sum per group and not the whole axis.
@@ -197,9 +222,18 @@ def sum_over_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array
         partial_sums.append(sums)
         ids.append(groups)
     if not partial_sums:  # all groups are gone
-        return GroupSums(*jnp.zeros((3, layout.num_groups), layout.dtype))
+        return GroupSums(*jnp.zeros((3 if gs is None else 6, layout.num_groups), layout.dtype))
     totals = jax.ops.segment_sum(jnp.concatenate(partial_sums), np.concatenate(ids), layout.num_groups)
     return GroupSums(*totals.T)
+
+
+def without_groups(layout: GroupLayout, xs: list[jax.Array], is_gone: jax.Array) -> list[jax.Array]:
+    """Returns the grouped leaves of parameters or gradients with some groups, bool `[num_groups]`, set to zero."""
+    marked = jnp.append(is_gone, False)  # NOBODY takes the last entry
+    return [
+        jnp.where(leaf.owners.over(marked[leaf.owners.groups], x.ndim), jnp.zeros_like(x), x)
+        for leaf, x in zip(layout.leaves, xs, strict=True)
+    ]
 
 
 def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], moves: GroupMoves) -> list[jax.Array]:

@@ -19,6 +19,7 @@ class Candidates:
         segments: int `[num_groups]`, segment that is the structure of each group.
         shapes: shapes of the leaves, by path.
         owners: which entries of which leaves belong to which group.
+        gates: which of them belong to the gate of their group, see `Group.gate`.
         dependence: what depends on what, which validity is judged on.
         costs: what each segment contributes to the size of a network.
         fingerprint: a number below 2³² that tells search spaces apart.
@@ -28,6 +29,7 @@ class Candidates:
     segments: np.ndarray
     shapes: dict[str, tuple[int, ...]]
     owners: OwnerTable
+    gates: OwnerTable
     dependence: DependenceGraph
     costs: Costs
     fingerprint: int

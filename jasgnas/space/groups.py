@@ -67,6 +67,8 @@ class Group:
         num_params: number of parameters in them.
         operators: names of the operators of its structure, in order.
         segment: index of its structure in the segment graph.
+        gate: those of the slices that the result of the structure grows with in proportion, as it would with a gate
+            that it is multiplied by; none if there is no such set.
     """
 
     index: int
@@ -75,6 +77,7 @@ class Group:
     num_params: int
     operators: tuple[str, ...]
     segment: int
+    gate: tuple[LeafSlice, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -131,6 +134,25 @@ def owner_table(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) 
                 own.groups[each.taken] = index
         table[path] = tuple(owners)
     return table
+
+
+def gate_table(groups: Sequence[Group], owners: OwnerTable) -> OwnerTable:
+    """Returns who owns what of the gates: the owners of the leaves with `NOBODY` for entries that are in no gate.
+
+    A group without a gate stands for itself: all of its entries are kept.
+    """
+    is_gate = {path: tuple(np.zeros(own.groups.shape, bool) for own in each) for path, each in owners.items()}
+    for group in groups:
+        for each in group.gate or group.slices:
+            for own, mask in zip(owners[each.path], is_gate[each.path], strict=True):
+                if own.axes[: len(each.axes)] == each.axes:
+                    mask[each.taken] |= own.groups[each.taken] == group.index
+    return {
+        path: tuple(
+            Owners(own.axes, np.where(mask, own.groups, NOBODY)) for own, mask in zip(each, is_gate[path], strict=True)
+        )
+        for path, each in owners.items()
+    }
 
 
 def leaf_zeros(owners: Sequence[Owners], marked: np.ndarray, ndim: int) -> Zeros:

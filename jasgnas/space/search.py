@@ -34,7 +34,7 @@ from jasgnas.pytree import leaves_by_path, path_str
 from jasgnas.rules.flow import propagate_needs, propagate_zeros
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.dependence import build_dependence
-from jasgnas.space.groups import Group, cleared, owner_table, zeros_of_leaves
+from jasgnas.space.groups import Group, cleared, gate_table, owner_table, zeros_of_leaves
 from jasgnas.space.invariance import Effect
 from jasgnas.space.sizes import build_costs
 from jasgnas.space.structures import find_groups, num_params
@@ -108,6 +108,7 @@ class SearchSpace:
             segments=np.array([group.segment for group in self.groups]),
             shapes=self.shapes,
             owners=owners,
+            gates=gate_table(self.groups, owners),
             dependence=build_dependence(self.graph, self.groups, owners, self.leaves, self.connected),
             costs=build_costs(self.graph, self.leaves, self.effects, self.kept),
             fingerprint=zlib.crc32(repr(described).encode()),

@@ -9,7 +9,7 @@ import optax
 
 from jasgnas.optimizer.h2spg import h2spg
 from jasgnas.space.candidates import Candidates
-from jasgnas.space.groups import Group, LeafSlice, owner_table
+from jasgnas.space.groups import Group, LeafSlice, gate_table, owner_table
 from jasgnas.space.sizes import Costs
 from jasgnas.space.validity import DependenceGraph
 
@@ -41,11 +41,12 @@ SHAPES = {
 
 def make_candidates(slices, shapes, graph, fingerprint, costs=NO_COSTS):
     """Candidates made by hand: the slices of each group, the shapes of the leaves, and what depends on what."""
-    groups = [Group(index, "", own, 0, (), 0) for index, own in enumerate(slices)]
+    groups = [Group(index, "", tuple(own), 0, (), 0) for index, own in enumerate(slices)]
     owners = owner_table(groups, shapes)
     segments = [np.flatnonzero(graph.group == group.index)[0] for group in groups]
     num_params = [sum(np.ones(shapes[each.path])[each.indices].size for each in own) for own in slices]
-    return Candidates(np.array(num_params), np.array(segments), shapes, owners, graph, costs, fingerprint)
+    gates = gate_table(groups, owners)
+    return Candidates(np.array(num_params), np.array(segments), shapes, owners, gates, graph, costs, fingerprint)
 
 
 SLICES = (
