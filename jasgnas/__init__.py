@@ -10,7 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from jasgnas.bridge.counting import count_macs, count_params
 from jasgnas.errors import (
     ArgumentError,
+    BlindSelectionWarning,
     DisconnectedOutputError,
+    EarlySelectionWarning,
     InvalidRemovalError,
     JasgnasError,
     MissingPartError,
@@ -23,8 +25,9 @@ from jasgnas.errors import (
     TreeMismatchError,
     VerificationError,
 )
-from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, H2SPGState, h2spg, h2spg_metrics, h2spg_state
+from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, h2spg
 from jasgnas.optimizer.scores import GroupStats
+from jasgnas.optimizer.state import H2SPGState, h2spg_metrics, h2spg_state
 from jasgnas.pages import draw, report
 from jasgnas.space.groups import Group, LeafSlice
 from jasgnas.space.search import SearchSpace, search_space
@@ -39,7 +42,9 @@ except PackageNotFoundError:  # imported from a checkout that is not installed
 __all__ = [
     "ADAM_DEFAULTS",
     "ArgumentError",
+    "BlindSelectionWarning",
     "DisconnectedOutputError",
+    "EarlySelectionWarning",
     "Group",
     "GroupStats",
     "H2SPGState",

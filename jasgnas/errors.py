@@ -54,3 +54,11 @@ class NothingRemovedWarning(UserWarning):
 
 class RevivedGroupsWarning(UserWarning):
     """Groups that H2SPG has set to zero are not: something changes its updates."""
+
+
+class EarlySelectionWarning(UserWarning):
+    """H2SPG selects while the learning rate still rises, before anything has been learned."""
+
+
+class BlindSelectionWarning(UserWarning):
+    """H2SPG is given neither the gradient nor the loss, and selects by the norms of the parameters."""

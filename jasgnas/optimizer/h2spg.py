@@ -1,86 +1,58 @@
-"""H2SPG, the optimizer that removes groups: the last link of an optax chain.
+"""H2SPG, the optimizer that removes groups: the last link of an optax chain, or around one.
 
-Owns the phases (warm-up, selection, projection) and what they do to the updates. Which groups there are is said by
-`space/candidates.py`, which may go together by `space/validity.py`, and which should go first by `scores.py`.
+Owns what happens in each update. Which groups there are is said by `space/candidates.py`, which may go together by
+`space/validity.py`, which should go first by `scores.py` and `ablation.py`, and when by `phases.py`.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
-from jasgnas.errors import ArgumentError, RevivedGroupsWarning, TreeMismatchError
+from jasgnas.errors import ArgumentError, BlindSelectionWarning
+from jasgnas.optimizer.ablation import Loss
 from jasgnas.optimizer.layout import (
     GroupLayout,
     GroupMoves,
     GroupSums,
     Remainder,
     check_updates,
+    grouped_gradients,
     grouped_leaves,
     lay_out,
     move_groups,
     sum_over_groups,
     with_grouped_leaves,
+    without_groups,
 )
-from jasgnas.optimizer.scores import DEFAULT_SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
+from jasgnas.optimizer.phases import Phases, divide_phases
+from jasgnas.optimizer.projection import project, shrinking_strengths
+from jasgnas.optimizer.scores import DEFAULT_SCORES, SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
+from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
-from jasgnas.space.selection import falling_order, select_redundant
 from jasgnas.space.targets import Target, resolve_target
+from jasgnas.space.validity import is_valid
 
 if TYPE_CHECKING:
     from jasgnas.space.search import SearchSpace
 
-WARMUP, PROJECTION, DONE = range(3)
-"""Values of `H2SPGState.phase`."""
-
 ADAM_DEFAULTS: Mapping[str, float] = {"lmbda": 1e-2, "amplify": 20.0, "hat": 1e3}
 """The published λ rule for Adam and its relatives: `h2spg(space, ..., **ADAM_DEFAULTS)`. `h2spg`'s own is for SGD."""
-
-
-class H2SPGState(NamedTuple):
-    """State of `h2spg`: a few vectors over the groups, nothing of the size of the parameters.
-
-    Attributes:
-        step: int32, number of updates made.
-        phase: int32, phase that the latest update was made in or has reached: 0 warm-up, 1 projection, 2 done, which
-            means that all groups of the target are exactly zero.
-        scores: float `[num_groups]`, moving average of the redundancy scores; stays as it is after the last selection.
-        redundant: bool `[num_groups]`, groups selected to go.
-        zero: bool `[num_groups]`, groups that are exactly zero and stay so; a subset of `redundant`.
-        planned: bool `[num_groups]`, a valid set that meets the target and contains `redundant`: proof that the target
-            stays within reach when `redundant` is selected in several rounds.
-        revived: bool `[num_groups]`, groups that an update has set to zero and a later one did not find so: something
-            that comes after `h2spg` changes its updates, or the parameters. They are not among `zero`.
-        norms: float `[num_groups]`, norm of each group's parameters as the latest update found them; not kept up to
-            date where no norms are needed, that is before the scores are averaged and after the end.
-        start_norms: float `[num_groups]`, the same at the latest selection.
-        space_id: uint32, fingerprint of the search space, which a checkpoint keeps.
-        remainder: static, what `jasgnas.shrink` has left of the parameters.
-    """
-
-    step: jax.Array
-    phase: jax.Array
-    scores: jax.Array
-    redundant: jax.Array
-    zero: jax.Array
-    planned: jax.Array
-    revived: jax.Array
-    norms: jax.Array
-    start_norms: jax.Array
-    space_id: jax.Array
-    remainder: Remainder = Remainder()
 
 
 def h2spg(
     space: "SearchSpace | Candidates",
     *,
     learning_rate: optax.ScalarOrSchedule,
+    inner: optax.GradientTransformation | None = None,
     target_groups: int | None = None,
     target_sparsity: float | None = None,
     target_params: int | float | None = None,
@@ -88,23 +60,28 @@ def h2spg(
     warmup_steps: int,
     projection_steps: int,
     selection_steps: int | None = None,
+    settle: bool = False,
+    look_every: int | None = None,
     periods: int = 1,
     lmbda: float = 1e-3,
     amplify: float = 2.0,
     hat: float = 10.0,
     epsilon: float = 0.0,
     omega: float = 0.9,
-    score: str | ScoreFn = "default",
+    score: str | Score | ScoreFn | ArrayLike = "default",
+    per_cost: bool = False,
+    forward_passes: float | None = None,
     hierarchical: bool = True,
     guarantee_target: bool = True,
-) -> optax.GradientTransformation:
-    """Returns the hierarchical half-space projected gradient method as the last link of an optax chain.
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the hierarchical half-space projected gradient method, as the last link of an optax chain or around one.
 
-    The links before it supply the update u = −α·d of any optimizer. Updates are numbered from 0:
+    The links before it, or `inner`, supply the update u = −α·d of any optimizer. Updates are numbered from 0:
 
     - Warm-up, updates 0 … `warmup_steps` − 1: u passes through; the redundancy scores of the groups are averaged.
-    - Selection, at update number `warmup_steps`, before the update is made: groups are accepted as redundant by falling
-      score as long as the network stays valid without them, until the target is met.
+    - Selection, at update number `warmup_steps`, before the update is made: groups are accepted as redundant as long as
+      the network stays valid without them, until the target is met. They are visited by falling score, or, where scores
+      are in units of the loss and the target is a size, by rising cost (minus the score) per unit saved.
     - Projection, the next `projection_steps` updates: important parameters still take u. A redundant group x moves to
       x̂ = x + u − α·λ·x/‖x‖, with λ large enough to shrink it, and becomes exactly zero once ⟨x̂, x⟩ < ε‖x‖². With
       `guarantee_target` its norm is also kept below a line that falls from the norm at the selection to zero at the
@@ -115,9 +92,24 @@ def h2spg(
     P-th of the target (of the groups to remove, or of what the network must lose) and has it exactly zero at its end.
     Scores are averaged until the last selection.
 
+    What goes should be what the loss can do without, and the updates of an optimizer do not say: after momentum and
+    weight decay, ⟨x, d⟩ of a weight before a norm is little but its length. So `update` takes what
+    `optax.scale_by_backtracking_linesearch` takes, and a chain hands it on:
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, state = tx.update(grads, state, params, grad=grads, value=loss, value_fn=loss_fn)
+
+    `grad` is the gradient itself, `value_fn(params)` the loss of the current batch, which returns a scalar or
+    `(loss, aux)`, is pure, and may name further arguments of `update`; `value` is its value at `params`, and spares an
+    evaluation. Under `jax.pmap` and `jax.shard_map` all three are averages over the devices. A loop that hands nothing
+    on, such as Flax's `TrainState.apply_gradients`, takes `h2spg(..., inner=tx)`, which sees the gradient as it comes
+    and runs the optimizer itself. The gradients of groups that are zero for good are then masked before it: what is
+    clipped by the global norm is what a network without them has.
+
     Args:
         space: the search space of the network, from `jasgnas.search_space`, or its `candidates` alone.
         learning_rate: α of the links before, number or optax schedule; it must be what they multiply with.
+        inner: the optimizer, if `h2spg` is to run it itself instead of being its last link.
         target_groups: how many groups to remove. Exactly one of the four targets is needed.
         target_sparsity: the same as a fraction of the number of groups, rounded down.
         target_params: the most trainable parameters that the sub-network may have, as `jasgnas.count_params` counts
@@ -125,32 +117,47 @@ def h2spg(
             until it has no more; those that it can do with after all are kept, so that every group that goes is needed.
         target_macs: the same for multiply-adds at the inputs that the space was made with, as `jasgnas.count_macs`
             counts them.
-        warmup_steps: updates before the first selection, at least 1.
+        warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be.
         projection_steps: updates over which redundant groups go to zero, at least `periods`.
         selection_steps: how many of the last warm-up updates the scores are averaged over; updates before these cost
-            nothing. None means as many as can matter: with ω = 0.9, what is older than 343 updates weighs less than a
-            rounding error.
+            nothing. None means half of them, or for a moving average as many as can matter: with ω = 0.9, what is older
+            than 343 updates weighs less than a rounding error. Updates before the learning rate has ceased to rise are
+            not scored in any case.
+        settle: selects as soon as two selections on trial, one after the other, differ in at most a tenth of their
+            groups.
+        look_every: after how many scored updates a set is selected on trial; None for about ten times in all.
         periods: rounds of selection and projection.
         lmbda: λ, the least strength of the shrinking.
         amplify: how far λ exceeds the least value that lets a group shrink that the optimizer would let grow.
         hat: bound on λ as a multiple of `lmbda`.
         epsilon: ε of the half-space, in [0, 1); larger projects sooner.
-        omega: ω, weight of the past in the moving average of the scores, in [0, 1).
-        score: name of a score in `jasgnas.optimizer.scores.SCORES`, or a function of `GroupStats` that returns
-            `[num_groups]` scores, larger for groups to remove sooner. The default is `magnitude`, which removed better
-            structures than the score of the papers, `published`.
+        omega: ω, weight of the past in the moving average of the scores, in [0, 1). The first scores are averaged
+            evenly, and so are all of `gate` and `ablation`. Scores that are not finite are left out and counted.
+        score: name of a score in `jasgnas.optimizer.scores.SCORES`; a function of `GroupStats` that returns
+            `[num_groups]` scores, larger for groups to remove sooner; or such scores, which stay as they are.
+            "default" is `ablation` where `update` is given a `value_fn`, else `gate` where the gradient is known, else
+            `magnitude`, with a warning.
+        per_cost: whether minus the score of a function or an array is a cost in units of the loss.
+        forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
+            one in two updates.
         hierarchical: False ignores validity and takes the best-scoring groups, as DHSPG does; for comparisons only.
         guarantee_target: False leaves the norms to the papers' method alone, which may not reach the target in time.
 
     Returns:
-        A gradient transformation whose state is an `H2SPGState`. Its `update` needs `params`.
+        A gradient transformation whose state is an `H2SPGState`. Its `update` needs `params`, and takes `grad`, `value`
+        and `value_fn`.
 
     Raises:
         ArgumentError: an option is of the wrong kind or out of range, or not exactly one target is given; by `update`,
-            there are no parameters, or the state is none of `h2spg`.
+            there are no parameters, the state is none of `h2spg`, the score needs what is not given, or too few updates
+            are scored to measure every group.
         TargetError: no valid removal reaches the target.
         TreeMismatchError: by `init` and `update`, parameters, updates or a state that do not belong to the search
             space, or not to each other.
+
+    Warns:
+        EarlySelectionWarning: the learning rate still rises where the selection is made.
+        BlindSelectionWarning: by `update`, the default score is given neither the gradient nor the loss.
 
     Example:
         >>> import jasgnas
@@ -171,8 +178,9 @@ def h2spg(
     References:
         Chen et al., ASGNAS / OTOv3, arXiv 2305.18030 and 2312.09411: phases, score and hierarchical selection.
         Chen et al., OTOv2, arXiv 2303.06862, section 3.2: λ rule and half-space projection (DHSPG).
+        Molchanov et al., arXiv 1906.10771: importance by the gradient of gates.
     """
-    candidates = _candidates_of(space)
+    candidates = candidates_of(space)
     _check_learning_rate(learning_rate)
     check_integer("warmup_steps", warmup_steps, 1)
     check_integer("periods", periods, 1)
@@ -182,31 +190,43 @@ def h2spg(
     check_number("hat", hat, 1, np.inf)
     check_number("epsilon", epsilon, 0, 1)
     check_number("omega", omega, 0, 1)
+    if forward_passes is None:
+        forward_passes = _FORWARD_PASSES
+    if not isinstance(forward_passes, NUMBERS) or not 0 < forward_passes < np.inf:
+        raise ArgumentError(f"forward_passes must be a number above 0, got {forward_passes!r}")
+    found = None if isinstance(score, str) and score == "default" else find_score(score)
+    if per_cost and found is not None:
+        found = found._replace(is_cost=True)
     if selection_steps is None:
-        selection_steps = int(min(warmup_steps, _memory(omega)))
+        is_mean = found is None or found.is_mean
+        selection_steps = int(max(1, warmup_steps // 2) if is_mean else min(warmup_steps, _memory(omega)))
     check_integer("selection_steps", selection_steps, 1, warmup_steps)
+    if look_every is not None:
+        check_integer("look_every", look_every, 1)
     targets = {
         "target_groups": target_groups,
         "target_sparsity": target_sparsity,
         "target_params": target_params,
         "target_macs": target_macs,
     }
+    phases = divide_phases(learning_rate, warmup_steps, selection_steps, projection_steps, periods)
     method = _Method(
         candidates=candidates,
         learning_rate=learning_rate,
+        inner=None if inner is None else optax.with_extra_args_support(inner),
         target=resolve_target(candidates, targets, periods, hierarchical),
-        rounds=_Rounds.divide(warmup_steps, projection_steps, periods),
-        first_scoring=warmup_steps - selection_steps,
+        phases=phases.settling(look_every) if settle else phases,
         lmbda=lmbda,
         amplify=amplify,
         hat=hat,
         epsilon=epsilon,
         omega=omega,
-        score=find_score(DEFAULT_SCORES[""] if isinstance(score, str) and score == "default" else score),
+        score=found,
+        forward_passes=forward_passes,
         hierarchical=hierarchical,
         guarantee_target=guarantee_target,
     )
-    return optax.GradientTransformation(method.init, method.update)
+    return optax.GradientTransformationExtraArgs(method.init, method.update)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,21 +235,22 @@ class _Method:
 
     Attributes:
         target: what must be gone by the end of each round.
-        rounds: the updates of each round.
-        first_scoring: number of the first update whose scores are averaged.
+        phases: when what is done.
+        score: None for the best that what is given allows.
     """
 
     candidates: Candidates
     learning_rate: optax.ScalarOrSchedule
+    inner: optax.GradientTransformationExtraArgs | None
     target: Target
-    rounds: "_Rounds"
-    first_scoring: int
+    phases: Phases
     lmbda: float | jax.Array
     amplify: float | jax.Array
     hat: float | jax.Array
     epsilon: float | jax.Array
     omega: float | jax.Array
-    score: Score
+    score: Score | None
+    forward_passes: float
     hierarchical: bool
     guarantee_target: bool
 
@@ -237,92 +258,201 @@ class _Method:
         """Returns the state before the first update."""
         dtype = lay_out(self.candidates, params, Remainder()).dtype
         num_groups = self.candidates.num_groups
+
+        def each(kind: Any) -> jax.Array:
+            return jnp.zeros(num_groups, kind)  # Never the same array twice: all of the state may be donated.
+
         return H2SPGState(
             step=jnp.zeros([], jnp.int32),
             phase=jnp.full([], WARMUP, jnp.int32),
-            scores=jnp.zeros(num_groups, dtype),
-            redundant=jnp.zeros(num_groups, bool),
-            zero=jnp.zeros(num_groups, bool),
+            scores=each(dtype),
+            num_scored=each(jnp.int32),
+            num_skipped=each(jnp.int32),
+            redundant=each(bool),
+            zero=each(bool),
             planned=jnp.asarray(np.isin(np.arange(num_groups), self.target.reachable)),
-            revived=jnp.zeros(num_groups, bool),
-            norms=jnp.zeros(num_groups, dtype),
-            start_norms=jnp.zeros(num_groups, dtype),
+            trial=each(bool),
+            selected_at=jnp.full([], self.phases.latest_start, jnp.int32),
+            runner_up=jnp.full([], -1, jnp.int32),
+            predicted_rise=jnp.array(jnp.nan, dtype),
+            measured_rise=jnp.array(jnp.nan, dtype),
+            revived=each(bool),
+            norms=each(dtype),
+            start_norms=each(dtype),
             space_id=jnp.uint32(self.candidates.fingerprint),
+            inner=() if self.inner is None else self.inner.init(params),
         )
 
     def update(
-        self, updates: optax.Updates, state: H2SPGState, params: optax.Params | None = None
+        self,
+        updates: optax.Updates,
+        state: H2SPGState,
+        params: optax.Params | None = None,
+        *,
+        grad: optax.Updates | None = None,
+        value: ArrayLike | None = None,
+        value_fn: Callable[..., Any] | None = None,
+        **extra: Any,
     ) -> tuple[optax.Updates, H2SPGState]:
         """Changes the updates of an optimizer as the phase demands."""
         if params is None:
             raise ArgumentError("h2spg needs the parameters: call tx.update(grads, opt_state, params)")
-        _check_state(state, self.candidates)
-        state = _with_dtypes(state)
+        check_state(state, self.candidates)
+        state = with_dtypes(state)
         layout = lay_out(self.candidates, params, state.remainder)
+        if self.inner is not None:
+            given = {"grad": grad, "value": value, "value_fn": value_fn}
+            handed_on = extra | {name: each for name, each in given.items() if each is not None}
+            grad = updates
+            updates, state = self._descend(layout, updates, state, params, handed_on)
         if state.remainder.is_final:
             norms = jnp.where(state.zero, 0, state.norms)
             return updates, state._replace(step=optax.safe_increment(state.step), norms=norms)
-        step, rounds = state.step, self.rounds
+        step, phases = state.step, self.phases
         alpha = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
         alpha = jnp.asarray(alpha, layout.dtype)
         check_updates(layout, params, updates)
         xs, us = grouped_leaves(layout, params), grouped_leaves(layout, updates)
         # In the narrower of two dtypes, x − x would not be exactly zero.
         us = [u.astype(jnp.result_type(x, u)) for x, u in zip(xs, us, strict=True)]
+        loss = None if value_fn is None else Loss.of(layout, params, value_fn, extra, value)
+        score = self._resolved_score(grad, loss)
+        gs = None
+        if grad is not None and score.needs in ("grad", "gate", "any"):
+            gs = grouped_gradients(layout, params, grad)
 
-        sums, state = self._measure(layout, xs, us, state)
-        stats = group_stats(sums, alpha, layout.num_params)
-        state = jax.lax.cond(rounds.starts_at(step), self._select, lambda state: state, state)
-        strengths = _shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
+        sums, state = self._measure(layout, xs, us, gs, score, state)
+        stats = self._stats(layout, sums, alpha)
+        state = self._select(state, score, loss)
+        since = step - state.selected_at
+        strengths = shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
         # Parameters and updates are read again only where something can move.
         us, zero = jax.lax.cond(
-            step >= rounds.first_start,
+            since >= 0,
             lambda: self._move(layout, xs, us, state, sums, alpha * strengths),
             lambda: (us, state.zero),
         )
-        is_done = (step >= rounds.last_start) & jnp.all(zero == state.redundant)
-        phase = jnp.where(is_done, DONE, jnp.where(step < rounds.first_start, WARMUP, PROJECTION))
+        is_done = (since >= phases.last_start) & jnp.all(zero == state.redundant)
+        phase = jnp.where(is_done, DONE, jnp.where(since < 0, WARMUP, PROJECTION))
+        state = self._score(state, stats, score, loss)
         return with_grouped_leaves(layout, updates, us), state._replace(
-            step=optax.safe_increment(step),
-            phase=phase.astype(jnp.int32),
-            # A round that starts with this update was selected with the scores averaged before it.
-            scores=self._averaged_scores(state, stats),
-            zero=zero,
+            step=optax.safe_increment(step), phase=phase.astype(jnp.int32), zero=zero
         )
 
+    def _descend(
+        self,
+        layout: GroupLayout,
+        grads: optax.Updates,
+        state: H2SPGState,
+        params: optax.Params,
+        handed_on: Mapping[str, Any],
+    ) -> tuple[optax.Updates, H2SPGState]:
+        """Returns the updates of `inner`, and the state with its own; gradients of frozen groups are masked."""
+        assert self.inner is not None
+        check_updates(layout, params, grads)
+        gs = grouped_leaves(layout, grads)
+        frozen = jax.lax.cond(jnp.any(state.zero), lambda: without_groups(layout, gs, state.zero), lambda: gs)
+        masked = with_grouped_leaves(layout, grads, frozen)
+        updates, inner = self.inner.update(masked, state.inner, params, **handed_on)
+        return updates, state._replace(inner=inner)
+
+    def _resolved_score(self, grad: Any, loss: Loss | None) -> Score:
+        """Returns the score that is asked for, or the best that what is given allows."""
+        given = dict.fromkeys(("grad", "gate"), grad is not None) | {
+            "value_fn": loss is not None,
+            "": True,
+            "any": True,
+        }
+        if self.score is None:
+            needs = next(needs for needs in DEFAULT_SCORES if given[needs])
+            if not needs:
+                warnings.warn(
+                    f"h2spg is given neither the gradient nor the loss, and selects by {DEFAULT_SCORES[needs]}, which "
+                    f"networks with norms make little of. {HOW_TO_GIVE} To select so on purpose, name the score",
+                    BlindSelectionWarning,
+                    3,
+                )
+            return SCORES[DEFAULT_SCORES[needs]]
+        if not given[self.score.needs]:
+            what = "the loss (value_fn)" if self.score.needs == "value_fn" else "the gradient (grad)"
+            raise ArgumentError(f"this score needs {what}, which update was not given. {HOW_TO_GIVE}")
+        return self.score
+
     def _measure(
-        self, layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], state: H2SPGState
+        self,
+        layout: GroupLayout,
+        xs: list[jax.Array],
+        us: list[jax.Array],
+        gs: list[jax.Array] | None,
+        score: Score,
+        state: H2SPGState,
     ) -> tuple[GroupSums, H2SPGState]:
         """Returns the inner products over the groups, and the state with their norms and those found to be revived."""
         # Once more after the end: whether what has been set to zero last is so.
         is_unsure = jnp.any(state.zero & (state.norms > 0))
-        is_measured = (state.step >= self.first_scoring) & ((state.phase != DONE) | is_unsure)
-        nothing = GroupSums(*jnp.zeros((3, self.candidates.num_groups), layout.dtype))
-        sums = jax.lax.cond(is_measured, lambda: sum_over_groups(layout, xs, us), lambda: nothing)
+        is_measured = (state.step >= self.phases.first_scoring) & ((state.phase != DONE) | is_unsure)
+        measure = partial(sum_over_groups, layout, xs, us, gs, gates_alone=score.needs == "gate")
+        nothing = jax.tree.map(lambda sums: jnp.zeros(sums.shape, sums.dtype), jax.eval_shape(measure))
+        sums = jax.lax.cond(is_measured, measure, lambda: nothing)
         revived = (state.zero | state.revived) & jnp.where(is_measured, sums.x_x > 0, state.revived)
         zero = state.zero & ~revived
         # What an optimizer would do to a frozen zero is no property of the group: it may not even be there any more.
-        sums = GroupSums(*(jnp.where(zero, 0, each) for each in sums))
+        sums = jax.tree.map(lambda each: jnp.where(zero, 0, each), sums)
         is_concerned = (state.phase != DONE) | zero | revived
         norms = jnp.where(is_measured & is_concerned, jnp.sqrt(sums.x_x), state.norms)
         return sums, state._replace(zero=zero, revived=revived, norms=norms)
 
-    def _select(self, state: H2SPGState) -> H2SPGState:
-        """Plans the whole target anew around what is redundant already, and adds this round's share of it."""
-        if self.hierarchical:
-            planned = select_redundant(
-                self.candidates.dependence,
-                self.candidates.critical,
-                state.scores,
-                self.target.take(-1),
-                state.planned,
-                state.redundant,
+    def _stats(self, layout: GroupLayout, sums: GroupSums, alpha: jax.Array) -> GroupStats:
+        """Returns what scores look at, but for what is measured by ablation."""
+        costs, segments = self.candidates.costs, self.candidates.segments
+        saved = {
+            f"saved_{measure}": jnp.asarray(costs.of_groups(segments, measure), layout.dtype)
+            for measure in costs.measures
+        }
+        return group_stats(sums, alpha, layout.num_params)._replace(**saved)
+
+    def _select(self, state: H2SPGState, score: Score, loss: Loss | None) -> H2SPGState:
+        """Plans the whole target anew around what is redundant already, and adds this round's share of it.
+
+        With `settle` a plan may be made before there is a round, too: if it is much like the one before, it is taken.
+        """
+        step, phases = state.step, self.phases
+        starts = phases.starts_at(step - state.selected_at)
+        looks = phases.looks_at(step, state.selected_at)
+
+        def select(state: H2SPGState) -> H2SPGState:
+            # Nothing is known of a group without a score: it comes last.
+            scores = jnp.where(state.num_scored != 0, state.scores, jnp.nan)
+            number = phases.round_of(step - jnp.minimum(step, state.selected_at))
+            planned, redundant, runner_up = self.target.select(
+                scores, number, state.planned, state.redundant, by_cost=score.is_cost, hierarchical=self.hierarchical
             )
-        else:
-            planned = jnp.ones_like(state.planned)
-        order = falling_order(state.scores, state.redundant)
-        share, _ = self.target.take(self.rounds.number(state.step))(order, planned)
-        return state._replace(planned=planned, redundant=state.redundant | share, start_norms=state.norms)
+            is_settled = jnp.sum(planned & ~state.trial) * _SETTLED <= jnp.sum(planned)
+            is_taken = starts | is_settled
+            taken = state._replace(
+                planned=planned,
+                redundant=redundant,
+                selected_at=jnp.minimum(step, state.selected_at),
+                runner_up=runner_up,
+                start_norms=state.norms,
+                predicted_rise=jnp.sum(jnp.where(redundant, -scores, 0)) if score.is_cost else state.predicted_rise,
+                # Removals do not add up: from here on it is measured anew, on what is left.
+                num_scored=-jnp.sign(jnp.abs(state.num_scored)) if score.is_mean else state.num_scored,
+            )
+            looked = state._replace(trial=planned)
+            return jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), taken, looked)
+
+        selected = jax.lax.cond(starts | looks, select, lambda state: state, state._replace(inner=()))
+        selected = selected._replace(inner=state.inner)
+        if loss is None:
+            return selected
+        is_new = starts | (selected.selected_at != state.selected_at)
+        rise = jax.lax.cond(
+            is_new,
+            lambda: loss.rise(selected.redundant).astype(selected.measured_rise.dtype),
+            lambda: selected.measured_rise,
+        )
+        return selected._replace(measured_rise=rise)
 
     def _move(
         self,
@@ -334,8 +464,8 @@ class _Method:
         pull: jax.Array,
     ) -> tuple[list[jax.Array], jax.Array]:
         """Returns the updates of the grouped leaves, redundant groups projected, and which groups are zero then."""
-        left = self.rounds.fraction_left(state.step).astype(layout.dtype)
-        moves = _project(sums, pull, self.epsilon, left * state.start_norms if self.guarantee_target else None)
+        left = self.phases.fraction_left(state.step - state.selected_at).astype(layout.dtype)
+        moves = project(sums, pull, self.epsilon, left * state.start_norms if self.guarantee_target else None)
         moves = GroupMoves(
             jnp.where(state.redundant, moves.scale, 1),
             jnp.where(state.redundant, moves.shift, 0),
@@ -346,189 +476,66 @@ class _Method:
         # Until they are found to be zero, those revived are not believed to be.
         return move_groups(layout, xs, us, moves), moves.zero & ~state.revived
 
-    def _averaged_scores(self, state: H2SPGState, stats: GroupStats) -> jax.Array:
-        """Returns the moving average of the scores with those of this update, as long as it is kept."""
-        scores = self.score(stats).astype(state.scores.dtype)
-        averaged = self.omega * state.scores + (1 - self.omega) * scores
-        averaged = jnp.where(state.step == self.first_scoring, scores, averaged)
-        is_scoring = (state.step >= self.first_scoring) & (state.step < self.rounds.last_start)
-        return jnp.where(is_scoring, averaged, state.scores).astype(state.scores.dtype)
-
-
-def _candidates_of(space: Any) -> Candidates:
-    candidates = space if isinstance(space, Candidates) else getattr(space, "candidates", None)
-    if not isinstance(candidates, Candidates):
-        raise ArgumentError(f"expected a search space, as jasgnas.search_space returns it, got {type(space).__name__}")
-    return candidates
-
-
-def h2spg_state(opt_state: Any, space: "SearchSpace | Candidates | None" = None) -> H2SPGState:
-    """Returns the state of `h2spg` inside an optimizer state, its fields as plain arrays.
-
-    Args:
-        opt_state: state of any optax transformation that holds `h2spg` once: a chain, `optax.MultiSteps`,
-            `optax.multi_transform`, …; also the `opt_state` of an `nnx.Optimizer`, whose leaves are variables.
-        space: the search space that the state must have been made for. To be given for a state that was restored: the
-            values of a state are not known inside `jax.jit`, so that `update` only refuses another number of groups.
-
-    Raises:
-        ArgumentError: there is no such state, or more than one.
-        TreeMismatchError: the state was made for another search space.
-
-    Example:
-        >>> state = h2spg_state(opt_state)  # doctest: +SKIP
-        >>> int(state.phase), state.redundant.tolist()  # doctest: +SKIP
-        (1, [True, False, True])
-    """
-    states = h2spg_states(opt_state)
-    if len(states) != 1:
-        raise ArgumentError(
-            f"expected an optimizer state that holds one H2SPGState, found {len(states)} in a "
-            f"{type(opt_state).__name__}; give the state of a transformation made with one jasgnas.h2spg, or the "
-            f"opt_state of its nnx.Optimizer. {LOST_TYPE}"
+    def _score(self, state: H2SPGState, stats: GroupStats, score: Score, loss: Loss | None) -> H2SPGState:
+        """Returns the state with the scores of this update in their averages, as long as they are kept."""
+        is_scored = self.phases.is_scored(state.step, state.selected_at)
+        is_due = jnp.broadcast_to(is_scored, state.scores.shape)
+        if score.needs == "value_fn":
+            assert loss is not None
+            rises, is_due = self._ablate(state, is_scored, loss)
+            stats = stats._replace(loss_rise=rises)
+        scores = score(stats).astype(state.scores.dtype)
+        is_taken = is_due & jnp.isfinite(scores)
+        num_scored = jnp.maximum(state.num_scored, 0)
+        rate = 1 / (num_scored + 1).astype(scores.dtype)
+        rate = rate if score.is_mean else jnp.maximum(rate, 1 - self.omega)
+        averaged = state.scores + rate * (scores - state.scores)
+        return state._replace(
+            scores=jnp.where(is_taken, averaged, state.scores).astype(state.scores.dtype),
+            num_scored=jnp.where(is_taken, num_scored + 1, state.num_scored),
+            num_skipped=state.num_skipped + (is_due & ~is_taken),
         )
-    # Leaf by leaf, since those of an `nnx.Optimizer` are inside variables.
-    state = _with_dtypes(states[0]._replace(**dict(zip(H2SPGState._fields, jax.tree.leaves(states[0]), strict=False))))
-    if space is not None:
-        _check_state(state, _candidates_of(space))
-    return state
+
+    def _ablate(self, state: H2SPGState, is_scored: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array]:
+        """Returns the rises of the loss that this update measures, NaN for others, and which these are.
+
+        The groups take turns: few of them in one update, so that an update costs `forward_passes` evaluations of the
+        loss on average.
+        """
+        phases, mask = self.phases, self._ablated
+        number, every = loss.turns(self.forward_passes, int(mask.sum()))
+        scored = state.step - phases.first_scoring
+        num_scored = phases.latest_start - phases.first_scoring
+        if (most := -(-num_scored // every) * number) < mask.sum():
+            raise ArgumentError(
+                f"{num_scored} scored updates with forward_passes={self.forward_passes} measure {most} groups, and "
+                f"there are {mask.sum()}: give more selection_steps (and warmup_steps), or more forward_passes"
+            )
+        is_due = is_scored & (scored % every == 0)
+        # Groups that are on their way out need no score any more.
+        waiting = jnp.asarray(mask) & ~state.redundant
+        turns = scored // every * number + jnp.arange(number)
+        groups = jnp.argsort(~waiting, stable=True)[turns % jnp.maximum(jnp.sum(waiting), 1)]
+        unknown = jnp.full_like(state.scores, jnp.nan)
+        rises = jax.lax.cond(is_due, lambda: loss.rises(groups).astype(unknown.dtype), lambda: unknown)
+        return rises, is_due & waiting & jnp.isin(jnp.arange(len(unknown)), groups)
+
+    @cached_property
+    def _ablated(self) -> np.ndarray:
+        """The groups whose removal is to be measured, bool `[num_groups]`: those that can go alone, if that matters."""
+        single = np.eye(self.candidates.num_groups, dtype=bool)
+        graph = self.candidates.dependence
+        return np.array([not self.hierarchical or is_valid(graph, each) for each in single])
 
 
-def h2spg_states(opt_state: Any) -> list[H2SPGState]:
-    """Returns every state of `h2spg` inside an optimizer state, as it is."""
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, H2SPGState))
-    return [node for node in nodes if isinstance(node, H2SPGState)]
-
-
-def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
-    """Returns what is worth logging, from the state alone; also inside jit.
-
-    Args:
-        opt_state: anything that `h2spg_state` accepts.
-
-    Returns:
-        `phase`, `num_redundant`, `num_zero` and `num_removed` (int32; `jasgnas.shrink` has taken these out),
-        `group_sparsity` (float, fraction of groups that are zero), and the vectors `scores` and `shrinking_norms`
-        (float `[num_groups]`, 0 for groups not on their way to zero). `num_revived` (int32) counts the groups that were
-        set to zero and are not: it is 0 where `h2spg` is the last link.
-
-    Raises:
-        ArgumentError: there is no such state, more than one, or it is replicated over devices.
-
-    Warns:
-        RevivedGroupsWarning: `num_revived` is not 0, outside jit.
-    """
-    state = single_state(h2spg_state(opt_state))
-    if not isinstance(state.revived, jax.core.Tracer) and (revived := np.flatnonzero(state.revived).tolist()):
-        warnings.warn(f"the groups {revived} were set to zero and are not. {CHANGED_UPDATES}", RevivedGroupsWarning, 2)
-    return {
-        "phase": state.phase,
-        "num_redundant": jnp.sum(state.redundant, dtype=jnp.int32),
-        "num_zero": jnp.sum(state.zero, dtype=jnp.int32),
-        "num_revived": jnp.sum(state.revived, dtype=jnp.int32),
-        "num_removed": jnp.int32(len(state.remainder.removed)),
-        "group_sparsity": jnp.mean(state.zero, dtype=state.scores.dtype),
-        "scores": state.scores,
-        "shrinking_norms": jnp.where(state.redundant & ~state.zero, state.norms, 0),
-    }
-
-
-def single_state(state: H2SPGState) -> H2SPGState:
-    """Returns the state if it is that of one device; raises an `ArgumentError` for copies of several in one array."""
-    if np.ndim(state.zero) != 1:
-        raise ArgumentError(
-            f"the optimizer state is replicated: expected vectors over the groups, got {np.shape(state.zero)}. Pass "
-            "the copy of one device, jax.tree.map(lambda x: x[0], opt_state)"
-        )
-    return state
-
-
-CHANGED_UPDATES = (
-    "Something after h2spg changes its updates (another link of the chain, or what wraps it) or the parameters "
-    "themselves: h2spg must be the last link of the chain, and its updates be applied as they are"
+HOW_TO_GIVE = (
+    "Either hand them to the chain: tx.update(updates, state, params, grad=grads, value=loss, value_fn=loss_fn), in "
+    "nnx optimizer.update(model, grads, grad=grads, value_fn=jasgnas.nnx_value_fn(model, loss_fn)); or let h2spg run "
+    "the optimizer, h2spg(space, inner=tx, ...), where it sees the gradient itself."
 )
-LOST_TYPE = (
-    "A checkpoint that was restored without its types holds plain tuples or dicts: restore it into the tree that "
-    "tx.init(params) returns"
-)
-
-
-class _Rounds(NamedTuple):
-    """The rounds of selection and projection.
-
-    Attributes:
-        starts: int `[num_rounds + 1]`, update that each round starts with, and the update after the last round.
-    """
-
-    starts: np.ndarray
-
-    @classmethod
-    def divide(cls, warmup_steps: int, projection_steps: int, periods: int) -> "_Rounds":
-        """Divides the projection phase into `periods` parts, equal up to rounding."""
-        return cls(warmup_steps + np.arange(periods + 1) * projection_steps // periods)
-
-    @property
-    def first_start(self) -> int:
-        """The update that makes the first selection."""
-        return int(self.starts[0])
-
-    @property
-    def last_start(self) -> int:
-        """The update that makes the last selection."""
-        return int(self.starts[-2])
-
-    def starts_at(self, step: jax.Array) -> jax.Array:
-        """Returns whether a round starts with this update."""
-        return jnp.any(self.starts[:-1] == step)
-
-    def fraction_left(self, step: jax.Array) -> jax.Array:
-        """Returns the part of the round's updates that comes after this one, exactly 0 from the last one on."""
-        lengths = jnp.asarray(np.diff(self.starts))
-        left = jnp.asarray(self.starts[1:])[self.number(step)] - 1 - step
-        return jnp.maximum(left, 0) / lengths[self.number(step)]
-
-    def number(self, step: jax.Array) -> jax.Array:
-        """Returns the number of the round that this update belongs to, the nearest one outside all rounds."""
-        return jnp.clip(jnp.searchsorted(self.starts, step, side="right") - 1, 0, len(self.starts) - 2)
-
-
-def _shrinking_strengths(
-    stats: GroupStats, lmbda: float | jax.Array, amplify: float | jax.Array, hat: float | jax.Array
-) -> jax.Array:
-    """Returns λ of each group, `[num_groups]`, by the rule of DHSPG (arXiv 2303.06862, section 3.2).
-
-    Where the direction alone would let the group grow, λ must exceed `lower` for the group to shrink, and stay below
-    `upper` for the step to be one of descent.
-    """
-    is_growing = stats.x_dot_d < 0
-    x_dot_d = jnp.where(is_growing, stats.x_dot_d, -1)
-    x_norm = jnp.where(is_growing, stats.x_norm, 1)
-    lower = -x_dot_d / x_norm
-    upper = -(stats.d_norm**2) * x_norm / x_dot_d
-    strength = jnp.clip(amplify * lower, lmbda, hat * lmbda)
-    strength = jnp.where(strength >= upper, (lower + upper) / 2, strength)
-    return jnp.where(is_growing, strength, lmbda)
-
-
-def _project(sums: GroupSums, pull: jax.Array, epsilon: float | jax.Array, limits: jax.Array | None) -> GroupMoves:
-    """Returns what would become of each group if it were redundant.
-
-    Args:
-        sums: inner products of x and u.
-        pull: αλ, float `[num_groups]`: by how much the norm is shortened beside the update.
-        epsilon: ε of the half-space.
-        limits: bound on the norm after the update, float `[num_groups]`, or None for no bound.
-    """
-    norm = jnp.sqrt(sums.x_x)
-    shortening = pull / jnp.where(norm > 0, norm, 1)
-    left = 1 - shortening  # x̂ = left·x + u
-    projected = (left * sums.x_x + sums.x_u < epsilon * sums.x_x) | (norm == 0)
-    if limits is None:
-        return GroupMoves(jnp.ones_like(norm), -shortening, projected)
-    new_norm = jnp.sqrt(jnp.maximum(left**2 * sums.x_x + 2 * left * sums.x_u + sums.u_u, 0))
-    is_too_long = new_norm > limits
-    scale = jnp.where(is_too_long, limits / jnp.where(is_too_long, new_norm, 1), 1)
-    return GroupMoves(scale, scale - 1 - scale * shortening, projected | (limits <= 0))
+_FORWARD_PASSES = 0.5
+_SETTLED = 10
+"""The choice has settled if at most one in so many groups is new."""
 
 
 def _memory(omega: float | jax.Array) -> float:
@@ -545,33 +552,3 @@ def _check_learning_rate(learning_rate: Any) -> None:
     )
     if not (callable(learning_rate) or is_array or is_number):
         raise ArgumentError(f"learning_rate must be a number, at least 0, or an optax schedule, got {learning_rate!r}")
-
-
-def _with_dtypes(state: H2SPGState) -> H2SPGState:
-    """Returns the state with booleans and integers of its own dtypes.
-
-    A wrapper that blends two states by arithmetic, such as `optax.contrib.sam`, makes int32 of all of them.
-    """
-    dtypes: dict[str, Any] = dict.fromkeys(("redundant", "zero", "planned", "revived"), jnp.bool_)
-    dtypes["space_id"] = jnp.uint32
-    changed = {name: getattr(state, name) for name in dtypes}
-    return state._replace(
-        **{name: leaf.astype(dtypes[name]) for name, leaf in changed.items() if leaf.dtype != dtypes[name]}
-    )
-
-
-def _check_state(state: H2SPGState, candidates: Candidates) -> None:
-    """Raises an error if the state is none, or was made for another space, as far as that is known while tracing."""
-    if not isinstance(state, H2SPGState):
-        raise ArgumentError(f"expected an H2SPGState, got {type(state).__name__}. {LOST_TYPE}")
-    expected, found = candidates.num_groups, np.shape(state.scores)[-1:]
-    is_concrete = not isinstance(state.space_id, jax.core.Tracer)
-    is_other = is_concrete and bool(
-        np.any(np.asarray(_with_dtypes(state).space_id) != np.uint32(candidates.fingerprint))
-    )
-    if found != (expected,) or is_other:
-        raise TreeMismatchError(
-            f"the optimizer state is for the {found[0]} groups of another search space than the given one, which has "
-            f"{expected}. Restore the state saved with this network, or start anew with "
-            "tx.init(params)"
-        )

@@ -184,6 +184,27 @@ def grouped_leaves(layout: GroupLayout, tree: Any) -> list[jax.Array]:
     return [leaves[leaf.position] for leaf in layout.leaves]
 
 
+def grouped_gradients(layout: GroupLayout, params: optax.Params, grads: optax.Updates) -> list[jax.Array]:
+    """Returns the gradients of the leaves that hold groups, in the order of the layout, found by their paths.
+
+    There may be gradients of other leaves, too: what selects a part of the parameters, such as
+    `optax.multi_transform`, hands extra arguments on as they are.
+
+    Raises:
+        TreeMismatchError: lists every leaf whose gradient is missing or has another shape.
+    """
+    found = leaves_by_path(grads)
+    paths = list(leaves_by_path(params))
+    named = [(paths[leaf.position], x) for leaf, x in zip(layout.leaves, grouped_leaves(layout, params), strict=True)]
+    faults = [path for path, x in named if path not in found or np.shape(found[path]) != np.shape(x)]
+    if faults:
+        raise TreeMismatchError(
+            f"the gradient grad= has nothing, or another shape, for {', '.join(faults)}. Expected a tree like the "
+            "parameters, as jax.grad returns it"
+        )
+    return [found[path] for path, _ in named]
+
+
 def with_grouped_leaves(layout: GroupLayout, tree: T, leaves: list[jax.Array]) -> T:
     """Returns the tree with other leaves where it holds groups."""
     all_leaves, treedef = jax.tree.flatten(tree)
@@ -193,7 +214,12 @@ def with_grouped_leaves(layout: GroupLayout, tree: T, leaves: list[jax.Array]) -
 
 
 def sum_over_groups(
-    layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], gs: list[jax.Array] | None = None
+    layout: GroupLayout,
+    xs: list[jax.Array],
+    us: list[jax.Array],
+    gs: list[jax.Array] | None = None,
+    *,
+    gates_alone: bool = False,
 ) -> GroupSums:
     """Returns the inner products over each group, in one pass over the grouped leaves.
 
@@ -202,29 +228,41 @@ def sum_over_groups(
         xs: grouped leaves of the parameters.
         us: grouped leaves of the updates.
         gs: grouped leaves of the gradients; without them, what they enter is None.
+        gates_alone: whether of the gradients only those of gates are looked at; what others enter is None.
     """
-    partial_sums, ids = [], []
+    columns: dict[str, list[tuple[jax.Array, np.ndarray]]] = {"x_x": [], "x_u": [], "u_u": []}
+    if gs is not None:
+        columns |= {"gate": []} if gates_alone else {"x_g": [], "g_g": [], "gate": []}
     for index, leaf in enumerate(layout.leaves):
         x, u = xs[index].astype(layout.dtype), us[index].astype(layout.dtype)
-        products = [x * x, x * u, u * u]
+        products = {"x_x": x * x, "x_u": x * u, "u_u": u * u}
         if gs is not None:
             g = gs[index].astype(layout.dtype)
-            products += [x * g, g * g]
-        others = tuple(axis for axis in range(x.ndim) if axis not in leaf.owners.axes)
-        sums = jnp.stack([jnp.sum(each, others).reshape(-1) for each in products], axis=1)
-        if gs is not None:
-            is_gate = leaf.gates.groups.reshape(-1) != NOBODY
-            sums = jnp.concatenate([sums, jnp.where(is_gate, sums[:, 3], 0)[:, None]], axis=1)
-        groups = np.setdiff1d(leaf.owners.groups, NOBODY)
-        if leaf.owners.axes:
-            # Where an axis is sharded, devices thus exchange one sum per group and not the whole axis.
-            sums = jnp.sum(jnp.where((groups[:, None] == leaf.owners.groups.reshape(-1))[..., None], sums, 0), axis=1)
-        partial_sums.append(sums)
-        ids.append(groups)
-    if not partial_sums:  # all groups are gone
-        return GroupSums(*jnp.zeros((3 if gs is None else 6, layout.num_groups), layout.dtype))
-    totals = jax.ops.segment_sum(jnp.concatenate(partial_sums), np.concatenate(ids), layout.num_groups)
-    return GroupSums(*totals.T)
+            products |= {"x_g": x * g, "g_g": g * g}
+            if np.any(leaf.gates.groups != NOBODY):
+                columns["gate"].append(_summed(leaf.gates, products["x_g"]))
+        for name in columns.keys() & products.keys():
+            columns[name].append(_summed(leaf.owners, products[name]))
+    return GroupSums(**{name: _total(layout, found) for name, found in columns.items()})
+
+
+def _total(layout: GroupLayout, found: list[tuple[jax.Array, np.ndarray]]) -> jax.Array:
+    """Returns the sums of each group over all leaves, `[num_groups]`."""
+    if not found:  # all groups are gone
+        return jnp.zeros(layout.num_groups, layout.dtype)
+    sums, groups = zip(*found, strict=True)
+    return jax.ops.segment_sum(jnp.concatenate(sums), np.concatenate(groups), layout.num_groups)
+
+
+def _summed(owners: Owners, product: jax.Array) -> tuple[jax.Array, np.ndarray]:
+    """Returns the sums of a leaf's entries over the groups that hold some of them, and the indices of these groups."""
+    others = tuple(axis for axis in range(product.ndim) if axis not in owners.axes)
+    sums = jnp.sum(product, others).reshape(-1)
+    groups = np.setdiff1d(owners.groups, NOBODY)
+    if owners.axes:
+        # Where an axis is sharded, devices thus exchange one sum per group and not the whole axis.
+        sums = jnp.sum(jnp.where(groups[:, None] == owners.groups.reshape(-1), sums, 0), axis=1)
+    return sums, groups
 
 
 def without_groups(layout: GroupLayout, xs: list[jax.Array], is_gone: jax.Array) -> list[jax.Array]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jasgnas.errors import ArgumentError
 from jasgnas.graph.graph import INPUT, Graph, Segment
-from jasgnas.optimizer.h2spg import h2spg_state
+from jasgnas.optimizer.state import h2spg_state
 from jasgnas.pages.left import Left, left_of
 from jasgnas.space.groups import LeafSlice
 from jasgnas.space.sizes import UNITS

@@ -29,12 +29,28 @@ class Target(NamedTuple):
 
     reachable: Sequence[int]
     amounts: np.ndarray
+    candidates: Candidates
     take_amount: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
     def take(self, number: int | jax.Array) -> TakeFn:
         """Returns the function that takes what must be gone by the end of a round, -1 for the last one."""
         amount = jnp.asarray(self.amounts)[number]
         return lambda order, eligible: self.take_amount(order, eligible, amount)
+
+    def select(self, scores, number, planned, accepted, *, by_cost, hierarchical):
+        """Temporary."""
+        from jasgnas.space.selection import falling_order, select_redundant
+
+        candidates = self.candidates
+        if hierarchical:
+            planned = select_redundant(
+                candidates.dependence, candidates.critical, scores, self.take(-1), planned, accepted
+            )
+        else:
+            planned = jnp.ones_like(planned)
+        order = falling_order(scores, accepted)
+        share, _ = self.take(number)(order, planned)
+        return planned, accepted | share, jnp.int32(-1)
 
 
 def resolve_target(candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool) -> Target:
@@ -78,7 +94,7 @@ def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int,
             f"{len(largest)} can go together with every network output still reached"
         )
     check_integer("periods", periods, 1, num_redundant)
-    return Target(largest, np.arange(1, periods + 1) * num_redundant // periods, take_number)
+    return Target(largest, np.arange(1, periods + 1) * num_redundant // periods, candidates, take_number)
 
 
 def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:
@@ -114,4 +130,4 @@ def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, h
     own = costs.measures[measure]
     size_costs = SizeCosts(to_digits(own.segments), costs.saving_segment, costs.saving_group, to_digits(own.savings))
     take = partial(take_to_size, candidates.dependence, size_costs)
-    return Target(reachable, to_digits(np.array(sizes) - own.fixed), take)
+    return Target(reachable, to_digits(np.array(sizes) - own.fixed), candidates, take)

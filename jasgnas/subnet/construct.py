@@ -17,7 +17,7 @@ from jasgnas.bridge import Leaf, Model, matched
 from jasgnas.bridge.trace import Call, TracedModel, trace_model
 from jasgnas.collector import collector_paused
 from jasgnas.errors import ArgumentError, NonFiniteError, NothingRemovedWarning, TreeMismatchError
-from jasgnas.optimizer.h2spg import CHANGED_UPDATES, H2SPGState, h2spg_state, single_state
+from jasgnas.optimizer.state import CHANGED_UPDATES, H2SPGState, h2spg_state, single_state
 from jasgnas.program.masks import (
     NOTHING,
     Layout,

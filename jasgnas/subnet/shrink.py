@@ -12,8 +12,8 @@ import numpy as np
 
 from jasgnas.bridge import GONE, Leaf, matched
 from jasgnas.errors import ArgumentError
-from jasgnas.optimizer.h2spg import DONE, LOST_TYPE, H2SPGState, h2spg_state, h2spg_states, single_state
 from jasgnas.optimizer.layout import Remainder
+from jasgnas.optimizer.state import DONE, LOST_TYPE, H2SPGState, h2spg_state, h2spg_states, single_state
 from jasgnas.program.masks import NOTHING, Layout, everything, same, stored_shape
 from jasgnas.program.sliced import Sliced
 from jasgnas.space.search import SearchSpace

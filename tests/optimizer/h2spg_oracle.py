@@ -64,7 +64,7 @@ class Oracle:
         self.guarantee_target = guarantee_target
         self.starts = [warmup_steps + p * projection_steps // periods for p in range(periods + 1)]
         self.sizes = [(p + 1) * num_redundant // periods for p in range(periods)]
-        self.step_number, self.scores = 0, None
+        self.step_number, self.scores, self.num_scores = 0, np.zeros(len(groups)), 0
         self.redundant, self.zero, self.start_norm = set(), set(), {}
         self.branches = Counter()
 
@@ -79,8 +79,11 @@ class Oracle:
         updates = self.base(alpha, grads, params)
         if t in self.starts[:-1]:
             self.select(params, self.sizes[self.starts.index(t)])
-        if t < self.starts[-2]:
-            self.average_scores(params, updates, alpha)
+        rises = any(
+            self.learning_rate(later) > self.learning_rate(later - 1) for later in range(t + 1, self.starts[0] + 1)
+        )
+        if t < self.starts[-2] and not rises:
+            self.average_scores(params, grads)
         after = {path: np.array(params[path] + updates[path]) for path in params}
         for group in self.redundant:
             x, u = self.vector(params, group), self.vector(updates, group)
@@ -95,27 +98,25 @@ class Oracle:
             tree[path][index] = vector[position : position + part.size].reshape(part.shape)
             position += part.size
 
-    def average_scores(self, params, updates, alpha):
+    def average_scores(self, params, grads):
         cosines, reciprocals = np.zeros(len(self.groups)), np.zeros(len(self.groups))
         is_zero = np.zeros(len(self.groups), bool)
         for group in range(len(self.groups)):
-            x, u = self.vector(params, group), self.vector(updates, group)
-            if np.linalg.norm(x) == 0:
+            x, g = self.vector(params, group), self.vector(grads, group)
+            if np.linalg.norm(x) == 0 or group in self.zero:
                 self.branches["score: zero group"] += 1
                 is_zero[group] = True
                 continue
             reciprocals[group] = 1 / (np.linalg.norm(x) / x.size)
-            if alpha == 0:
-                self.branches["score: learning rate 0"] += 1
-            else:
-                d = -u / alpha
-                cosines[group] = np.dot(x, d) / (np.linalg.norm(x) * np.linalg.norm(d))
-        if alpha > 0:
-            cosines /= np.linalg.norm(cosines)
+            cosines[group] = np.dot(x, g) / (np.linalg.norm(x) * np.linalg.norm(g))
+        cosines /= np.linalg.norm(cosines)
         reciprocals /= np.linalg.norm(reciprocals)
         reciprocals[is_zero] = 1.0
         score = 0.5 * cosines + 0.5 * reciprocals
-        self.scores = score if self.scores is None else self.omega * self.scores + (1 - self.omega) * score
+        # The mean of the first scores, as long as it gives each of them more weight than the moving average would.
+        weight = max(1 / (self.num_scores + 1), 1 - self.omega)
+        self.scores = (1 - weight) * self.scores + weight * score
+        self.num_scores += 1
 
     def select(self, params, size):
         order = sorted(range(len(self.groups)), key=lambda group: -self.scores[group])
@@ -182,7 +183,6 @@ class Oracle:
 
 
 BRANCHES = {
-    "score: learning rate 0",
     "score: zero group",
     "selection: refused",
     "lambda: shrinking by itself",

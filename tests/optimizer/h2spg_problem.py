@@ -109,7 +109,7 @@ def make_h2spg(learning_rate=0.1, target_groups=3, warmup_steps=4, projection_st
         target_groups=target_groups,
         warmup_steps=warmup_steps,
         projection_steps=projection_steps,
-        **options,
+        **{"score": "magnitude", **options},
     )
 
 
@@ -122,7 +122,8 @@ DEFAULT = make_chain()
 
 def make_step(tx, grads_fn=jax_grads):
     def step(params, opt_state, number):
-        updates, opt_state = tx.update(grads_fn(params, number), opt_state, params)
+        grads = grads_fn(params, number)
+        updates, opt_state = tx.update(grads, opt_state, params, grad=grads)
         return optax.apply_updates(params, updates), opt_state
 
     return step

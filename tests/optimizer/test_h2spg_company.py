@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from jasgnas.optimizer.h2spg import DONE, PROJECTION, h2spg, h2spg_state
+from jasgnas.optimizer.h2spg import h2spg
+from jasgnas.optimizer.state import DONE, PROJECTION, h2spg_state
 from tests.optimizer.h2spg_problem import (
     CANDIDATES,
     DEFAULT,
@@ -69,10 +70,16 @@ def test_multi_transform():
 def test_injected_hyperparameters():
     history = default_history()
     inject = optax.inject_hyperparams(
-        h2spg, static_args=("target_groups", "warmup_steps", "projection_steps", "periods")
+        h2spg, static_args=("target_groups", "warmup_steps", "projection_steps", "periods", "score")
     )
     last = inject(
-        CANDIDATES, learning_rate=lambda step: 0.1, target_groups=3, warmup_steps=4, projection_steps=6, lmbda=1e-3
+        CANDIDATES,
+        learning_rate=lambda step: 0.1,
+        target_groups=3,
+        warmup_steps=4,
+        projection_steps=6,
+        lmbda=1e-3,
+        score="magnitude",
     )
     tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, momentum=0.9), last)
     params, opt_state = train(tx, make_params(), 16)[-1]

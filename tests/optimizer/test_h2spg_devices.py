@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jasgnas.errors import TreeMismatchError
-from jasgnas.optimizer.h2spg import h2spg_state
+from jasgnas.optimizer.state import h2spg_state
 from tests.optimizer.h2spg_problem import (
     CANDIDATES,
     DEFAULT,

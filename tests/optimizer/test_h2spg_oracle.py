@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, h2spg_state
+from jasgnas.optimizer.h2spg import ADAM_DEFAULTS
+from jasgnas.optimizer.state import h2spg_state
 from jasgnas.space.validity import is_valid
 from tests.optimizer.h2spg_oracle import BRANCHES, Adam, Oracle, Sgd
 from tests.optimizer.h2spg_problem import GRAPH, INDICES, make_h2spg, make_params, make_problem, make_step, mask
@@ -23,8 +24,8 @@ OPTAX_BASE = {
 
 
 def warmup_then_decay(step):
-    """A learning rate that starts at 0."""
-    return 0.002 * step * 0.99**step
+    """A learning rate that starts at 0, and rises for 20 of the 40 updates of the warm-up."""
+    return 0.004 * step * 0.95**step
 
 
 def constant(step):

@@ -11,7 +11,8 @@ from flax import nnx
 
 import jasgnas
 from jasgnas import ArgumentError, TargetError
-from jasgnas.optimizer.h2spg import DONE, h2spg, h2spg_state
+from jasgnas.optimizer.h2spg import h2spg
+from jasgnas.optimizer.state import DONE, h2spg_state
 from jasgnas.space.groups import LeafSlice
 from jasgnas.space.sizes import Costs, Measure
 from jasgnas.space.targets import resolve_target

@@ -10,7 +10,7 @@ import pytest
 from flax import struct
 
 import jasgnas
-from jasgnas.optimizer.h2spg import DONE
+from jasgnas.optimizer.state import DONE
 
 X = jnp.sin(jnp.arange(24.0).reshape(6, 4))
 Y = jnp.cos(jnp.arange(18.0).reshape(6, 3))

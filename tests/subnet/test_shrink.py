@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jasgnas
-from jasgnas.optimizer.h2spg import DONE
+from jasgnas.optimizer.state import DONE
 from jasgnas.pytree import leaves_by_path
 from tests.networks import error as float_error
 from tests.networks import randomize

@@ -12,7 +12,7 @@ from flax import nnx, serialization
 from flax.core import FrozenDict, freeze
 
 import jasgnas
-from jasgnas.optimizer.h2spg import DONE, PROJECTION
+from jasgnas.optimizer.state import DONE, PROJECTION
 from jasgnas.subnet.verify import num_values
 
 

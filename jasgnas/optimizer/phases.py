@@ -1,0 +1,110 @@
+"""When H2SPG does what: the updates that are scored, and the rounds of selection and projection."""
+
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jasgnas.errors import EarlySelectionWarning
+
+_LOOKS = 10
+"""How often it is looked whether the choice settles, unless told otherwise."""
+
+
+class Phases(NamedTuple):
+    """The updates of each phase.
+
+    Attributes:
+        first_scoring: the first update that is scored.
+        latest_start: the latest update that may make the first selection.
+        look_every: after how many scored updates it is looked whether the choice has settled, 0 for never: then the
+            selection is made at `latest_start`.
+        starts: int `[num_rounds + 1]`, update that each round starts with, and the update after the last round, counted
+            from the first selection.
+    """
+
+    first_scoring: int
+    latest_start: int
+    look_every: int
+    starts: np.ndarray
+
+    def settling(self, look_every: int | None) -> "Phases":
+        """Returns the same phases with looks at the choice, by default about ten."""
+        every = look_every or max(1, (self.latest_start - self.first_scoring) // _LOOKS)
+        return self._replace(look_every=every)
+
+    @property
+    def last_start(self) -> int:
+        """The update that makes the last selection, counted from the first one."""
+        return int(self.starts[-2])
+
+    def is_scored(self, step: jax.Array, selected_at: jax.Array) -> jax.Array:
+        """Returns whether an update is scored."""
+        return (step >= self.first_scoring) & (step - selected_at < self.last_start)
+
+    def looks_at(self, step: jax.Array, selected_at: jax.Array) -> jax.Array:
+        """Returns whether it is looked, before an update, whether the choice has settled."""
+        scored = step - self.first_scoring
+        return (scored > 0) & (scored % max(self.look_every, 1) == 0) & (step < selected_at) & (self.look_every > 0)
+
+    def starts_at(self, since: jax.Array) -> jax.Array:
+        """Returns whether a round starts with an update, which is counted from the first selection."""
+        return jnp.any(self.starts[:-1] == since)
+
+    def fraction_left(self, since: jax.Array) -> jax.Array:
+        """Returns the part of the round's updates that comes after this one, exactly 0 from the last one on."""
+        lengths = jnp.asarray(np.diff(self.starts))
+        left = jnp.asarray(self.starts[1:])[self.round_of(since)] - 1 - since
+        return jnp.maximum(left, 0) / lengths[self.round_of(since)]
+
+    def round_of(self, since: jax.Array) -> jax.Array:
+        """Returns the number of the round that this update belongs to, the nearest one outside all rounds."""
+        return jnp.clip(jnp.searchsorted(self.starts, since, side="right") - 1, 0, len(self.starts) - 2)
+
+
+def divide_phases(
+    learning_rate: optax.ScalarOrSchedule,
+    warmup_steps: int,
+    selection_steps: int,
+    projection_steps: int,
+    periods: int,
+) -> Phases:
+    """Returns when what is done.
+
+    Args:
+        learning_rate: α; updates before it has ceased to rise are not scored.
+        warmup_steps: the latest update that may make the first selection.
+        selection_steps: how many updates before that one are scored at most.
+        projection_steps: number of updates of the projection, divided into rounds that are equal up to rounding.
+        periods: number of rounds.
+
+    Warns:
+        EarlySelectionWarning: the learning rate rises until the selection.
+    """
+    first_scoring = warmup_steps - selection_steps
+    highest = _end_of_rise(learning_rate, warmup_steps)
+    if highest >= warmup_steps:
+        warnings.warn(
+            f"the learning rate still rises at update {warmup_steps}, where h2spg selects what goes: little has been "
+            "learned by then, so that scores say little about the groups. Give a warmup_steps well above the updates "
+            "in which the learning rate rises",
+            EarlySelectionWarning,
+            4,
+        )
+    else:
+        first_scoring = max(first_scoring, highest)
+    return Phases(first_scoring, warmup_steps, 0, np.arange(periods + 1) * projection_steps // periods)
+
+
+def _end_of_rise(learning_rate: optax.ScalarOrSchedule, num_steps: int) -> int:
+    """Returns the first of updates 0 … `num_steps` after which the learning rate rises no more, up to there."""
+    if not callable(learning_rate):
+        return 0
+    with jax.ensure_compile_time_eval():
+        rates = np.broadcast_to(jax.vmap(learning_rate)(jnp.arange(num_steps + 1)), num_steps + 1)
+    # Rounding errors of a constant are no rise.
+    rises = np.flatnonzero(np.diff(rates) > 1e-6 * np.abs(rates).max())
+    return int(rises[-1]) + 1 if len(rises) else 0
