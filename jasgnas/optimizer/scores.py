@@ -220,9 +220,9 @@ def _given(stats: GroupStats, name: str) -> jax.Array:
 
 
 def _divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Returns the quotient, and 0 where the denominator is not positive."""
+    """Returns the quotient, and 0 where the denominator is; NaN stays NaN."""
     positive = denominator > 0
-    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0 * denominator)
 
 
 def _normalise(values: jax.Array) -> jax.Array:

@@ -95,11 +95,14 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
 
     def move(path: str | None, node: Any) -> Any:
         if isinstance(node, H2SPGState):
-            return node._replace(remainder=remainder)
+            return node._replace(remainder=remainder, inner=carry(node.inner))
         return node if path is None else _left_of(node, *moves[path])
 
+    def carry(tree: Any) -> Any:
+        return space.model.carry(tree, subnet, move, lambda node: isinstance(node, H2SPGState))
+
     subnet = space.model.wrap_subnet(recipe, holder, recipe.slice(values))
-    return subnet, space.model.carry(opt_state, subnet, move, lambda node: isinstance(node, H2SPGState))
+    return subnet, carry(opt_state)
 
 
 def _gone(space: SearchSpace, opt_state: Any) -> list[int]:
