@@ -326,12 +326,7 @@ class _Method:
         state = self._select(state, score, loss)
         since = step - state.selected_at
         strengths = shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
-        # Parameters and updates are read again only where something can move.
-        us, zero = jax.lax.cond(
-            since >= 0,
-            lambda: self._move(layout, xs, us, state, sums, alpha * strengths),
-            lambda: (us, state.zero),
-        )
+        us, zero = self._move(layout, xs, us, state, sums, alpha * strengths)
         is_done = (since >= phases.last_start) & jnp.all(zero == state.redundant)
         phase = jnp.where(is_done, DONE, jnp.where(since < 0, WARMUP, PROJECTION))
         state = self._score(state, stats, score, loss)
@@ -471,8 +466,6 @@ class _Method:
             jnp.where(state.redundant, moves.shift, 0),
             state.zero | (state.redundant & moves.zero),
         )
-        # Keeps the compiler from doing this arithmetic again for every single parameter.
-        moves = jax.lax.optimization_barrier(moves)
         # Until they are found to be zero, those revived are not believed to be.
         return move_groups(layout, xs, us, moves), moves.zero & ~state.revived
 
