@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from experiments.common.errors import ConfigError
 from experiments.data.augment import Augmentation
-from jasgnas.optimizer.scores import DEFAULT_SCORE
+from jasgnas.optimizer.scores import DEFAULT_SCORES
 
 Option = bool | int | float
 """Value of an option of a network."""
@@ -102,7 +102,7 @@ class H2SPGConfig:
     """Part of the steps in which H2SPG takes the redundant structures to zero; the rest trains what is left."""
     periods: int = 1
     """Rounds of selection and projection."""
-    score: str = DEFAULT_SCORE
+    score: str = DEFAULT_SCORES[""]
     """Name of the redundancy score, one of `jasgnas.optimizer.scores.SCORES`; or `random`, a baseline by the seed."""
     hierarchical: bool = True
     """Remove only what leaves a valid network; otherwise the best scores, for comparisons."""

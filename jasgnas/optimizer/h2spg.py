@@ -28,7 +28,7 @@ from jasgnas.optimizer.layout import (
     sum_over_groups,
     with_grouped_leaves,
 )
-from jasgnas.optimizer.scores import DEFAULT_SCORE, SCORES, GroupStats, ScoreFn
+from jasgnas.optimizer.scores import DEFAULT_SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.selection import falling_order, select_redundant
 from jasgnas.space.targets import Target, resolve_target
@@ -202,7 +202,7 @@ def h2spg(
         hat=hat,
         epsilon=epsilon,
         omega=omega,
-        score=_find_score(score),
+        score=find_score(DEFAULT_SCORES[""] if isinstance(score, str) and score == "default" else score),
         hierarchical=hierarchical,
         guarantee_target=guarantee_target,
     )
@@ -229,7 +229,7 @@ class _Method:
     hat: float | jax.Array
     epsilon: float | jax.Array
     omega: float | jax.Array
-    score: ScoreFn
+    score: Score
     hierarchical: bool
     guarantee_target: bool
 
@@ -271,7 +271,7 @@ class _Method:
         us = [u.astype(jnp.result_type(x, u)) for x, u in zip(xs, us, strict=True)]
 
         sums, state = self._measure(layout, xs, us, state)
-        stats = _group_stats(sums, alpha, jnp.asarray(layout.num_params, layout.dtype))
+        stats = group_stats(sums, alpha, layout.num_params)
         state = jax.lax.cond(rounds.starts_at(step), self._select, lambda state: state, state)
         strengths = _shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
         # Parameters and updates are read again only where something can move.
@@ -348,7 +348,7 @@ class _Method:
 
     def _averaged_scores(self, state: H2SPGState, stats: GroupStats) -> jax.Array:
         """Returns the moving average of the scores with those of this update, as long as it is kept."""
-        scores = _checked_scores(self.score(stats), len(state.scores)).astype(state.scores.dtype)
+        scores = self.score(stats).astype(state.scores.dtype)
         averaged = self.omega * state.scores + (1 - self.omega) * scores
         averaged = jnp.where(state.step == self.first_scoring, scores, averaged)
         is_scoring = (state.step >= self.first_scoring) & (state.step < self.rounds.last_start)
@@ -492,12 +492,6 @@ class _Rounds(NamedTuple):
         return jnp.clip(jnp.searchsorted(self.starts, step, side="right") - 1, 0, len(self.starts) - 2)
 
 
-def _group_stats(sums: GroupSums, alpha: jax.Array, num_params: jax.Array) -> GroupStats:
-    """Returns norms and inner product of x and d = −u/α, with d = 0 where α = 0."""
-    inverse = jnp.where(alpha > 0, 1 / jnp.where(alpha > 0, alpha, 1), 0)
-    return GroupStats(num_params, jnp.sqrt(sums.x_x), inverse * jnp.sqrt(sums.u_u), -inverse * sums.x_u)
-
-
 def _shrinking_strengths(
     stats: GroupStats, lmbda: float | jax.Array, amplify: float | jax.Array, hat: float | jax.Array
 ) -> jax.Array:
@@ -542,25 +536,6 @@ def _memory(omega: float | jax.Array) -> float:
     if isinstance(omega, jax.Array):
         return np.inf  # Under optax.inject_hyperparams its value is not known yet.
     return 1 if omega == 0 else int(np.ceil(np.log(np.finfo(np.float64).eps) / np.log(omega)))
-
-
-def _find_score(score: str | ScoreFn) -> ScoreFn:
-    """Returns the score of this name, or the function itself."""
-    if callable(score):
-        return score
-    scores = {"default": SCORES[DEFAULT_SCORE], **SCORES}
-    if score not in scores:
-        raise ArgumentError(f"score must be a function of GroupStats or one of {', '.join(scores)}, got {score!r}")
-    return scores[score]
-
-
-def _checked_scores(scores: Any, num_groups: int) -> jax.Array:
-    if np.shape(scores) != (num_groups,):
-        raise ArgumentError(
-            f"a score must return an array of shape [num_groups], here ({num_groups},), got "
-            f"{type(scores).__name__} of shape {np.shape(scores)}"
-        )
-    return jnp.asarray(scores)
 
 
 def _check_learning_rate(learning_rate: Any) -> None:
