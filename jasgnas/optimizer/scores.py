@@ -165,7 +165,7 @@ def find_score(score: Any) -> Score:
         return SCORES[score]
     if callable(score):
         return Score(score)
-    if isinstance(score, np.ndarray | jax.Array | list | tuple):
+    if isinstance(score, np.ndarray | jax.Array):
         return _fixed(score)
     raise ArgumentError(
         f"score must be one of {', '.join(SCORES)}, a function of GroupStats, or an array [num_groups], got {score!r}"

@@ -1,0 +1,206 @@
+"""Running statistics anew, after the network that they are statistics of has changed.
+
+Nothing is known of layers. A running statistic is found by what a training step does to it: it is an average that
+forgets at a constant rate, and nothing but that average itself looks at its past.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jasgnas.bridge import Model, flavour_of, matched, open_model
+from jasgnas.bridge.trace import Call, TracedModel, trace_model
+from jasgnas.checks import checked_batches
+from jasgnas.errors import ArgumentError, NonFiniteError
+from jasgnas.program.masks import NOTHING, everything
+from jasgnas.rules.flow import propagate_needs, propagate_zeros
+
+
+def recalibrate(model: Any, batches: Iterable[Any], *, variables: Any = None, method: Any = None, **kwargs: Any) -> Any:
+    """Computes the running statistics of a network anew, such as the means and variances of batch norm.
+
+    When groups go, what the layers behind them see changes, and the running statistics that inference normalises with
+    are those of another network. Parameters stay as they are. The network is run once in training mode on each batch,
+    and each running statistic becomes the plain mean of its values on the batches: what its moving average would
+    converge to. For a variance that is the mean of the variances within batches, as in training.
+
+    A running statistic is an array of real numbers, no parameter, that a call in training mode replaces by
+    m·old + (1 − m)·new, 0 < m < 1, where `new` depends on the batch alone, and that has no other influence on what the
+    call returns or updates. Everything else is left alone: counters and random states, caches, what a call overwrites
+    (m = 0), and vectors that a later call starts from, as those of spectral norm.
+
+    Args:
+        model: a sub-network or a full network, an `nnx.Module` or a Linen module.
+        batches: what the network is called with: an array (or a pytree of arrays that is no tuple) as the one argument,
+            or a tuple of all positional arguments. At least one, each as large as in training.
+        variables: the variables of a Linen module.
+        method: the method of a Linen module that is called, instead of `__call__`.
+        **kwargs: further arguments of the call. A Linen module must be told to train, as by `train=True`, and given
+            `rngs` where it needs them; an `nnx.Module` is called in training mode by itself.
+
+    Returns:
+        The `nnx.Module`, whose statistics were updated in place and which is in the mode in which it was; for a Linen
+        module its new variables.
+
+    Raises:
+        ArgumentError: the model is a function of parameters, which does not return statistics; there is no batch; or
+            the call updates no running statistic.
+        NonFiniteError: a statistic of a batch is not finite.
+
+    Example:
+        >>> subnet = jasgnas.recalibrate(subnet, [images_1, images_2])  # doctest: +SKIP
+        >>> sub_variables = jasgnas.recalibrate(  # doctest: +SKIP
+        ...     submodule, [images_1, images_2], variables=sub_variables, train=True
+        ... )
+    """
+    if not flavour_of(model).is_module:
+        raise ArgumentError(
+            "a function of parameters does not return the statistics that it computes, so that they cannot be "
+            "collected: expected an nnx.Module, or a Linen module with `variables=`"
+        )
+    opened = open_model(model, variables=variables, method=method).in_mode(training=True)
+    holder = model if variables is None else variables
+    values = matched(opened.leaves, opened.tree(holder))
+    step: _Step | None = None
+    for number, batch in enumerate(checked_batches(batches)):
+        args = batch if isinstance(batch, tuple) else (batch,)
+        if step is None:
+            step = _Step(opened, trace_model(opened, Call.of(args, kwargs)), kwargs)
+            means = [_Mean(np.shape(values[index])) for index in step.statistics]
+        found, carried = step(values, args)
+        for index, value in zip(step.carried, carried, strict=True):
+            values[index] = value
+        for mean, index, (value, is_running, is_finite) in zip(means, step.statistics, found, strict=True):
+            if not np.all(is_finite):
+                raise NonFiniteError(
+                    f"the statistic {opened.leaves[index].path} of batch {number} is not finite: check the batch and "
+                    "the parameters"
+                )
+            mean.add(np.asarray(value), np.asarray(is_running))
+    assert step is not None
+    changed = {
+        opened.leaves[index].path: mean.over(values[index])
+        for index, mean in zip(step.statistics, means, strict=True)
+        if mean.count.any()
+    }
+    if not changed:
+        raise ArgumentError(
+            "this call updates no running statistics. A Linen module must be told to train, as by train=True, and a "
+            "layer that was told to use its running averages does not update them; a network without batch norm or "
+            "the like has none, and needs no recalibration"
+        )
+    return opened.stored(holder, changed)
+
+
+class _Step:
+    """One call in training mode.
+
+    Attributes:
+        statistics: indices of the leaves that may be running statistics.
+        carried: indices of the other leaves that the call changes, which the next call continues from.
+    """
+
+    def __init__(self, model: Model, traced: TracedModel, kwargs: Mapping[str, Any]):
+        """Takes the model in training mode, traced with such arguments."""
+        self._model = model
+        self._kwargs = kwargs
+        self.statistics = _read_by_nobody(traced)
+        self.carried = [index for index in traced.updated if index not in self.statistics]
+        self._run = jax.jit(self._call)
+
+    def __call__(self, values: list[jax.Array], args: tuple[Any, ...]) -> Any:
+        """Returns for each statistic what `_batch_value` does, and the leaves carried, after the call."""
+        return self._run(values, args)
+
+    def _call(self, values: list[jax.Array], args: tuple[Any, ...]) -> Any:
+        def after(statistics: list[jax.Array]) -> list[jax.Array]:
+            given = list(values)
+            for index, value in zip(self.statistics, statistics, strict=True):
+                given[index] = value
+            changed = self._model.apply(given, args, self._kwargs)[1]
+            return [changed[index] for index in (*self.statistics, *self.carried)]
+
+        # Nothing but the statistics depends on the probes, so that all else is computed only once.
+        probes = [_probes(values[index]) for index in self.statistics]
+        results = jax.vmap(after)(probes)
+        found = list(map(_batch_value, probes, results))
+        return found, [result[0] for result in results[len(found) :]]
+
+
+def _read_by_nobody(traced: TracedModel) -> list[int]:
+    """Returns the leaves that a call updates, but computes nothing else from: no output, and no update of another leaf.
+
+    Those that read each other are among them.
+    """
+    program, leaves = traced.program, traced.leaves
+    zeros = propagate_zeros(program)
+    outputs = [everything(len(aval.shape)) for aval in traced.output_avals]
+    private = {
+        index
+        for index in traced.updated
+        if not leaves[index].trainable and jnp.issubdtype(leaves[index].dtype, jnp.floating)
+    }
+    while True:
+        readers = set(traced.updated) - private
+        after = [everything(len(leaf.shape)) if index in readers else NOTHING for index, leaf in enumerate(leaves)]
+        needs = propagate_needs(program, zeros, [*outputs, *after])
+        read = {index for index in private if needs.read(program.inputs[index]) != NOTHING}
+        if not read:
+            return sorted(private)
+        private -= read
+
+
+def _probes(value: jax.Array) -> jax.Array:
+    """Returns three values of a statistic, `[3, *shape]`: zero, a very large power of two, and numbers around 1.
+
+    What the large one is multiplied with, it is multiplied with exactly, and what is added to it is lost in rounding.
+    """
+    large = 2.0 ** (jnp.finfo(value.dtype).maxexp // 2)
+    around = np.random.default_rng(0).uniform(0.5, 2, np.shape(value))
+    return jnp.stack([jnp.zeros_like(value), jnp.full_like(value, large), jnp.asarray(around, value.dtype)])
+
+
+def _batch_value(probes: jax.Array, results: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns what a statistic is an average of, given what a call makes of its probes.
+
+    The update is r(s) = (1 − q)·s + q·b. The rate q = 1 − m follows from the large probe L, as (L − (r(L) − r(0)))/L,
+    and the batch's own value from r(0) = q·b, each with hardly a rounding. The third probe tells whether there are such
+    numbers.
+
+    Returns:
+        The value b of the batch; whether it is that of a running statistic, for each entry; and whether the update of
+        an ordinary value is finite.
+    """
+    (zero, large, around), (start, far, near) = probes, results
+    rate = (large + start - far) / (large - zero)
+    expected = (1 - rate) * around + start
+    tolerance = float(jnp.finfo(probes.dtype).eps) ** 0.5 * (jnp.abs(around) + jnp.abs(start))
+    is_running = (rate > 0) & (rate < 1) & (jnp.abs(near - expected) <= tolerance)
+    return jnp.where(is_running, start / jnp.where(is_running, rate, 1), 0), is_running, jnp.isfinite(near)
+
+
+class _Mean:
+    """The mean of the values of a statistic, entry by entry.
+
+    Attributes:
+        total: sum of the values, float64.
+        count: how many there were.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        """Starts without a value."""
+        self.total = np.zeros(shape)
+        self.count = np.zeros(shape, int)
+
+    def add(self, value: np.ndarray, is_given: np.ndarray) -> None:
+        """Adds a value where there is one."""
+        self.total += np.where(is_given, value, 0)
+        self.count += is_given
+
+    def over(self, value: jax.Array) -> jax.Array:
+        """Returns the mean, and the given value where there is none."""
+        mean = np.where(self.count > 0, self.total / np.maximum(self.count, 1), value)
+        return jnp.asarray(mean, value.dtype)
