@@ -81,10 +81,12 @@ def recalibrate(model: Any, batches: Iterable[Any], *, variables: Any = None, me
                 )
             mean.add(np.asarray(value), np.asarray(is_running))
     assert step is not None
+    running = {index for index, mean in zip(step.statistics, means, strict=True) if mean.count.any()}
+    kept = _read_by_nobody(step.traced, running)
     changed = {
         opened.leaves[index].path: mean.over(values[index])
         for index, mean in zip(step.statistics, means, strict=True)
-        if mean.count.any()
+        if index in kept
     }
     if not changed:
         raise ArgumentError(
@@ -99,6 +101,7 @@ class _Step:
     """One call in training mode.
 
     Attributes:
+        traced: the call, traced.
         statistics: indices of the leaves that may be running statistics.
         carried: indices of the other leaves that the call changes, which the next call continues from.
     """
@@ -107,7 +110,8 @@ class _Step:
         """Takes the model in training mode, traced with such arguments."""
         self._model = model
         self._kwargs = kwargs
-        self.statistics = _read_by_nobody(traced)
+        self.traced = traced
+        self.statistics = sorted(_read_by_nobody(traced, _real_state(traced)))
         self.carried = [index for index in traced.updated if index not in self.statistics]
         self._run = jax.jit(self._call)
 
@@ -125,32 +129,36 @@ class _Step:
 
         # Nothing but the statistics depends on the probes, so that all else is computed only once.
         probes = [_probes(values[index]) for index in self.statistics]
-        results = jax.vmap(after)(probes)
+        results = jax.vmap(after, axis_size=_NUM_PROBES)(probes)
         found = list(map(_batch_value, probes, results))
         return found, [result[0] for result in results[len(found) :]]
 
 
-def _read_by_nobody(traced: TracedModel) -> list[int]:
-    """Returns the leaves that a call updates, but computes nothing else from: no output, and no update of another leaf.
+def _real_state(traced: TracedModel) -> set[int]:
+    """Returns the leaves of real numbers that the call changes, and that are no parameters."""
+    pairs = [(index, traced.leaves[index]) for index in traced.updated]
+    return {index for index, leaf in pairs if not leaf.trainable and jnp.issubdtype(leaf.dtype, jnp.floating)}
 
-    Those that read each other are among them.
+
+def _read_by_nobody(traced: TracedModel, candidates: set[int]) -> set[int]:
+    """Returns the largest part of some leaves from which the call computes no output, and nothing for other leaves.
+
+    For those among them it may: whether they read each other is not asked.
     """
     program, leaves = traced.program, traced.leaves
     zeros = propagate_zeros(program)
     outputs = [everything(len(aval.shape)) for aval in traced.output_avals]
-    private = {
-        index
-        for index in traced.updated
-        if not leaves[index].trainable and jnp.issubdtype(leaves[index].dtype, jnp.floating)
-    }
     while True:
-        readers = set(traced.updated) - private
+        readers = set(traced.updated) - candidates
         after = [everything(len(leaf.shape)) if index in readers else NOTHING for index, leaf in enumerate(leaves)]
         needs = propagate_needs(program, zeros, [*outputs, *after])
-        read = {index for index in private if needs.read(program.inputs[index]) != NOTHING}
+        read = {index for index in candidates if needs.read(program.inputs[index]) != NOTHING}
         if not read:
-            return sorted(private)
-        private -= read
+            return candidates
+        candidates = candidates - read
+
+
+_NUM_PROBES = 3
 
 
 def _probes(value: jax.Array) -> jax.Array:

@@ -258,7 +258,9 @@ def test_what_is_not_finite_is_left_out():
         found = jasgnas.score_groups(space, params, marked(loss), batches, score=name)
         expected = jasgnas.score_groups(space, params, loss, [BATCHES[0], BATCHES[2]], score=name)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-    with pytest.raises(NonFiniteError, match=r"on none of the 1 batches .* groups 0 \(bias-left\), 1 \(right\) is finite"):
+    with pytest.raises(
+        NonFiniteError, match=r"on none of the 1 batches .* groups 0 \(bias-left\), 1 \(right\) is finite"
+    ):
         jasgnas.score_groups(space, params, marked(loss), batches[1:2], score="gate")
     with pytest.raises(NonFiniteError, match=r"on none of the 3 batches .* groups 1 \(right\) is finite"):
         jasgnas.score_groups(space, params, marked(loss, without=["right"]), batches)
