@@ -4,6 +4,7 @@ Nothing is known of layers. A running statistic is found by what a training step
 forgets at a constant rate, and nothing but that average itself looks at its past.
 """
 
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jasgnas.bridge import Model, flavour_of, matched, open_model
+from jasgnas.bridge import Leaf, Model, flavour_of, matched, open_model
 from jasgnas.bridge.trace import Call, TracedModel, trace_model
 from jasgnas.checks import checked_batches
 from jasgnas.errors import ArgumentError, NonFiniteError
@@ -69,25 +70,19 @@ def recalibrate(model: Any, batches: Iterable[Any], *, variables: Any = None, me
         args = batch if isinstance(batch, tuple) else (batch,)
         if step is None:
             step = _Step(opened, trace_model(opened, Call.of(args, kwargs)), kwargs)
-            means = [_Mean(np.shape(values[index])) for index in step.statistics]
-        found, carried = step(values, args)
+            means = [_Mean(opened.leaves[index]) for index in step.statistics]
+        results, carried = step.run(values, [mean.probes for mean in means], args)
         for index, value in zip(step.carried, carried, strict=True):
             values[index] = value
-        for mean, index, (value, is_running, is_finite) in zip(means, step.statistics, found, strict=True):
-            if not np.all(is_finite):
+        for mean, result in zip(means, results, strict=True):
+            if not mean.add(np.asarray(result, np.float64)):
                 raise NonFiniteError(
-                    f"the statistic {opened.leaves[index].path} of batch {number} is not finite: check the batch and "
-                    "the parameters"
+                    f"the statistic {mean.leaf.path} of batch {number} is not finite: check batch and parameters"
                 )
-            mean.add(np.asarray(value), np.asarray(is_running))
     assert step is not None
-    running = {index for index, mean in zip(step.statistics, means, strict=True) if mean.count.any()}
-    kept = _read_by_nobody(step.traced, running)
-    changed = {
-        opened.leaves[index].path: mean.over(values[index])
-        for index, mean in zip(step.statistics, means, strict=True)
-        if index in kept
-    }
+    running = {index: mean for index, mean in zip(step.statistics, means, strict=True) if mean.count.any()}
+    kept = _read_by_nobody(step.traced, set(running))
+    changed = {running[index].leaf.path: running[index].over(values[index]) for index in kept}
     if not changed:
         raise ArgumentError(
             "this call updates no running statistics. A Linen module must be told to train, as by train=True, and a "
@@ -104,6 +99,7 @@ class _Step:
         traced: the call, traced.
         statistics: indices of the leaves that may be running statistics.
         carried: indices of the other leaves that the call changes, which the next call continues from.
+        run: the call, compiled, see `_call`.
     """
 
     def __init__(self, model: Model, traced: TracedModel, kwargs: Mapping[str, Any]):
@@ -113,13 +109,13 @@ class _Step:
         self.traced = traced
         self.statistics = sorted(_read_by_nobody(traced, _real_state(traced)))
         self.carried = [index for index in traced.updated if index not in self.statistics]
-        self._run = jax.jit(self._call)
+        self.run = jax.jit(self._call)
 
-    def __call__(self, values: list[jax.Array], args: tuple[Any, ...]) -> Any:
-        """Returns for each statistic what `_batch_value` does, and the leaves carried, after the call."""
-        return self._run(values, args)
+    def _call(
+        self, values: list[jax.Array], probes: list[Any], args: tuple[Any, ...]
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Returns what the call makes of the probes of each statistic, and the leaves carried after it."""
 
-    def _call(self, values: list[jax.Array], args: tuple[Any, ...]) -> Any:
         def after(statistics: list[jax.Array]) -> list[jax.Array]:
             given = list(values)
             for index, value in zip(self.statistics, statistics, strict=True):
@@ -128,10 +124,8 @@ class _Step:
             return [changed[index] for index in (*self.statistics, *self.carried)]
 
         # Nothing but the statistics depends on the probes, so that all else is computed only once.
-        probes = [_probes(values[index]) for index in self.statistics]
         results = jax.vmap(after, axis_size=_NUM_PROBES)(probes)
-        found = list(map(_batch_value, probes, results))
-        return found, [result[0] for result in results[len(found) :]]
+        return results[: len(probes)], [result[0] for result in results[len(probes) :]]
 
 
 def _real_state(traced: TracedModel) -> set[int]:
@@ -161,54 +155,50 @@ def _read_by_nobody(traced: TracedModel, candidates: set[int]) -> set[int]:
 _NUM_PROBES = 3
 
 
-def _probes(value: jax.Array) -> jax.Array:
-    """Returns three values of a statistic, `[3, *shape]`: zero, a very large power of two, and numbers around 1.
-
-    What the large one is multiplied with, it is multiplied with exactly, and what is added to it is lost in rounding.
-    """
-    large = 2.0 ** (jnp.finfo(value.dtype).maxexp // 2)
-    around = np.random.default_rng(0).uniform(0.5, 2, np.shape(value))
-    return jnp.stack([jnp.zeros_like(value), jnp.full_like(value, large), jnp.asarray(around, value.dtype)])
-
-
-def _batch_value(probes: jax.Array, results: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns what a statistic is an average of, given what a call makes of its probes.
-
-    The update is r(s) = (1 − q)·s + q·b. The rate q = 1 − m follows from the large probe L, as (L − (r(L) − r(0)))/L,
-    and the batch's own value from r(0) = q·b, each with hardly a rounding. The third probe tells whether there are such
-    numbers.
-
-    Returns:
-        The value b of the batch; whether it is that of a running statistic, for each entry; and whether the update of
-        an ordinary value is finite.
-    """
-    (zero, large, around), (start, far, near) = probes, results
-    rate = (large + start - far) / (large - zero)
-    expected = (1 - rate) * around + start
-    tolerance = float(jnp.finfo(probes.dtype).eps) ** 0.5 * (jnp.abs(around) + jnp.abs(start))
-    is_running = (rate > 0) & (rate < 1) & (jnp.abs(near - expected) <= tolerance)
-    return jnp.where(is_running, start / jnp.where(is_running, rate, 1), 0), is_running, jnp.isfinite(near)
-
-
 class _Mean:
-    """The mean of the values of a statistic, entry by entry.
+    """The mean over the batches of what a statistic is an average of, entry by entry.
+
+    The update is r(s) = (1 − q)·s + q·b, with a rate q = 1 − m and the batch's own value b. It is probed at three
+    points: at zero, where it is q·b; at a very large power of two L, which is multiplied exactly and where q·b is lost
+    in rounding, so that q is (L − r(L) + r(0))/L with hardly a rounding; and around 1, which tells whether there are
+    such q and b at all. There each entry is probed at a point of its own, which also tells whether statistics read each
+    other.
 
     Attributes:
-        total: sum of the values, float64.
+        leaf: the leaf.
+        probes: the three points, `[num_probes, *shape]`.
+        total: sum of the values b, float64.
         count: how many there were.
     """
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, leaf: Leaf):
         """Starts without a value."""
-        self.total = np.zeros(shape)
-        self.count = np.zeros(shape, int)
+        self.leaf = leaf
+        precision = jnp.finfo(leaf.dtype)
+        around = np.random.default_rng(zlib.crc32(leaf.path.encode())).uniform(0.5, 2, leaf.shape)
+        large = np.full(leaf.shape, 2.0 ** (precision.maxexp // 2))
+        self.probes = np.stack([np.zeros(leaf.shape), large, around]).astype(leaf.dtype)
+        self.total = np.zeros(leaf.shape)
+        self.count = np.zeros(leaf.shape, int)
+        self._eps = float(precision.eps)
 
-    def add(self, value: np.ndarray, is_given: np.ndarray) -> None:
-        """Adds a value where there is one."""
-        self.total += np.where(is_given, value, 0)
-        self.count += is_given
+    def add(self, results: np.ndarray) -> bool:
+        """Adds the value of a batch where the update is one of an average; returns whether it is finite.
+
+        Args:
+            results: what the call makes of the probes.
+        """
+        _, large, around = self.probes.astype(np.float64)
+        start, far, near = results
+        with np.errstate(invalid="ignore"):  # what is not finite is no average
+            rate = (large - far + start) / large
+            error = np.abs(near - ((1 - rate) * around + start))
+            is_average = (rate > self._eps) & (rate < 1) & (error <= self._eps**0.5 * (around + np.abs(start)))
+        self.total += np.where(is_average, start, 0) / np.where(is_average, rate, 1)
+        self.count += is_average
+        return bool(np.all(np.isfinite(near)))
 
     def over(self, value: jax.Array) -> jax.Array:
         """Returns the mean, and the given value where there is none."""
-        mean = np.where(self.count > 0, self.total / np.maximum(self.count, 1), value)
+        mean = np.where(self.count > 0, self.total / np.maximum(self.count, 1), np.asarray(value, np.float64))
         return jnp.asarray(mean, value.dtype)

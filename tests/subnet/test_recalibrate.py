@@ -160,6 +160,25 @@ def test_linen(is_subnet):
         np.testing.assert_allclose(statistic, 10 * np.mean([each[path] for each in updates], 0), rtol=1e-4, atol=1e-5)
 
 
+class Dropped(nnx.Module):
+    def __init__(self, rngs):
+        self.dropout, self.norm = nnx.Dropout(0.5, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.dropout(x))
+
+
+def test_each_batch_is_dropped_out_anew():
+    model = Dropped(nnx.Rngs(0))
+    expected = nnx.clone(model)
+    expected.train()
+    dropped = [np.asarray(expected.dropout(X)) for _ in range(2)]
+    assert np.any(dropped[0] != dropped[1])
+    jasgnas.recalibrate(model, [X, X])
+    np.testing.assert_allclose(model.norm.mean[...], np.mean([a.mean((0, 1, 2)) for a in dropped], 0), 1e-4, 1e-5)
+    assert int(model.dropout.rngs.count[...]) == 0
+
+
 class State(nnx.Variable):
     pass
 
@@ -200,7 +219,7 @@ class Odd(nnx.Module):
         self.squared[...] = 0.9 * self.squared**2 + 0.1 * batch
         self.peak[...] = jnp.maximum(self.peak, batch)
         self.followed[...] = 0.9 * self.followed + 0.1 * batch
-        self.follower[...] = 0.9 * self.follower + 0.1 * (batch - self.followed) ** 2
+        self.follower[...] = 0.9 * self.follower + 0.1 * self.followed
         self.steps[...] += 1
         self.count[...] += 1
         return x
