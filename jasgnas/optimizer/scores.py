@@ -54,8 +54,9 @@ class Score(NamedTuple):
 
     Attributes:
         fn: returns the scores `[num_groups]` of groups, larger for those to remove sooner.
-        needs: what must be given for it beyond parameters and updates: "grad", the gradient; "value_fn", the loss as a
-            function of the parameters; or "", nothing.
+        needs: what must be given for it beyond parameters and updates: "grad", the gradient, or "gate", the gradient
+            of gates alone; "value_fn", the loss as a function of the parameters; "any", nothing, but it is shown the
+            gradient where there is one; or "", nothing.
         is_cost: whether minus the score is in units of the loss, so that costs of groups can be added up.
         is_mean: whether its values over several updates are averaged evenly, and not with more weight on later ones.
     """
@@ -139,7 +140,7 @@ SCORES: dict[str, Score] = {
         Score(cosine, needs="grad"),
         Score(taylor, needs="grad", is_cost=True),
         Score(published, needs="grad"),
-        Score(gate, needs="grad", is_cost=True, is_mean=True),
+        Score(gate, needs="gate", is_cost=True, is_mean=True),
         Score(ablation, needs="value_fn", is_cost=True, is_mean=True),
     )
 }
@@ -164,11 +165,12 @@ def find_score(score: Any) -> Score:
     if isinstance(score, str) and score in SCORES:
         return SCORES[score]
     if callable(score):
-        return Score(score)
-    if isinstance(score, np.ndarray | jax.Array):
+        return Score(score, needs="any")
+    if isinstance(score, np.ndarray | jax.Array | list | tuple):
         return _fixed(score)
     raise ArgumentError(
-        f"score must be one of {', '.join(SCORES)}, a function of GroupStats, or an array [num_groups], got {score!r}"
+        f"score must be one of default, {', '.join(SCORES)}, a function of GroupStats, or an array [num_groups], got "
+        f"{score!r}"
     )
 
 
@@ -218,9 +220,9 @@ def _given(stats: GroupStats, name: str) -> jax.Array:
 
 
 def _divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Returns the quotient, and 0 where the denominator is not positive."""
+    """Returns the quotient, and 0 where the denominator is; NaN stays NaN."""
     positive = denominator > 0
-    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0 * denominator)
 
 
 def _normalise(values: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from jasgnas.optimizer.layout import (
     with_grouped_leaves,
     without_groups,
 )
-from jasgnas.optimizer.scores import Score, ScoreFn, find_score, group_stats
+from jasgnas.optimizer.scores import DEFAULT_SCORES, Score, ScoreFn, find_score, group_stats
 from jasgnas.space.search import SearchSpace, require_space
 
 
@@ -50,8 +50,9 @@ def score_groups(
         loss_fn: called as `loss_fn(holder, batch)` inside `jax.jit`, with a copy of the holder, which it may change.
             Returns the mean loss over the batch, a scalar, or a tuple of it and anything else.
         batches: the batches, pytrees of arrays; at least one.
-        score: name of a score in `jasgnas.optimizer.scores.SCORES`, or a function of `GroupStats` that returns
-            `[num_groups]` scores, which is given everything but `loss_rise`.
+        score: name of a score in `jasgnas.optimizer.scores.SCORES`, "default" for the one that `h2spg` takes where it
+            is given the loss, or a function of `GroupStats` that returns `[num_groups]` scores, which is given
+            everything but `loss_rise`.
         train: whether `loss_fn` is given an `nnx.Module` in training mode, as it is otherwise in inference mode. In the
             other flavours the mode is an argument of the call, which is made by `loss_fn`.
 
@@ -77,9 +78,7 @@ def score_groups(
         Molchanov et al., arXiv 1906.10771: what a gradient says of the loss without a part of the network.
     """
     require_space(space)
-    found = find_score(score)
-    if callable(score) and not isinstance(score, Score):
-        found = found._replace(needs="grad")  # a function of the user's may look at it
+    found = find_score(DEFAULT_SCORES["value_fn"] if isinstance(score, str) and score == "default" else score)
     model = space.model
     if train and model.static is None:
         raise ArgumentError(
@@ -122,7 +121,7 @@ def _measure(
 
         losses = jax.lax.map(loss_without, jnp.arange(-1, layout.num_groups))
         rise = losses[1:] - losses[0]
-    elif score.needs == "grad":
+    elif score.needs:
         gs = jax.grad(loss)(xs)
     # Whoever looks at a direction that was not computed is told so by what follows from it.
     us = [jnp.full_like(x, jnp.nan) for x in xs] if gs is None else [-g for g in gs]

@@ -46,16 +46,15 @@ def test_published_score_is_finite_for_tiny_and_huge_groups():
 
 
 def test_what_scores_need_and_are():
-    assert {name for name, score in SCORES.items() if score.needs == "grad"} == {
-        "cosine",
-        "taylor",
-        "published",
-        "gate",
+    assert {name: score.needs for name, score in SCORES.items() if score.needs} == {
+        **dict.fromkeys(("cosine", "taylor", "published"), "grad"),
+        "gate": "gate",
+        "ablation": "value_fn",
     }
-    assert {name for name, score in SCORES.items() if score.needs == "value_fn"} == {"ablation"}
     assert {name for name, score in SCORES.items() if score.is_cost} == {"taylor", "gate", "ablation"}
     assert {name for name, score in SCORES.items() if score.is_mean} == {"gate", "ablation"}
-    assert all(SCORES[name].needs == given for given, name in DEFAULT_SCORES.items())
+    # Where there is a gradient, there is that of gates.
+    assert all(SCORES[name].needs.replace("gate", "grad") == given for given, name in DEFAULT_SCORES.items())
     assert list(DEFAULT_SCORES) == ["value_fn", "grad", ""]
 
 
@@ -70,7 +69,7 @@ def test_scores_are_found():
         return stats.x_norm
 
     assert find_score("gate") is SCORES["gate"] and find_score(SCORES["gate"]) is SCORES["gate"]
-    assert find_score(fn) == Score(fn, needs="", is_cost=False, is_mean=False)
+    assert find_score(fn) == Score(fn, needs="any", is_cost=False, is_mean=False)
     for given in (np.arange(4), jnp.arange(4.0)):
         found = find_score(given)
         assert (found.needs, found.is_cost) == ("", False)
@@ -81,11 +80,14 @@ def test_scores_are_found():
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        ("luck", "score must be one of magnitude, .*, ablation, a function of GroupStats, or an array .*, got 'luck'"),
+        (
+            "luck",
+            "must be one of default, magnitude, .*, ablation, a function of GroupStats, or an array .*, got 'luck'",
+        ),
         (None, "got None"),
         (1.0, "got 1.0"),
         (np.ones((4, 1)), r"one finite number for each group, got float32 of shape \(4, 1\)"),
-        ([1.0, 2.0], r"got \[1.0, 2.0\]"),
+        ([1.0, np.nan], "one finite number"),
         (np.array([True, False]), "got bool of shape"),
         (np.array([1.0, np.nan]), "one finite number"),
     ],
