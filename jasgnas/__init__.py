@@ -8,6 +8,7 @@ subnet = jasgnas.construct_subnet(space, model)
 from importlib.metadata import PackageNotFoundError, version
 
 from jasgnas.bridge.counting import count_macs, count_params
+from jasgnas.bridge.value_fn import nnx_value_fn
 from jasgnas.errors import (
     ArgumentError,
     BlindSelectionWarning,
@@ -27,11 +28,13 @@ from jasgnas.errors import (
 )
 from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, h2spg
 from jasgnas.optimizer.scores import GroupStats
+from jasgnas.optimizer.scoring import score_groups
 from jasgnas.optimizer.state import H2SPGState, h2spg_metrics, h2spg_state
 from jasgnas.pages import draw, report
 from jasgnas.space.groups import Group, LeafSlice
 from jasgnas.space.search import SearchSpace, search_space
 from jasgnas.subnet.construct import construct_subnet
+from jasgnas.subnet.recalibrate import recalibrate
 from jasgnas.subnet.shrink import shrink
 
 try:
@@ -69,7 +72,10 @@ __all__ = [
     "h2spg",
     "h2spg_metrics",
     "h2spg_state",
+    "nnx_value_fn",
+    "recalibrate",
     "report",
+    "score_groups",
     "search_space",
     "shrink",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from jasgnas.bridge.carry import carried
 from jasgnas.errors import ArgumentError, TreeMismatchError
-from jasgnas.pytree import leaves_by_path
+from jasgnas.pytree import leaves_by_path, path_str
 
 
 class Leaf(NamedTuple):
@@ -120,6 +120,22 @@ class Model(ABC):
         """Returns the same kind of object as `holder`, holding other arrays in the same tree structure."""
         del holder
         return tree
+
+    def switched(self, holder: Any, training: bool) -> Any:
+        """Returns what a user holds in training or inference mode, a module changed in place.
+
+        It is as it was where the mode is an argument of the call.
+        """
+        del training
+        return holder
+
+    def stored(self, holder: Any, changed: Mapping[str, Any]) -> Any:
+        """Returns what a user holds with other arrays at some paths, a module changed in place."""
+
+        def change(keys: Any, leaf: Any) -> Any:
+            return changed.get(path_str(keys), leaf)
+
+        return self.like(holder, jax.tree_util.tree_map_with_path(change, self.tree(holder)))
 
     def apply(self, values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """Calls the model; returns its outputs and all leaves after the call."""

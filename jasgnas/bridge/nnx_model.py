@@ -86,6 +86,17 @@ class NNXModel(Model):
         """Returns a copy of the module with another state, or that state."""
         return nnx.merge(nnx.graphdef(holder), tree, copy=True) if isinstance(holder, nnx.Module) else tree
 
+    def switched(self, holder: Any, training: bool) -> Any:
+        """Switches a module to training or inference mode; a state is as it was."""
+        if isinstance(holder, nnx.Module):
+            holder.train() if training else holder.eval()
+        return holder
+
+    def stored(self, holder: Any, changed: Mapping[str, Any]) -> Any:
+        """Sets the arrays of a module at some paths."""
+        nnx.update(holder, pruned(nnx.state(holder), changed))
+        return holder
+
     def call(self, tree: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """Calls a copy of the module."""
         module = nnx.merge(self.graphdef, tree, copy=True)

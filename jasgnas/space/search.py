@@ -324,6 +324,15 @@ class SearchSpace:
         return embedded(self)
 
 
+def require_space(space: Any) -> None:
+    """Raises an `ArgumentError` unless the first argument is a search space."""
+    if not isinstance(space, SearchSpace):
+        raise ArgumentError(
+            f"expected the search space first, as jasgnas.search_space returns it, got {type(space).__name__}; the "
+            "model, its variables or its parameters come after it"
+        )
+
+
 def search_space(
     model: Any,
     *args: Any,

@@ -34,7 +34,7 @@ from jasgnas.program.masks import (
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.flow import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
 from jasgnas.space.groups import zero_groups
-from jasgnas.space.search import SearchSpace
+from jasgnas.space.search import SearchSpace, require_space
 from jasgnas.subnet.evaluate import Plan, choose_layout, evaluate, plan_of, whole
 from jasgnas.subnet.verify import verify_subnet
 
@@ -193,15 +193,6 @@ def construct_subnet(
     if verify:
         verify_subnet(space, recipe, values, arrays)
     return space.model.wrap_subnet(recipe, holder, arrays)
-
-
-def require_space(space: Any) -> None:
-    """Raises an `ArgumentError` unless the first argument is a search space."""
-    if not isinstance(space, SearchSpace):
-        raise ArgumentError(
-            f"expected the search space first, as jasgnas.search_space returns it, got {type(space).__name__}; the "
-            "model, its variables or its parameters come after it"
-        )
 
 
 def require_zero(space: SearchSpace, claimed: Iterable[int], zero: Iterable[int], state: H2SPGState | None) -> None:

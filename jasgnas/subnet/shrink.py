@@ -16,10 +16,9 @@ from jasgnas.optimizer.layout import Remainder
 from jasgnas.optimizer.state import DONE, LOST_TYPE, H2SPGState, h2spg_state, h2spg_states, single_state
 from jasgnas.program.masks import NOTHING, Layout, everything, same, stored_shape
 from jasgnas.program.sliced import Sliced
-from jasgnas.space.search import SearchSpace
+from jasgnas.space.search import SearchSpace, require_space
 from jasgnas.subnet.construct import (
     make_recipe,
-    require_space,
     require_zero,
     stored_leaves,
     warn_of_nothing,

@@ -19,6 +19,8 @@ fn = lambda params, x: x @ params["a"] + jnp.tanh(x @ params["b"])
 space = jasgnas.search_space(fn, jnp.ones((2, 3)), params=params, inputs="x")
 sub_fn, sub_params = jasgnas.construct_subnet(space, space.zero(params, [0]), verify=True)
 assert jasgnas.count_params(sub_params) == 9
+scores = jasgnas.score_groups(space, params, lambda params, x: fn(params, x).sum(), [jnp.ones((2, 3))])
+assert scores.shape == (2,)
 assert jasgnas.count_params({"params": params, "batch_stats": params}) == 18
 print("flax.nnx" in sys.modules, "jasgnas.bridge.nnx_model" in sys.modules)
 """
