@@ -1,19 +1,18 @@
 """Degrees of homogeneity: with which power of a positive number a value grows when parameters are multiplied by it.
 
-A value v has degree d in some parameters if v(s·x) = s^d · v(x) for every s > 0, whatever all other values are. A
-convolution has degree 1 in its kernel, its square has degree 2, and a sum has a degree only if both sides have the same:
-the result of a convolution with a bias has degree 1 in kernel and bias together, and none in the kernel alone.
+A value v has degree d in some parameters x if v(s·x) = s^d · v(x) for every s > 0, whatever all other values are. A
+convolution has degree 1 in its kernel, its square degree 2, and a sum has a degree only if both sides have the same
+one: a convolution with a bias has degree 1 in kernel and bias together, and none in the kernel alone.
 """
 
 from collections.abc import Iterable
-from fractions import Fraction
 from typing import Final, Literal, TypeAlias
 
-Degree: TypeAlias = Fraction | Literal["any"] | None
-"""The degree of a value: `CONSTANT` where it does not depend on the parameters, `ANY` where all of it is zero, None where
-it is homogeneous of no degree, or of none that is known."""
+Degree: TypeAlias = float | Literal["any"] | None
+"""The degree of a value: `CONSTANT` where it does not depend on the parameters, `ANY` where all of it is zero, and None
+where it has no degree, or none that is known."""
 
-CONSTANT: Final = Fraction(0)
+CONSTANT: Final = 0.0
 ANY: Final[Literal["any"]] = "any"
 
 
@@ -30,20 +29,16 @@ def common(degrees: Iterable[Degree]) -> Degree:
 
 def of_product(degrees: Iterable[Degree]) -> Degree:
     """Returns the degree of a product of finite values."""
-    total = CONSTANT
     known = list(degrees)
     if ANY in known:
         return ANY
-    for degree in known:
-        if not isinstance(degree, Fraction):
-            return None
-        total += degree
-    return total
+    numbers = [degree for degree in known if isinstance(degree, float)]
+    return sum(numbers) if len(numbers) == len(known) else None
 
 
-def of_power(degree: Degree, exponent: Fraction | int) -> Degree:
+def of_power(degree: Degree, exponent: float) -> Degree:
     """Returns the degree of what grows with a power of a value."""
-    if isinstance(degree, Fraction):
+    if isinstance(degree, float):
         return degree * exponent
     # A power of nothing but zeros is zero, one, or not finite.
     return None if degree is None or exponent < 0 else ANY if exponent > 0 else CONSTANT

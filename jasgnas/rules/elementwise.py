@@ -99,14 +99,14 @@ class Elementwise(Sourced):
 
 # With which power an operator grows where all of its operands grow in proportion: f(s·x, s·y) = s^p · f(x, y) for every
 # s > 0. That holds of the gradient, too, and so not of `stop_gradient`.
-_EXPONENTS: dict[str, Fraction | int] = {
+_EXPONENTS: dict[str, float] = {
     **dict.fromkeys(("abs", "add", "add_any", "clamp", "complex", "conj", "copy", "imag", "max", "min", "name"), 1),
     **dict.fromkeys(("neg", "real", "reduce_precision", "rem", "sub"), 1),
     **dict.fromkeys(("layout_constraint", "reshard", "sharding_constraint"), 1),
     **dict.fromkeys(("atan2", "eq", "ge", "gt", "is_finite", "le", "lt", "ne", "sign"), 0),
-    "cbrt": Fraction(1, 3),
-    "rsqrt": Fraction(-1, 2),
-    "sqrt": Fraction(1, 2),
+    "cbrt": 1 / 3,
+    "rsqrt": -1 / 2,
+    "sqrt": 1 / 2,
     "square": 2,
 }
 
@@ -286,9 +286,9 @@ class Powers(Elementwise):
         return result if base == 0 else None
 
     def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
-        exponent = eqn.params["y"] if eqn.primitive == "integer_pow" else getattr(eqn.inputs[1], "value", None)
-        is_known = exponent is not None and np.isrealobj(exponent) and np.isfinite(exponent)
-        return [of_power(operands[0], Fraction(float(exponent)))] if is_known else super().degrees(eqn, operands)
+        exponent = eqn.params["y"] if eqn.primitive == "integer_pow" else getattr(eqn.inputs[1], "value", np.nan)
+        is_known = np.isrealobj(exponent) and np.isfinite(exponent)
+        return [of_power(operands[0], float(exponent))] if is_known else super().degrees(eqn, operands)
 
 
 class Shifts(Elementwise):

@@ -17,17 +17,19 @@ of a `custom_vjp` between these parameters and the result that makes up its own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jasgnas.graph.graph import Graph
 from jasgnas.program.masks import same, zero_at
+from jasgnas.rules import rule_for
 from jasgnas.rules.degrees import ANY, CONSTANT, Degree, is_constant
+from jasgnas.rules.elementwise import Elementwise
 from jasgnas.rules.flow import DegreeFlow
-from jasgnas.space.ranges import Ranges, numbers_in
+from jasgnas.space.groups import NOBODY
+from jasgnas.space.ranges import Ranges
 
-_IN_PROPORTION = Fraction(1)
+_IN_PROPORTION = 1.0
 
 _Parts = Mapping[int, Sequence[int]]
 """Parts of leaves that a group holds, or a range of, by the operator that reads them."""
@@ -99,14 +101,24 @@ class GateFinder:
         for operator in operators:
             others = [reader for reader in self._graph.consumers[operator] if reader not in passed]
             if others or operator in self._graph.outputs:
-                read = {var for reader in others for var in self._operands_of(reader)}.union(self._graph.program.outputs)
-                ends[operator] = [v for v in self._graph.results(operator) if v in read and group in self._held[v]]
+                read = {var for reader in others for var in self._operands_of(reader)} | self._returned
+                ends[operator] = [
+                    var for var in self._graph.results(operator) if var in read and self._holds(var, group)
+                ]
         return _Way(group, own, operators, ends)
+
+    @cached_property
+    def _returned(self) -> set[Any]:
+        return set(self._graph.program.outputs)
+
+    def _holds(self, var: int, group: int) -> bool:
+        return group in self._held.get(var, ())
 
     @cached_property
     def _held(self) -> dict[int, frozenset[int]]:
         """The groups whose ranges each variable holds."""
-        return {var: frozenset(numbers_in([ranges]).tolist()) for var, ranges in self._ranges.items()}
+        axes = {var: [axis.tolist() for axis in own if axis is not None] for var, own in self._ranges.items()}
+        return {var: frozenset[int]().union(*own) - {NOBODY} for var, own in axes.items()}
 
     @cached_property
     def _passed(self) -> dict[int, list[int]]:
@@ -161,15 +173,15 @@ class GateFinder:
             given = tuple(degrees[v] if v in degrees else self._before(way, operator, v) for v in operands)
             results = self._degrees_after(way, operator, given, scaled.get(operator, ()))
             if None in results:
-                # An operator whose own parameters stay is homogeneous of no degree, whatever the degree of its operand.
-                return False if operator in scaled else None
+                # In one operand all degrees grow with that of the operand: with another one they are not known either.
+                return False if operator in scaled or len(given) > 1 else None
             degrees.update(zip(self._graph.results(operator), results, strict=True))
         return all(degrees[var] == _IN_PROPORTION for ends in way.ends.values() for var in ends)
 
     def _before(self, way: _Way, operator: int, var: int) -> Degree:
         """Returns the degree of an operand that is not computed with any of the parts."""
         # What a sum or concatenation adds to the range, or puts beside it, has no say.
-        is_beside = self._graph.operators[operator].additive and way.group not in self._held.get(var, ())
+        is_beside = self._graph.operators[operator].additive and not self._holds(var, way.group)
         return ANY if is_beside else CONSTANT
 
     def _degrees_after(
@@ -185,18 +197,20 @@ class GateFinder:
             known = dict(zip(self._operands_of(operator), given, strict=True))
             known |= {var: _IN_PROPORTION for part in scaled for var in self._graph.part_vars[part]}
             flow = self._graph.degrees_through([operator], known)
-            is_mixed = is_beyond and self._mixes(way.group, operator, flow)
-            self._known[key] = tuple(None if is_mixed else flow.read(var) for var in self._graph.results(operator))
+            results = tuple(flow.read(var) for var in self._graph.results(operator))
+            is_mixed = is_beyond and None not in results and self._mixes(way.group, operator, flow)
+            self._known[key] = (None,) * len(results) if is_mixed else results
         return self._known[key]
 
     def _mixes(self, group: int, operator: int, flow: DegreeFlow) -> bool:
         """Tells whether an operator computes something inside that grows with a range and with what is beside it.
 
-        That is so if it is not zero where the range is, such as the sum over all channels by which each is divided.
+        Such as the sum over all channels by which each of them is divided: unlike the range it is not zero without it.
         """
         graph = self._graph
         equations = [graph.program.equations[position] for position in graph.operators[operator].equations[:-1]]
-        inner = [var for eqn in equations for var in eqn.outputs if not is_constant(flow.read(var))]
+        mixing = [eqn for eqn in equations if not isinstance(rule_for(eqn.primitive), Elementwise)]
+        inner = [var for eqn in mixing for var in eqn.outputs if not is_constant(flow.read(var))]
         if not inner:
             return False
         held = [var for part in graph.operators[operator].parts for var in graph.part_vars[part]]
