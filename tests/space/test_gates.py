@@ -29,10 +29,10 @@ FACTOR = 2.0
 def edges_of(space, group):
     """What hands the result of a structure on: variables, each with the first index on its last axis and the one after.
 
-    A range that reaches parameters beyond the structure is handed on by the operators that read these of the gate.
+    A range that reaches parameters of the gate beyond the structure is handed on by the operators that read them.
     """
     graph = space.graph
-    if all(each.axis is None for each in group.slices):
+    if all(each.axis is None for each in group.gate):
         last = graph.segments[group.segment].operators[-1]
         return {(var, 0, graph.program.avals[var].shape[-1]) for var in graph.results(last)}
     edges = set()
@@ -190,6 +190,11 @@ def shares_of_channels(p, x):
     return jax.nn.relu(shares + p["bias"]) @ p["head"]
 
 
+def range_read_twice(p, x):
+    both = jnp.concatenate([x @ p["a"], jnp.tanh(x @ p["b"])], -1)
+    return jnp.concatenate([both * p["scale"], jax.nn.relu(both)], -1) @ p["head"]
+
+
 def mean_of_channels(p, x):
     both = jnp.concatenate([conv(x, p["a"]), conv(x, p["b"])], -1)
     return jnp.mean(jax.nn.relu(batch_norm(both, p["scale"], p["bias"])), (1, 2)) @ p["head"]
@@ -299,6 +304,11 @@ CASES = {
         shares_of_channels,
         {"a": (D, 3), "b": (D, 2), "bias": (5,), "head": (5, D)},
         [set(), set()],
+    ),
+    "a range that comes twice, once with a scale": Case(
+        range_read_twice,
+        {"a": (D, 3), "b": (D, 2), "scale": (5,), "head": (10, D)},
+        [{"a"}, set()],
     ),
     "a mean after a norm": Case(
         mean_of_channels,
