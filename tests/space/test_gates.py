@@ -272,6 +272,11 @@ CASES = {
     "a stopped gradient": Case(
         lambda p, x: x + jax.lax.stop_gradient(x @ p["a"]) * p["scale"], {"a": SQUARE, "scale": VECTOR}, [{"scale"}]
     ),
+    "stacked layers": Case(
+        lambda p, x: jax.lax.scan(lambda x, p: (x + jax.nn.relu(x @ p["a"]) @ p["b"], None), x, p)[0],
+        {"a": (2, D, D), "b": (2, D, D)},
+        [{"b[0]"}, {"b[1]"}],
+    ),
     "one norm after the other": Case(
         serial_norms,
         {"a": (D, 3), "b": (D, 2), **dict.fromkeys(("scale1", "bias1", "scale2", "bias2"), (5,)), "head": (5, D)},
