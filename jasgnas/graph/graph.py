@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from jasgnas.program.jaxpr import Atom, Equation, Program
 from jasgnas.program.masks import Need, Zeros, coarsened
-from jasgnas.rules.flow import NeedFlow, ZeroFlow, propagate_zeros
+from jasgnas.rules.degrees import Degree
+from jasgnas.rules.flow import DegreeFlow, NeedFlow, ZeroFlow, propagate_zeros
 
 KINDS = ("stem", "joint", "accessory", "unknown")
 ADDITIVE = ("add", "sub", "add_any", "concatenate", "stack")
@@ -111,6 +112,10 @@ class Graph:
         The equations on leaves alone that the operators depend on, such as the reshape of a bias, are followed, too.
         """
         return ZeroFlow(ChainMap(dict(known), self.full.zeros)).through(self._equations(operators))
+
+    def degrees_through(self, operators: Iterable[int], known: Mapping[int, Degree]) -> DegreeFlow:
+        """Follows degrees of homogeneity through some operators, given those of variables that are not constant."""
+        return DegreeFlow(self.full, dict(known)).through(self._equations(operators))
 
     def needs_before(
         self, operators: Iterable[int], results: Mapping[int, Need], flow: ZeroFlow | None = None

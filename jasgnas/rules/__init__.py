@@ -1,4 +1,4 @@
-"""One rule per primitive: its zeros, its needs, its evaluation on sliced operands.
+"""One rule per primitive: its zeros, its needs, its degree of homogeneity, its evaluation on sliced operands.
 
 The analysis knows primitives only, never layers. A primitive without a rule is an unknown operator: it is never
 removed, never assumed to keep zeros, and evaluated at full width.
@@ -8,6 +8,7 @@ from jasgnas.rules import contraction, elementwise, indexing, reduction, shape  
 from jasgnas.rules.base import (
     PassThrough,
     Rule,
+    degrees_of,
     execute_of,
     is_known,
     needs_of,
@@ -20,6 +21,7 @@ from jasgnas.rules.base import (
 __all__ = [
     "PassThrough",
     "Rule",
+    "degrees_of",
     "execute_of",
     "is_known",
     "needs_of",

@@ -1,7 +1,7 @@
 """What a rule is, the rule for operators nobody knows, and the registry.
 
-A rule answers three questions about one primitive: which entries of the results are zero, which entries of the
-operands are needed, and how the results are computed when only some entries are stored.
+A rule answers four questions about one primitive: which entries of the results are zero, which entries of the operands
+are needed, how the results grow with the operands, and how they are computed when only some entries are stored.
 """
 
 from abc import ABC, abstractmethod
@@ -31,6 +31,7 @@ from jasgnas.program.masks import (
     zero_at,
 )
 from jasgnas.program.sliced import Sliced
+from jasgnas.rules.degrees import CONSTANT, Degree, is_constant
 
 
 class Rule:
@@ -38,9 +39,11 @@ class Rule:
 
     Attributes:
         is_joint: whether its zeros and needs may hold masks over several axes (see `masks.py`); layouts never do.
+        keeps_degree: whether the results grow in proportion with the first operand while the others stay.
     """
 
     is_joint = False
+    keeps_degree = False
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         """Returns what is known of each result, given what is known of each operand."""
@@ -54,6 +57,14 @@ class Rule:
         """
         del operands, results
         return [everything(len(aval.shape)) for aval in eqn.in_avals]
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        """Returns the degree of homogeneity of each result, given that of each operand (see `degrees.py`)."""
+        if all(map(is_constant, operands)):
+            degree: Degree = CONSTANT
+        else:
+            degree = operands[0] if self.keeps_degree and all(map(is_constant, operands[1:])) else None
+        return [degree] * len(eqn.out_avals)
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         """Computes the results, in the given layouts if it can; others are converted by the caller."""
@@ -249,6 +260,12 @@ def needs_of(eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) 
     if rule.is_joint:
         return rule.needs(eqn, operands, results)
     return rule.needs(eqn, [value.apart for value in operands], [coarsened(need) for need in results])
+
+
+@_naming_rule
+def degrees_of(eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+    """Returns the degree of homogeneity of each result of an equation."""
+    return rule_for(eqn.primitive).degrees(eqn, operands)
 
 
 def execute_of(eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:

@@ -8,6 +8,7 @@ from jasgnas.program.jaxpr import Equation
 from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, filled, normalize, unknown, zero, zero_at
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import Rule, register
+from jasgnas.rules.degrees import Degree, of_product
 
 
 def _both(first: np.ndarray | None, second: np.ndarray | None, combine: np.ufunc) -> np.ndarray | None:
@@ -16,7 +17,14 @@ def _both(first: np.ndarray | None, second: np.ndarray | None, combine: np.ufunc
     return combine(first, second)
 
 
-class DotGeneral(Rule):
+class Contraction(Rule):
+    """A sum of products of entries of two operands."""
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        return [of_product(operands)]
+
+
+class DotGeneral(Contraction):
     """`dot_general`: result axes are the batch axes, then the free axes of either side."""
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
@@ -79,7 +87,7 @@ class DotGeneral(Rule):
         return axes
 
 
-class Convolution(Rule):
+class Convolution(Contraction):
     """`conv_general_dilated`, with feature groups; batch groups (found in gradients only) are left at full width.
 
     With `g` groups, input features `[g, i]` and output features `[g, o]` are matrices of a row per group.

@@ -17,6 +17,7 @@ from jasgnas.program.jaxpr import Equation
 from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, zero_at
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import Rule, Sourced, register
+from jasgnas.rules.degrees import Degree, common, is_constant, of_power, of_product
 
 
 class Elementwise(Sourced):
@@ -88,8 +89,26 @@ class Elementwise(Sourced):
         tiny = _is_subnormal(first, dtype)
         return first if all(other == first or (tiny and _is_zero(other)) for other in others) else None
 
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        exponent = _EXPONENTS.get(eqn.primitive)
+        return super().degrees(eqn, operands) if exponent is None else [of_power(common(operands), exponent)]
+
     def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
         return [_fitted(result, aval, eqn.out_avals[0]) for aval in eqn.in_avals]
+
+
+# With which power an operator grows where all of its operands grow in proportion: f(s·x, s·y) = s^p · f(x, y) for every
+# s > 0. That holds of the gradient, too, and so not of `stop_gradient`.
+_EXPONENTS: dict[str, float] = {
+    **dict.fromkeys(("abs", "add", "add_any", "clamp", "complex", "conj", "copy", "imag", "max", "min", "name"), 1),
+    **dict.fromkeys(("neg", "real", "reduce_precision", "rem", "sub"), 1),
+    **dict.fromkeys(("layout_constraint", "reshard", "sharding_constraint"), 1),
+    **dict.fromkeys(("atan2", "eq", "ge", "gt", "is_finite", "le", "lt", "ne", "sign"), 0),
+    "cbrt": 1 / 3,
+    "rsqrt": -1 / 2,
+    "sqrt": 1 / 2,
+    "square": 2,
+}
 
 
 def _is_zero(value: Any) -> bool:
@@ -213,6 +232,9 @@ class Absorbs(Rounds):
             return super().at(eqn, values)
         return 0 if all(value is None or np.isfinite(value) for value in values) else np.nan
 
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        return [of_product(operands)]
+
 
 class Adds(Rounds):
     """A sum or difference: an operand that is zero everywhere is not added at all."""
@@ -244,6 +266,11 @@ class Divides(Elementwise):
             return numerator
         return None if np.isfinite(operator.truediv(*_typed(eqn, values))) else np.nan
 
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        numerator, denominator = operands
+        is_quotient = eqn.primitive == "div"
+        return [of_product([numerator, of_power(denominator, -1)])] if is_quotient else super().degrees(eqn, operands)
+
 
 class Powers(Elementwise):
     """A power: zero where the base is, if the exponent is positive."""
@@ -257,6 +284,11 @@ class Powers(Elementwise):
         if not np.isfinite(result):
             return np.nan  # Nor is it known which infinity: zero may be negative.
         return result if base == 0 else None
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        exponent = eqn.params["y"] if eqn.primitive == "integer_pow" else getattr(eqn.inputs[1], "value", np.nan)
+        is_known = np.isrealobj(exponent) and np.isfinite(exponent)
+        return [of_power(operands[0], float(exponent))] if is_known else super().degrees(eqn, operands)
 
 
 class Shifts(Elementwise):
@@ -274,6 +306,10 @@ class Selects(Elementwise):
         if which is not None and 0 <= which < len(cases):
             return cases[int(which)]
         return cases[0] if all(case is not None and case == cases[0] for case in cases) else None
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        which, *cases = operands
+        return [common(cases) if is_constant(which) else None]
 
 
 class Converts(Elementwise):
@@ -298,6 +334,13 @@ class Converts(Elementwise):
         if not np.isfinite(cast):
             return np.nan
         return cast if _fraction(cast) == _fraction(number.real) else None
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        dtype = eqn.out_avals[0].dtype
+        if jax.dtypes.issubdtype(dtype, np.inexact):
+            return operands
+        # Whether a number is zero does not change with its size.
+        return [of_power(operands[0], 0)] if dtype == np.bool_ else super().degrees(eqn, operands)
 
 
 class Narrows(KeepsZeros):
@@ -329,6 +372,9 @@ class Barrier(Rule):
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:
         return results
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        return operands
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         values = [value.to(layout) for value, layout in zip(operands, layouts, strict=True)]

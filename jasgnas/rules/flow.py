@@ -1,4 +1,4 @@
-"""Abstract interpretation of programs: zeros flow forwards, needs flow backwards; calls are entered.
+"""Abstract interpretation of programs: zeros and degrees flow forwards, needs flow backwards; calls are entered.
 
 Nothing is computed and no parameter value is looked at: all that is known is which entries of the inputs are zero.
 """
@@ -12,7 +12,8 @@ import numpy as np
 
 from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, aval_of
 from jasgnas.program.masks import NOTHING, Need, Zeros, everything, union, unknown, without, zero_at
-from jasgnas.rules import needs_of, zeros_of
+from jasgnas.rules import degrees_of, needs_of, zeros_of
+from jasgnas.rules.degrees import ANY, CONSTANT, Degree
 
 # Constants larger than this are not searched for zeros.
 _LARGEST_CONSTANT = 4096
@@ -84,6 +85,32 @@ class NeedFlow:
                 inner = self.bodies[position] = propagate_needs(eqn.body, self.flow.bodies[position], results)
                 operands = [inner.read(var) for var in eqn.body.inputs]
             self.add(eqn.inputs, operands)
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class DegreeFlow:
+    """With which degree the values of an inlined program, or a part of one, grow with some of its parameters.
+
+    Attributes:
+        flow: the zeros.
+        degrees: degree of each variable that may depend on these parameters; others do not.
+    """
+
+    flow: ZeroFlow
+    degrees: dict[int, Degree]
+
+    def read(self, atom: Atom) -> Degree:
+        """Returns the degree of an operand or result."""
+        if self.flow.read(atom).everywhere:
+            return ANY
+        return self.degrees.get(atom, CONSTANT) if isinstance(atom, int) else CONSTANT
+
+    def through(self, equations: Iterable[tuple[int, Equation]]) -> "DegreeFlow":
+        """Follows the degrees forwards through equations, given as to `ZeroFlow.through`; returns itself."""
+        for _, eqn in equations:
+            operands = [self.read(atom) for atom in eqn.inputs]
+            self.degrees.update(zip(eqn.outputs, degrees_of(eqn, operands), strict=True))
         return self
 
 

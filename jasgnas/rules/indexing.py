@@ -8,10 +8,13 @@ import numpy as np
 from jasgnas.program.jaxpr import Equation
 from jasgnas.program.masks import Zeros, broken, meet, unknown
 from jasgnas.rules.base import PassThrough, entries_of, moved, register
+from jasgnas.rules.degrees import CONSTANT, Degree, common, is_constant
 
 
 class DynamicSlice(PassThrough):
     """`dynamic_slice`: axes taken whole keep their zeros."""
+
+    keeps_degree = True
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         sizes = zip(eqn.params["slice_sizes"], eqn.in_avals[0].shape, strict=True)
@@ -34,9 +37,14 @@ class DynamicUpdateSlice(PassThrough):
         array, update = operands[:2]
         return [meet([array, moved(update, self.destinations(eqn)[1], len(array.axes))])]
 
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        return [common(operands[:2]) if all(map(is_constant, operands[2:])) else None]
+
 
 class Gather(PassThrough):
     """`gather`: axes of the operand taken whole keep their zeros; embedding lookup and nearest-neighbour resize."""
+
+    keeps_degree = True
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         numbers = eqn.params["dimension_numbers"]
@@ -58,6 +66,11 @@ class Gather(PassThrough):
             return True
         indices = entries_of(operands[1], eqn.in_avals[1])
         return bool(np.isnan(fill)) if indices is None else self._in_bounds(eqn, np.asarray(indices()))
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        (degree,) = super().degrees(eqn, operands)
+        fill = eqn.params["fill_value"]
+        return [degree if fill is None or fill == 0 or np.isnan(fill) else common([degree, CONSTANT])]
 
     def _in_bounds(self, eqn: Equation, indices: np.ndarray) -> bool:
         axes = list(eqn.params["dimension_numbers"].start_index_map)
@@ -87,17 +100,27 @@ class Scatter(PassThrough):
         whole = [axis if axis in written.values() else None for axis in range(len(array))]
         return [whole, (None,) * len(indices), [written.get(axis) for axis in range(len(updates))]]
 
+    def _applies(self, eqn: Equation) -> bool:
+        """Tells whether what is written is a function of what is there."""
+        function = eqn.params["update_jaxpr"]
+        return eqn.primitive == "scatter" and function is not None and function.outvars[0] is not function.invars[1]
+
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         array, _, updates = operands
         ndim = len(array.axes)
-        function = eqn.params["update_jaxpr"]
-        if eqn.primitive == "scatter" and function is not None and function.outvars[0] is not function.invars[1]:
-            return [unknown(ndim)]  # What is written is a function of what is there.
+        if self._applies(eqn):
+            return [unknown(ndim)]
         if array.is_infinite or updates.is_infinite:
             return [broken(ndim)]
         # What is written may fall on any entry, or on none.
         written = moved(updates, self.destinations(eqn)[2], ndim)
         return [meet([array] if eqn.primitive == "scatter-mul" else [array, written])]
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        array, indices, updates = operands
+        if eqn.primitive == "scatter-mul" or self._applies(eqn) or not is_constant(indices):
+            return super().degrees(eqn, operands)
+        return [common([array, updates])]
 
 
 register(DynamicSlice(), "dynamic_slice")

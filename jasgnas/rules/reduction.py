@@ -9,6 +9,7 @@ from jasgnas.program.jaxpr import Equation
 from jasgnas.program.masks import NOTHING, Layout, Zeros, broken, unknown, zero
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import PassThrough, Rule, register
+from jasgnas.rules.degrees import Degree, of_power
 from jasgnas.rules.shape import padded
 
 
@@ -36,6 +37,8 @@ class ReduceProduct(Reduce):
 class ReduceExtreme(Reduce):
     """A maximum or minimum, which is infinite over nothing."""
 
+    keeps_degree = True
+
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         return super().zeros(eqn, operands) if self.keeps_zeros(eqn, operands) else [_extreme_of_nothing(eqn)]
 
@@ -49,6 +52,8 @@ class Sum(Reduce):
 
 class PlainSum(Sum):
     """A sum proper: zeros along the summed axes can be left out."""
+
+    keeps_degree = True
 
     def execute(self, eqn: Equation, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> Sequence[Sliced]:
         (value,), (layout,) = operands, layouts
@@ -67,6 +72,8 @@ def _extreme_of_nothing(eqn: Equation) -> Zeros:
 
 class Window(PassThrough):
     """A sliding window: axes on which it is one entry wide and moves by one pass through."""
+
+    keeps_degree = True
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         p = eqn.params
@@ -100,19 +107,31 @@ def _is_met(eqn: Equation, axis: int) -> bool:
 class WindowOfAnyKind(Window):
     """A sliding window of which nothing more is known: axes pass through, zeros do not."""
 
+    keeps_degree = False
+
     def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
         return False
 
 
 class Cumulative(PassThrough):
-    """A running sum, product, maximum or minimum along one axis."""
+    """A running sum, maximum or minimum along one axis."""
+
+    keeps_degree = True
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         return [[None if axis == eqn.params["axis"] else axis for axis in range(len(eqn.out_avals[0].shape))]]
 
 
+class CumulativeProduct(Cumulative):
+    """A running product along one axis."""
+
+    keeps_degree = False
+
+
 class CumulativeLogSumExp(Cumulative):
     """A running log-sum-exp: axes pass through, zeros do not."""
+
+    keeps_degree = False
 
     def keeps_zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> bool:
         return False
@@ -129,6 +148,10 @@ class Sort(PassThrough):
         mixed = self.axis(eqn)
         return [[None if axis == mixed else axis for axis in range(len(aval.shape))] for aval in eqn.in_avals]
 
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        # The order of entries that grow in proportion stays.
+        return [None] * len(operands) if None in operands else operands
+
 
 class TopK(Sort):
     """The largest entries along one axis and their indices, which are not zero where the entries are."""
@@ -140,9 +163,14 @@ class TopK(Sort):
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         return [*super().zeros(eqn, operands), unknown(len(eqn.out_avals[1].shape))]
 
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        return [operands[0], of_power(operands[0], 0)]
+
 
 class Fourier(PassThrough):
     """A Fourier transform of the last axes."""
+
+    keeps_degree = True
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         ndim = len(eqn.out_avals[0].shape)
@@ -157,7 +185,8 @@ register(ReduceProduct(), "reduce_and", "reduce_prod")
 register(ReduceExtreme(), "reduce_max", "reduce_min")
 register(Window(), "reduce_window_sum")
 register(WindowExtreme(), "reduce_window_max", "reduce_window_min")
-register(Cumulative(), "cummax", "cummin", "cumprod", "cumsum")
+register(Cumulative(), "cummax", "cummin", "cumsum")
+register(CumulativeProduct(), "cumprod")
 register(CumulativeLogSumExp(), "cumlogsumexp")
 register(WindowOfAnyKind(), "reduce_window")
 register(Sort(), "sort")

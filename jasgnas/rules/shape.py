@@ -29,10 +29,13 @@ from jasgnas.program.masks import (
 )
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import PassThrough, Rule, Sourced, register
+from jasgnas.rules.degrees import Degree, common
 
 
 class Broadcast(PassThrough):
     """`broadcast_in_dim`: axes keep their place unless they are stretched from size one."""
+
+    keeps_degree = True
 
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         shape = eqn.out_avals[0].shape
@@ -54,12 +57,16 @@ class Broadcast(PassThrough):
 class Transpose(PassThrough):
     """`transpose`."""
 
+    keeps_degree = True
+
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         return [np.argsort(eqn.params["permutation"]).tolist()]
 
 
 class Reshape(Sourced):
     """`reshape`: axes are split, merged or left; a merged or split range follows if it stays a product of axes."""
+
+    keeps_degree = True
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         (value,) = operands
@@ -204,6 +211,7 @@ class Taking(Rule):
     """Operators whose results are parts of the operand, each of them `operand[index]`."""
 
     is_joint = True
+    keeps_degree = True
 
     @abstractmethod
     def indices(self, eqn: Equation) -> Sequence[Index]:
@@ -297,6 +305,9 @@ class Assembling(Sourced):
         ]
         return [meet(agreed)]
 
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        return [common(operands)]
+
     def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
         parts = [_taken(result, index) for index in self.indices(eqn)]
         return [normalize(axes) if all(dropped) else NOTHING for dropped, axes in parts]
@@ -337,6 +348,8 @@ class Bitcast(PassThrough):
 class Tile(PassThrough):
     """`tile`: axes that are not repeated pass through, and zeros are repeated with the others."""
 
+    keeps_degree = True
+
     def destinations(self, eqn: Equation) -> Sequence[Sequence[int | None]]:
         return [[axis if times == 1 else None for axis, times in enumerate(eqn.params["reps"])]]
 
@@ -374,6 +387,9 @@ class Pad(PassThrough):
                 size = eqn.in_avals[0].shape[axis]
                 axes[axis] = padded(operands[0].axis(axis, size), low, high, interior)
         return [zero_at(axes)]
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        return [common(operands)]
 
 
 def padded(mask: np.ndarray, low: int, high: int, interior: int) -> np.ndarray:

@@ -58,18 +58,19 @@ class RangeFollower:
         """
         self._graph = graph
         self._eligible = eligible
-        # By variable, the group whose removal makes each index zero.
-        self._ranges: dict[int, Ranges] = {}
+        # By variable, the group whose removal makes each index zero: of results of operators, and of parameters that
+        # join groups.
+        self.ranges: dict[int, Ranges] = {}
 
     def start(self, operator: int, group: int) -> None:
         """Notes that the results of an operator are zero without a group."""
         for var in self._graph.results(operator):
-            self._ranges[var] = tuple(np.full(size, group) for size in self._graph.program.avals[var].shape)
+            self.ranges[var] = tuple(np.full(size, group) for size in self._graph.program.avals[var].shape)
 
     def through(self, index: int) -> list[Effect]:
         """Follows the ranges through an operator, as far as parameters can keep them zero; returns what they do."""
         operator = self._graph.operators[index]
-        given = {var: self._ranges[var] for var in self._graph.operands(index) if var in self._ranges}
+        given = {var: self.ranges[var] for var in self._graph.operands(index) if var in self.ranges}
         if not given or operator.kind == "unknown":
             return []
         effects = self._joining(operator, given) if operator.parts else []
@@ -81,7 +82,7 @@ class RangeFollower:
             given = _restricted(given, lambda groups: np.isin(groups, apart))
         if given:
             joined = self._held(effect for effect in effects if effect.joins)
-            self._ranges |= zeros_after(self._graph, [index], given | joined, self._graph.results(index))
+            self.ranges |= joined | zeros_after(self._graph, [index], given | joined, self._graph.results(index))
         return effects
 
     def _joining(self, operator: Operator, given: Mapping[int, Ranges]) -> list[Effect]:

@@ -12,6 +12,7 @@ from jasgnas.graph.names import operator_label, segment_label
 from jasgnas.program.masks import zero
 from jasgnas.rules import unknown_in
 from jasgnas.rules.flow import ZeroFlow
+from jasgnas.space.gates import GateFinder
 from jasgnas.space.groups import NOBODY, Group, LeafSlice
 from jasgnas.space.invariance import Effect, RangeFollower
 
@@ -56,8 +57,10 @@ class _GroupFinder:
             for part in operator.parts:
                 self._users.setdefault(part, []).append(operator.index)
         self._follower = RangeFollower(graph, self._eligible)
-        # What each group holds of parts of leaves, and the parts whose ranges belong to structures further up.
+        # What each group holds, its parts by the operators that read them, and the parts whose ranges belong to
+        # structures further up.
         self._slices: list[list[LeafSlice]] = []
+        self._parts: list[dict[int, list[int]]] = []
         self._claimed: set[int] = set()
         self.reasons: list[str] = []
         self.effects: list[Effect] = []
@@ -70,16 +73,19 @@ class _GroupFinder:
             for operator in segment.operators:
                 for effect in self._follower.through(operator):
                     self._note(effect)
-            own = self._own_slices(segment)
+            own = self._own_parts(segment)
             if isinstance(own, str):
                 self.reasons.append(f"not removable: {own}")
                 continue
-            self.reasons.append(f"removable, group {len(segments)}")
+            self.reasons.append("removable")
             self._follower.start(segment.operators[-1], len(segments))
             segments.append(segment)
-            self._slices.append(own)
+            self._slices.append(list(map(self._whole, own)))
+            read = {index: [p for p in self._graph.operators[index].parts if p in own] for index in segment.operators}
+            self._parts.append({operator: parts for operator, parts in read.items() if parts})
         names: set[str] = set()
-        return tuple(
+        gates = GateFinder(self._graph, self._follower.ranges)
+        groups = tuple(
             Group(
                 index=index,
                 name=_unique(segment_label(segment, self._graph, self._leaves), names),
@@ -87,11 +93,20 @@ class _GroupFinder:
                 num_params=sum(self._size(each) for each in self._slices[index]),
                 operators=tuple(self._graph.operators[operator].name for operator in segment.operators),
                 segment=segment.index,
+                gate=self._gate(index, gates.find(index, segment.operators, self._parts[index])),
             )
             for index, segment in enumerate(segments)
         )
+        for group in groups:
+            self.reasons[group.segment] += f", group {group.index} (gate: {_listed(group.gate)})"
+        return groups
 
-    def _own_slices(self, segment: Segment) -> list[LeafSlice] | str:
+    def _gate(self, group: int, parts: frozenset[int]) -> tuple[LeafSlice, ...]:
+        """Returns those of a group's slices that are of some parts."""
+        chosen = {(self._leaf(part).path, self._graph.parts[part].row) for part in parts}
+        return tuple(each for each in self._slices[group] if (each.path, each.row) in chosen)
+
+    def _own_parts(self, segment: Segment) -> list[int] | str:
         """Returns the parameters of a segment, which are to be a group, or why they are not."""
         last = segment.operators[-1]
         operators = [self._graph.operators[index] for index in segment.operators]
@@ -120,7 +135,7 @@ class _GroupFinder:
             flow = self._flow_without(segment, own)
         if not self._is_zero(last, flow):
             return self._why_not_invariant(segment, flow, shared, trainable)
-        return [self._whole(part) for part in own]
+        return own
 
     def _flow_without(self, segment: Segment, parts: Iterable[int]) -> ZeroFlow:
         """Returns what is known of the results of a segment when parts are zero, whatever its input."""
@@ -151,6 +166,8 @@ class _GroupFinder:
             for start, stop in zip(changes, changes[1:], strict=False):
                 if (group := effect.groups[start]) != NOBODY:
                     self._slices[group].append(LeafSlice(path, effect.axis, int(start), int(stop)))
+                    joined = self._parts[group].setdefault(effect.operator, [])
+                    joined += [] if effect.part in joined else [effect.part]
 
     def _why_not_invariant(self, segment: Segment, flow: ZeroFlow, shared: set[int], trainable: set[int]) -> str:
         if shared:
@@ -184,6 +201,14 @@ def num_params(part: Part, leaves: Sequence[Leaf]) -> int:
     """Returns the number of trainable parameters in a part."""
     leaf = leaves[part.leaf]
     return int(np.prod(leaf.shape[len(part.row) :])) if leaf.trainable else 0
+
+
+def _listed(gate: Sequence[LeafSlice], most: int = 2) -> str:
+    """Returns the first of the slices of a gate, and how many more there are."""
+    if not gate:
+        return "first order, not exact"
+    more = [f"{len(gate) - most} more"] if len(gate) > most else []
+    return ", ".join([*map(str, gate[:most]), *more])
 
 
 def _unique(name: str, taken: set[str]) -> str:
