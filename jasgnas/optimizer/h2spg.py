@@ -30,7 +30,6 @@ from jasgnas.optimizer.layout import (
 )
 from jasgnas.optimizer.scores import DEFAULT_SCORE, SCORES, GroupStats, ScoreFn
 from jasgnas.space.candidates import Candidates
-from jasgnas.space.selection import falling_order, select_redundant
 from jasgnas.space.targets import Target, resolve_target
 
 if TYPE_CHECKING:
@@ -309,20 +308,11 @@ class _Method:
 
     def _select(self, state: H2SPGState) -> H2SPGState:
         """Plans the whole target anew around what is redundant already, and adds this round's share of it."""
-        if self.hierarchical:
-            planned = select_redundant(
-                self.candidates.dependence,
-                self.candidates.critical,
-                state.scores,
-                self.target.take(-1),
-                state.planned,
-                state.redundant,
-            )
-        else:
-            planned = jnp.ones_like(state.planned)
-        order = falling_order(state.scores, state.redundant)
-        share, _ = self.target.take(self.rounds.number(state.step))(order, planned)
-        return state._replace(planned=planned, redundant=state.redundant | share, start_norms=state.norms)
+        number = self.rounds.number(state.step)
+        planned, redundant, _ = self.target.select(
+            state.scores, number, state.planned, state.redundant, by_cost=False, hierarchical=self.hierarchical
+        )
+        return state._replace(planned=planned, redundant=redundant, start_norms=state.norms)
 
     def _move(
         self,
