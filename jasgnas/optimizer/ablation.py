@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from jasgnas.errors import ArgumentError
+from jasgnas.checks import loss_value
 from jasgnas.optimizer.layout import GroupLayout, grouped_leaves, with_grouped_leaves, without_groups
 
 
@@ -58,32 +57,30 @@ class Loss(NamedTuple):
         given = {name: each for name, each in extra.items() if takes_all or name in names}
 
         def of_params(params: optax.Params) -> jax.Array:
-            found = value_fn(params, **given)
-            found = found[0] if isinstance(found, tuple) else found
-            if np.shape(found) != ():
-                raise ArgumentError(
-                    f"value_fn must return the loss, a scalar, or (loss, aux); got {type(found).__name__} of shape "
-                    f"{np.shape(found)}"
-                )
-            return jnp.asarray(found)
+            return loss_value(value_fn(params, **given))
 
         return cls(layout, params, of_params, value)
 
-    def rise(self, gone: jax.Array) -> jax.Array:
-        """Returns by how much the loss rises when some groups, bool `[num_groups]`, are zero all together."""
-        return self._without(gone) - self._base()
+    def rises(self, gone: jax.Array) -> jax.Array:
+        """Returns by how much the loss rises without each of some sets of groups.
 
-    def rises(self, groups: jax.Array) -> jax.Array:
-        """Returns by how much the loss rises without each of some groups, int `[n]`, one at a time.
+        Args:
+            gone: bool `[num_sets, num_groups]`.
 
         Returns:
-            Float `[num_groups]`, NaN for all other groups.
+            Float `[num_sets]`.
         """
-        every = jnp.arange(self.layout.num_groups)
-        # One evaluation is compiled, whatever their number.
-        losses = jax.lax.map(lambda group: self._without(every == group), groups)
-        rises = (losses - self._base()).astype(self.layout.dtype)
-        return jnp.full(self.layout.num_groups, jnp.nan, self.layout.dtype).at[groups].set(rises)
+        xs = grouped_leaves(self.layout, self.params)
+
+        def without(gone: jax.Array) -> jax.Array:
+            left = without_groups(self.layout, xs, gone)
+            return self.of_params(with_grouped_leaves(self.layout, self.params, left))
+
+        # One evaluation is compiled, whatever their number; without a value the first one is of all groups.
+        if self.value is not None:
+            return jax.lax.map(without, gone) - self.value
+        losses = jax.lax.map(without, jnp.concatenate([jnp.zeros_like(gone[:1]), gone]))
+        return losses[1:] - losses[0]
 
     def turns(self, forward_passes: float, num_groups: int) -> tuple[int, int]:
         """Returns how many groups are measured at a time, and in every how many updates, for a cost on average.
@@ -96,10 +93,3 @@ class Loss(NamedTuple):
         if forward_passes >= 1 + own:
             return min(int(forward_passes) - own, max(num_groups, 1)), 1
         return 1, math.ceil((1 + own) / forward_passes)
-
-    def _without(self, gone: jax.Array) -> jax.Array:
-        left = without_groups(self.layout, grouped_leaves(self.layout, self.params), gone)
-        return self.of_params(with_grouped_leaves(self.layout, self.params, left))
-
-    def _base(self) -> jax.Array:
-        return self.of_params(self.params) if self.value is None else jnp.asarray(self.value)

@@ -323,13 +323,19 @@ class _Method:
 
         sums, state = self._measure(layout, xs, us, gs, score, state)
         stats = self._stats(layout, sums, alpha)
-        state = self._select(state, score, loss)
+        state = self._select(state, score)
+        is_scored = phases.is_scored(step, state.selected_at)
+        is_due = jnp.broadcast_to(is_scored, state.scores.shape)
+        if loss is not None:
+            turns = self._turns(state, is_scored, loss) if score.needs == "value_fn" else None
+            rises, is_due, state = self._evaluate(state, turns, is_due, loss)
+            stats = stats._replace(loss_rise=rises)
         since = step - state.selected_at
         strengths = shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
         us, zero = self._move(layout, xs, us, state, sums, alpha * strengths)
         is_done = (since >= phases.last_start) & jnp.all(zero == state.redundant)
         phase = jnp.where(is_done, DONE, jnp.where(since < 0, WARMUP, PROJECTION))
-        state = self._score(state, stats, score, loss)
+        state = self._score(state, stats, score, is_due)
         return with_grouped_leaves(layout, updates, us), state._replace(
             step=optax.safe_increment(step), phase=phase.astype(jnp.int32), zero=zero
         )
@@ -406,7 +412,7 @@ class _Method:
         }
         return group_stats(sums, alpha, layout.num_params)._replace(**saved)
 
-    def _select(self, state: H2SPGState, score: Score, loss: Loss | None) -> H2SPGState:
+    def _select(self, state: H2SPGState, score: Score) -> H2SPGState:
         """Plans the whole target anew around what is redundant already, and adds this round's share of it.
 
         With `settle` a plan may be made before there is a round, too: if it is much like the one before, it is taken.
@@ -438,16 +444,29 @@ class _Method:
             return jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), taken, looked)
 
         selected = jax.lax.cond(starts | looks, select, lambda state: state, state._replace(inner=()))
-        selected = selected._replace(inner=state.inner)
-        if loss is None:
-            return selected
-        is_new = starts | (selected.selected_at != state.selected_at)
-        rise = jax.lax.cond(
-            is_new,
-            lambda: loss.rise(selected.redundant).astype(selected.measured_rise.dtype),
-            lambda: selected.measured_rise,
-        )
-        return selected._replace(measured_rise=rise)
+        return selected._replace(inner=state.inner)
+
+    def _evaluate(
+        self, state: H2SPGState, turns: tuple[jax.Array, jax.Array] | None, is_due: jax.Array, loss: Loss
+    ) -> tuple[jax.Array | None, jax.Array, H2SPGState]:
+        """Evaluates the loss without groups: without those just selected, or else without each whose turn it is.
+
+        Returns:
+            The rises of the loss, float `[num_groups]`, which of them are measured, bool `[num_groups]`, and the state.
+        """
+        is_new = self.phases.starts_at(state.step - state.selected_at)
+        groups, is_turn = turns or (jnp.zeros(1, jnp.int32), jnp.zeros([], bool))
+        every = jnp.arange(self.candidates.num_groups)
+        gone = jnp.where(is_new, state.redundant, groups[:, None] == every)
+        unknown = jnp.full(len(groups), jnp.nan, state.measured_rise.dtype)
+        # There is one place in the program where the loss is evaluated, whatever it is evaluated for.
+        found = jax.lax.cond(is_new | is_turn, lambda: loss.rises(gone).astype(unknown.dtype), lambda: unknown)
+        state = state._replace(measured_rise=jnp.where(is_new, found[0], state.measured_rise))
+        if turns is None:
+            return None, is_due, state
+        is_measured = is_due & is_turn & ~is_new & jnp.isin(every, groups)
+        rises = jnp.full(len(every), jnp.nan, found.dtype).at[groups].set(found)
+        return jnp.where(is_measured, rises, jnp.nan), is_measured, state
 
     def _move(
         self,
@@ -469,14 +488,8 @@ class _Method:
         # Until they are found to be zero, those revived are not believed to be.
         return move_groups(layout, xs, us, moves), moves.zero & ~state.revived
 
-    def _score(self, state: H2SPGState, stats: GroupStats, score: Score, loss: Loss | None) -> H2SPGState:
-        """Returns the state with the scores of this update in their averages, as long as they are kept."""
-        is_scored = self.phases.is_scored(state.step, state.selected_at)
-        is_due = jnp.broadcast_to(is_scored, state.scores.shape)
-        if score.needs == "value_fn":
-            assert loss is not None
-            rises, is_due = self._ablate(state, is_scored, loss)
-            stats = stats._replace(loss_rise=rises)
+    def _score(self, state: H2SPGState, stats: GroupStats, score: Score, is_due: jax.Array) -> H2SPGState:
+        """Returns the state with the scores of this update in their averages, for those groups that are due."""
         scores = score(stats).astype(state.scores.dtype)
         is_taken = is_due & jnp.isfinite(scores)
         num_scored = jnp.maximum(state.num_scored, 0)
@@ -489,11 +502,10 @@ class _Method:
             num_skipped=state.num_skipped + (is_due & ~is_taken),
         )
 
-    def _ablate(self, state: H2SPGState, is_scored: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array]:
-        """Returns the rises of the loss that this update measures, NaN for others, and which these are.
+    def _turns(self, state: H2SPGState, is_scored: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array]:
+        """Returns the groups whose turn it is to be measured, int `[n]`, and whether any is measured in this update.
 
-        The groups take turns: few of them in one update, so that an update costs `forward_passes` evaluations of the
-        loss on average.
+        Few of them are in one update, so that an update costs `forward_passes` evaluations of the loss on average.
         """
         phases, mask = self.phases, self._ablated
         number, every = loss.turns(self.forward_passes, int(mask.sum()))
@@ -504,14 +516,11 @@ class _Method:
                 f"{num_scored} scored updates with forward_passes={self.forward_passes} measure {most} groups, and "
                 f"there are {mask.sum()}: give more selection_steps (and warmup_steps), or more forward_passes"
             )
-        is_due = is_scored & (scored % every == 0)
         # Groups that are on their way out need no score any more.
         waiting = jnp.asarray(mask) & ~state.redundant
         turns = scored // every * number + jnp.arange(number)
         groups = jnp.argsort(~waiting, stable=True)[turns % jnp.maximum(jnp.sum(waiting), 1)]
-        unknown = jnp.full_like(state.scores, jnp.nan)
-        rises = jax.lax.cond(is_due, lambda: loss.rises(groups).astype(unknown.dtype), lambda: unknown)
-        return rises, is_due & waiting & jnp.isin(jnp.arange(len(unknown)), groups)
+        return groups, is_scored & (scored % every == 0)
 
     @cached_property
     def _ablated(self) -> np.ndarray:

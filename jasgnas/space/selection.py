@@ -1,11 +1,10 @@
-"""Which groups go: the greedy selection of H2SPG inside `jax.jit`, without host callbacks.
+"""Which groups go: the greedy selection of H2SPG by falling score, inside `jax.jit` and without host callbacks.
 
 What may go together is judged on the same graph as in `validity.py`, how small a sub-network gets by the same costs as
-in `sizes.py`.
+in `sizes.py`. Owns both judgements inside `jax.jit`, for `budget.py` too, which selects where scores are costs.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,11 +22,26 @@ target is out of their reach, and whether the target is met."""
 # Multiply-adds exceed int32, and JAX has no int64 by default: sizes are written with digits in this base, few enough
 # bits each that half a million of them can be summed, and enough digits for an int64.
 _DIGIT_BITS = 12
-_NUM_DIGITS = 6
+NUM_DIGITS = 6
+
+
+class Selection(NamedTuple):
+    """What is to go.
+
+    Attributes:
+        planned: bool `[num_groups]`, a set that meets the whole target, and contains what had to be part of it.
+        redundant: bool `[num_groups]`, this round's share of it.
+        runner_up: int32, the group that would have gone next: the first in the order of the selection that stays and
+            that could have gone as well; -1 if there is none.
+    """
+
+    planned: jax.Array
+    redundant: jax.Array
+    runner_up: jax.Array
 
 
 class SizeCosts(NamedTuple):
-    """What segments and savings count in one measure, see `Measure`, as the arrays that `take_to_size` adds up.
+    """What segments and savings count in one measure, see `Measure`, as the arrays that `size_without` adds up.
 
     Attributes:
         segments: int32 `[num_segments, num_digits]`, size of each segment, see `to_digits`.
@@ -44,7 +58,7 @@ class SizeCosts(NamedTuple):
 
 def to_digits(sizes: ArrayLike) -> np.ndarray:
     """Returns non-negative int64 sizes `[...]` as digits, the lowest first, int32 `[..., num_digits]`."""
-    shifts = _DIGIT_BITS * np.arange(_NUM_DIGITS)
+    shifts = _DIGIT_BITS * np.arange(NUM_DIGITS)
     return (np.asarray(sizes, np.int64)[..., None] >> shifts & (1 << _DIGIT_BITS) - 1).astype(np.int32)
 
 
@@ -80,6 +94,29 @@ def select_redundant(
     return accepted | jax.lax.cond(is_met, lambda: selected, lambda: take(order, jnp.asarray(fallback))[0])
 
 
+def first_possible(graph: DependenceGraph, critical: ArrayLike, order: jax.Array, taken: jax.Array) -> jax.Array:
+    """Returns the first other group in an order that may go beside those taken, int32, or -1 if there is none.
+
+    Args:
+        graph: what depends on what; its arrays may be traced.
+        critical: `critical_vertices(graph)`, bool `[num_vertices]`.
+        order: int `[num_groups]`, group indices.
+        taken: bool `[num_groups]`, groups that are gone.
+    """
+    critical, num_groups = jnp.asarray(critical), len(order)
+
+    def is_passed_over(position: jax.Array) -> jax.Array:
+        gone = taken.at[order[position]].set(True)
+        return taken[order[position]] | ~spares(spread_death(graph, vertices_of(graph, gone), critical), critical)
+
+    position = jax.lax.while_loop(
+        lambda position: (position < num_groups) & is_passed_over(position),
+        lambda position: position + 1,
+        jnp.int32(0),
+    )
+    return jnp.where(position < num_groups, order[position], -1).astype(jnp.int32)
+
+
 def falling_order(scores: jax.Array, accepted: jax.Array) -> jax.Array:
     """Returns the group indices, those `accepted` (bool `[num_groups]`) first, then by falling score, NaN last."""
     return jnp.lexsort((-scores, ~accepted))
@@ -108,13 +145,9 @@ def take_to_size(
         size: the target as digits, int `[num_digits]`.
     """
     visits = order[jnp.argsort(~eligible[order], stable=True)]
-    is_output = jnp.zeros(graph.group.shape, bool).at[graph.outputs].set(True)
-    spread = partial(_spread_zeros, graph, is_output)
 
     def is_small_enough(taken: jax.Array, zero: jax.Array, useful: jax.Array) -> jax.Array:
-        counted = _sum_at(graph.segment, useful & ~zero, len(costs.segments)) > 0
-        saved = taken[costs.saving_group] & counted[costs.saving_segment]
-        return ~_is_positive(_total(counted, costs.segments) - _total(saved, costs.savings) - size)
+        return ~is_positive(size_without(graph, costs, taken, zero, useful) - size)
 
     def is_unfinished(shrinking: _Shrinking) -> jax.Array:
         return (shrinking.position < jnp.sum(eligible)) & ~shrinking.is_met
@@ -122,17 +155,17 @@ def take_to_size(
     def visit(shrinking: _Shrinking) -> _Shrinking:
         group = visits[shrinking.position]
         taken = shrinking.taken.at[group].set(True)
-        zero, useful = spread(shrinking.zero | (graph.group == group), shrinking.useful)
+        zero, useful = spread_zeros(graph, shrinking.zero | (graph.group == group), shrinking.useful)
         return _Shrinking(shrinking.position + 1, taken, zero, useful, is_small_enough(taken, zero, useful))
 
-    nothing = jnp.zeros_like(is_output)
+    nothing = jnp.zeros(graph.group.shape, bool)
     start = _Shrinking(jnp.int32(0), jnp.zeros_like(eligible), nothing, ~nothing, jnp.bool_(False))
     end = jax.lax.while_loop(is_unfinished, visit, start)
 
     def give_back(number: jax.Array, taken: jax.Array) -> jax.Array:
         fewer = taken.at[visits[end.position - 1 - number]].set(False)
-        is_taken = jnp.append(fewer, False)[graph.group]  # −1, no group, is the last entry
-        return jnp.where(is_small_enough(fewer, *spread(is_taken, ~nothing)), fewer, taken)
+        zero, useful = spread_zeros(graph, vertices_of(graph, fewer), ~nothing)
+        return jnp.where(is_small_enough(fewer, zero, useful), fewer, taken)
 
     # The last group taken is needed in any case, and all of them if they are not enough.
     taken = jax.lax.fori_loop(1, jnp.where(end.is_met, end.position, 1), give_back, end.taken)
@@ -157,47 +190,63 @@ class _Shrinking(NamedTuple):
     is_met: jax.Array
 
 
-def _spread_zeros(
-    graph: DependenceGraph, is_output: jax.Array, zero: jax.Array, useful: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def spread_zeros(graph: DependenceGraph, zero: jax.Array, useful: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns which vertices are zero and which are useful once zeros have spread, bool `[num_vertices]` each.
 
     Removals add up, so vertices only ever become zero and useless: it is enough to go on from what is known.
 
     Args:
         graph: what depends on what.
-        is_output: bool `[num_vertices]`.
         zero: bool `[num_vertices]`, vertices known to be zero.
         useful: bool `[num_vertices]`, vertices not known to be useless.
     """
-    num_vertices = zero.shape[0]
-    # A joint is silenced by all of its inputs, another vertex by any one that passes zeros on.
-    counts = graph.additive[graph.receivers] | graph.passes_zeros
-    inputs = _sum_at(graph.receivers, jnp.ones_like(graph.senders), num_vertices) + graph.num_external
-    needed = jnp.where(graph.additive, inputs, 1)
 
     def step(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         zero, useful, _ = carry
-        num_zero = _sum_at(graph.receivers, counts & zero[graph.senders], num_vertices)
-        num_using = _sum_at(graph.senders, (useful & ~zero)[graph.receivers], num_vertices)
-        silent = num_zero >= needed
-        used = is_output | (num_using > 0)
-        return zero | silent, useful & used, jnp.any((silent & ~zero) | (useful & ~used))
+        more, fewer = zero | silenced(graph, zero, graph.passes_zeros), useful & read(graph, useful & ~zero)
+        return more, fewer, jnp.any(more != zero) | jnp.any(fewer != useful)
 
     return jax.lax.while_loop(lambda carry: carry[2], step, (zero, useful, jnp.bool_(True)))[:2]
 
 
-def _total(counted: jax.Array, sizes: ArrayLike) -> jax.Array:
-    """Returns the sum of the sizes that count, as digits that may exceed their base, int32 `[num_digits]`."""
-    return jnp.sum(jnp.where(counted[:, None], sizes, 0), axis=0)
+def size_without(
+    graph: DependenceGraph, costs: SizeCosts, taken: jax.Array, zero: jax.Array, useful: jax.Array
+) -> jax.Array:
+    """Returns the size of what is left, as digits that may exceed their base, int32 `[num_digits, ...]`.
+
+    Args:
+        graph: what depends on what.
+        costs: what each segment counts.
+        taken: bool `[num_groups, ...]`, groups that are gone.
+        zero: bool `[num_vertices, ...]`, vertices that are zero without them, see `spread_zeros`.
+        useful: bool `[num_vertices, ...]`, vertices that an output still depends on.
+    """
+
+    def total(counted: jax.Array, sizes: ArrayLike) -> jax.Array:
+        digits = jnp.asarray(sizes).T
+        return jnp.sum(jnp.where(counted, along(digits, counted[None]), 0), axis=1)
+
+    counted = _any_at(graph.segment, useful & ~zero, len(costs.segments))
+    saved = taken[costs.saving_group] & counted[costs.saving_segment]
+    return total(counted, costs.segments) - total(saved, costs.savings)
 
 
-def _is_positive(digits: jax.Array) -> jax.Array:
-    """Returns whether a number is positive whose digits, the lowest first, may be negative or exceed their base."""
+def is_positive(digits: jax.Array) -> jax.Array:
+    """Returns whether numbers are positive whose digits, `[num_digits, ...]`, may be negative or exceed their base."""
     carry = jnp.int32(-1)  # it is if one less than it is not negative
     for digit in digits:
         carry = (digit + carry) >> _DIGIT_BITS
     return carry >= 0
+
+
+def from_digits(digits: jax.Array) -> jax.Array:
+    """Returns numbers that are not negative as float32, rounded; their digits are those of `is_positive`."""
+    carry, value = jnp.int32(0), jnp.float32(0)
+    for place, digit in enumerate(digits):
+        carry = digit + carry
+        value += jnp.float32(1 << _DIGIT_BITS * place) * (carry & (1 << _DIGIT_BITS) - 1)
+        carry >>= _DIGIT_BITS
+    return value
 
 
 class _Search(NamedTuple):
@@ -206,13 +255,13 @@ class _Search(NamedTuple):
     Attributes:
         position: int32, place in the order of the group to visit next.
         accepted: bool `[num_groups]`, accepted groups.
-        alive: bool `[num_vertices]`, what is alive without them.
+        dead: bool `[num_vertices]`, what is dead without them.
         critical: bool `[num_vertices]`, vertices known to be needed by an output whatever else is accepted.
     """
 
     position: jax.Array
     accepted: jax.Array
-    alive: jax.Array
+    dead: jax.Array
     critical: jax.Array
 
 
@@ -223,45 +272,78 @@ def _accept_greedily(graph: DependenceGraph, critical: jax.Array, order: jax.Arr
     def visit(search: _Search) -> _Search:
         group = order[search.position]
         own = graph.group == group
-        alive = _spread_death(graph, search.alive & ~own, search.critical)
-        valid = ~jnp.any(search.critical & ~alive)
+        dead = spread_death(graph, search.dead | own, search.critical)
+        valid = spares(dead, search.critical)
         return _Search(
             search.position + 1,
             search.accepted.at[group].set(valid),
-            jnp.where(valid, alive, search.alive),
+            jnp.where(valid, dead, search.dead),
             # Removals only ever add up: what could not be spared now can never be, and later visits end as soon as
             # they reach it.
             search.critical | (own & ~valid),
         )
 
-    start = _Search(jnp.int32(0), jnp.zeros(num_groups, bool), jnp.ones_like(critical), critical)
+    start = _Search(jnp.int32(0), jnp.zeros(num_groups, bool), jnp.zeros_like(critical), critical)
     return jax.lax.while_loop(lambda search: search.position < num_groups, visit, start).accepted
 
 
-def _spread_death(graph: DependenceGraph, alive: jax.Array, critical: jax.Array) -> jax.Array:
-    """Returns what is still alive once death has spread, or has reached a critical vertex, bool `[num_vertices]`.
+def spread_death(graph: DependenceGraph, dead: jax.Array, critical: jax.Array) -> jax.Array:
+    """Returns what is dead once death has spread, or has reached a critical vertex, bool `[num_vertices]`.
 
     Args:
         graph: what depends on what.
-        alive: bool `[num_vertices]`, vertices not yet known to be dead.
+        dead: bool `[num_vertices]`, vertices known to be dead.
         critical: bool `[num_vertices]`, vertices whose death makes the rest of the answer irrelevant.
     """
-    num_vertices = alive.shape[0]
-    num_inputs = _sum_at(graph.receivers, jnp.ones_like(graph.senders), num_vertices)
-
-    def spreading(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
-        alive, changed = carry
-        return changed & jnp.all(alive | ~critical)
+    everywhere = jnp.ones(len(graph.senders), bool)
 
     def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        alive, _ = carry
-        num_alive = _sum_at(graph.receivers, alive[graph.senders], num_vertices)
-        fed = jnp.where(graph.additive, num_alive + graph.num_external > 0, num_alive == num_inputs)
-        return alive & fed, jnp.any(alive & ~fed)
+        dead, _ = carry
+        more = dead | silenced(graph, dead, everywhere)
+        return more, jnp.any(more != dead) & spares(more, critical)
 
-    return jax.lax.while_loop(spreading, step, (alive, jnp.bool_(True)))[0]
+    return jax.lax.while_loop(lambda carry: carry[1], step, (dead, jnp.bool_(True)))[0]
 
 
-def _sum_at(indices: ArrayLike, values: jax.Array, num: int) -> jax.Array:
-    """Returns the sums of the values with equal index, int32 `[num]`."""
-    return jax.ops.segment_sum(values.astype(jnp.int32), jnp.asarray(indices), num)
+# What follows acts on the first axis. Further axes tell several removals apart; as the last ones they are quick to
+# work on, other than those of `jax.vmap`.
+
+
+def vertices_of(graph: DependenceGraph, groups: jax.Array) -> jax.Array:
+    """Returns the vertices of some groups, bool `[num_groups, ...]`, as bool `[num_vertices, ...]`."""
+    return groups[graph.group] & (along(graph.group, groups) >= 0)
+
+
+def spares(dead: jax.Array, critical: jax.Array) -> jax.Array:
+    """Returns whether nothing critical, bool `[num_vertices]`, is dead, bool `[num_vertices, ...]`; bool `[...]`."""
+    return ~jnp.any(dead & along(critical, dead), axis=0)
+
+
+def silenced(graph: DependenceGraph, lost: jax.Array, passes: ArrayLike) -> jax.Array:
+    """Returns which vertices are lost because of what they read: a joint with all of it, another vertex with any.
+
+    Args:
+        graph: what depends on what.
+        lost: bool `[num_vertices, ...]`, vertices that are dead, or that are zero.
+        passes: bool `[num_edges]`, or with as many axes, edges along which other vertices than joints are lost.
+    """
+    additive, passes, is_external = (along(each, lost) for each in (graph.additive, passes, graph.num_external > 0))
+    is_lost = lost[graph.senders]
+    found = _any_at(graph.receivers, jnp.where(additive[graph.receivers], ~is_lost, passes & is_lost), len(lost))
+    return jnp.where(additive, ~(found | is_external), found)
+
+
+def read(graph: DependenceGraph, working: jax.Array) -> jax.Array:
+    """Returns which vertices are outputs or read by some that work, bool `[num_vertices, ...]` both ways."""
+    is_output = jnp.zeros(len(working), bool).at[graph.outputs].set(True)
+    return along(is_output, working) | _any_at(graph.senders, working[graph.receivers], len(working))
+
+
+def along(values: ArrayLike, like: jax.Array) -> jax.Array:
+    """Returns an array with axes of length 1 added at its end, until it has as many as another one."""
+    return jnp.expand_dims(jnp.asarray(values), range(np.ndim(values), like.ndim))
+
+
+def _any_at(indices: ArrayLike, values: jax.Array, num: int) -> jax.Array:
+    """Returns whether any of the values with equal index is true, bool `[num, ...]`."""
+    return jnp.zeros((num, *values.shape[1:]), bool).at[jnp.asarray(indices)].max(values)

@@ -1,8 +1,9 @@
-"""What `h2spg` is asked to remove, checked and divided over its rounds."""
+"""What is asked to be removed, checked, divided over rounds, and selected by whichever rule the scores ask for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,47 +11,90 @@ import numpy as np
 
 from jasgnas.checks import check_integer, check_number
 from jasgnas.errors import ArgumentError, TargetError
+from jasgnas.space.budget import select_by_cost
 from jasgnas.space.candidates import Candidates
-from jasgnas.space.selection import SizeCosts, TakeFn, take_number, take_to_size, to_digits
+from jasgnas.space.selection import (
+    Selection,
+    SizeCosts,
+    TakeFn,
+    falling_order,
+    first_possible,
+    select_redundant,
+    take_number,
+    take_to_size,
+    to_digits,
+)
 from jasgnas.space.sizes import UNITS
+from jasgnas.space.validity import DependenceGraph
 
 _GROUP_TARGETS = ("target_groups", "target_sparsity")
 _SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS}
 
 
-class Target(NamedTuple):
-    """What must be gone by the end of each round.
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("graph", "critical", "amounts", "costs"),
+    meta_fields=("reachable",),
+)
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What must be gone by the end of each round. A pytree of arrays, which can be an argument of a jitted function.
 
     Attributes:
+        graph: what depends on what.
+        critical: vertices whose death alone kills a network output, bool `[num_vertices]`.
         reachable: groups that meet the target together.
         amounts: for each round a number of groups, int `[num_rounds]`, or a size, int `[num_rounds, num_digits]`.
-        take_amount: takes one of the amounts from an order and eligible groups, see `TakeFn`.
+        costs: what each segment counts, of a target in sizes, otherwise None.
     """
 
-    reachable: Sequence[int]
+    graph: DependenceGraph
+    critical: np.ndarray
+    reachable: tuple[int, ...]
     amounts: np.ndarray
-    candidates: Candidates
-    take_amount: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    costs: SizeCosts | None = None
+
+    def select(
+        self,
+        scores: jax.Array,
+        number: int | jax.Array,
+        planned: jax.Array,
+        accepted: jax.Array,
+        *,
+        by_cost: bool,
+        hierarchical: bool,
+    ) -> Selection:
+        """Plans the whole target anew around what is redundant already, and adds a round's share of it.
+
+        Args:
+            scores: float `[num_groups]`, larger is removed sooner.
+            number: the round, -1 for the last one.
+            planned: bool `[num_groups]`, a valid set that meets the target and contains `accepted`.
+            accepted: bool `[num_groups]`, groups that are redundant already.
+            by_cost: whether scores are in units of the loss. Then those of a size are selected by rising cost per unit
+                saved; of a number of groups each saves one unit, which is again the order by falling score.
+            hierarchical: whether the network must stay valid.
+        """
+        critical = jnp.asarray(self.critical) & hierarchical
+        if by_cost and self.costs is not None:
+            size, share = jnp.asarray(self.amounts)[-1], jnp.asarray(self.amounts)[number]
+            return select_by_cost(self.graph, critical, self.costs, scores, size, share, planned, accepted)
+        if hierarchical:
+            planned = select_redundant(self.graph, critical, scores, self.take(-1), planned, accepted)
+        else:
+            planned = jnp.ones_like(planned)
+        share, _ = self.take(number)(falling_order(scores, accepted), planned)
+        redundant = accepted | share
+        gone = planned if hierarchical else redundant
+        runner_up = first_possible(self.graph, critical, falling_order(scores, gone), gone)
+        return Selection(planned, redundant, runner_up)
 
     def take(self, number: int | jax.Array) -> TakeFn:
         """Returns the function that takes what must be gone by the end of a round, -1 for the last one."""
         amount = jnp.asarray(self.amounts)[number]
-        return lambda order, eligible: self.take_amount(order, eligible, amount)
-
-    def select(self, scores, number, planned, accepted, *, by_cost, hierarchical):
-        """Temporary."""
-        from jasgnas.space.selection import falling_order, select_redundant
-
-        candidates = self.candidates
-        if hierarchical:
-            planned = select_redundant(
-                candidates.dependence, candidates.critical, scores, self.take(-1), planned, accepted
-            )
-        else:
-            planned = jnp.ones_like(planned)
-        order = falling_order(scores, accepted)
-        share, _ = self.take(number)(order, planned)
-        return planned, accepted | share, jnp.int32(-1)
+        if self.costs is None:
+            return partial(take_number, num=amount)
+        return partial(take_to_size, self.graph, self.costs, size=amount)
 
 
 def resolve_target(candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool) -> Target:
@@ -94,7 +138,8 @@ def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int,
             f"{len(largest)} can go together with every network output still reached"
         )
     check_integer("periods", periods, 1, num_redundant)
-    return Target(largest, np.arange(1, periods + 1) * num_redundant // periods, candidates, take_number)
+    amounts = np.arange(1, periods + 1) * num_redundant // periods
+    return Target(candidates.dependence, candidates.critical, tuple(largest), amounts)
 
 
 def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:
@@ -129,5 +174,5 @@ def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, h
     costs = candidates.costs
     own = costs.measures[measure]
     size_costs = SizeCosts(to_digits(own.segments), costs.saving_segment, costs.saving_group, to_digits(own.savings))
-    take = partial(take_to_size, candidates.dependence, size_costs)
-    return Target(reachable, to_digits(np.array(sizes) - own.fixed), candidates, take)
+    amounts = to_digits(np.array(sizes) - own.fixed)
+    return Target(candidates.dependence, candidates.critical, tuple(reachable), amounts, size_costs)

@@ -191,7 +191,7 @@ def test_the_loss_takes_the_arguments_that_it_names():
     before = 2 * jnp.mean(network(PARAMS, X[0]) ** 2)
     rises = [2 * jnp.mean(network(SPACE.zero(PARAMS, [index]), X[0]) ** 2) - before for index in range(4)]
     np.testing.assert_allclose(state.scores, -np.array(rises), rtol=1e-4)
-    with pytest.raises(ArgumentError, match=r"must return the loss, a scalar.*shape \(16, 6\)"):
+    with pytest.raises(ArgumentError, match=r"must return the loss, a real scalar.*shape \(16, 6\)"):
         tx.update(grads, state, PARAMS, value_fn=lambda params: network(params, X[0]))
 
 

@@ -9,44 +9,22 @@ import numpy as np
 import pytest
 
 from jasgnas.space import validity
-from jasgnas.space.selection import SizeCosts, falling_order, select_redundant, take_number, take_to_size, to_digits
-from jasgnas.space.sizes import Costs, Measure, subnet_size
-from jasgnas.space.validity import DependenceGraph, alive_vertices, critical_vertices, is_valid, largest_removal
-
-
-def make_graph(segments, outputs):
-    """A graph from rows `(senders, additive, num_external, group)`, one per segment."""
-    edges = [(sender, receiver) for receiver, row in enumerate(segments) for sender in row[0]]
-    senders, receivers = np.array(edges, np.int32).reshape(-1, 2).T
-    _, additive, num_external, group = zip(*segments, strict=True)
-    return DependenceGraph(
-        senders=senders,
-        receivers=receivers,
-        passes_zeros=np.ones(len(edges), bool),
-        additive=np.array(additive, bool),
-        num_external=np.array(num_external, np.int32),
-        outputs=np.array(outputs, np.int32),
-        group=np.array(group, np.int32),
-        segment=np.arange(len(segments), dtype=np.int32),
-    )
-
-
-# DemoNet: stem 0; branches 1, 2, 3 joined by the concatenation 4; conv6 5; conv7 6 and conv8 7 added in 8; head 9.
-DEMO_NET = make_graph(
-    [
-        ([], False, 1, -1),
-        ([0], False, 0, 0),
-        ([0], False, 0, 1),
-        ([0], False, 0, 2),
-        ([1, 2, 3], True, 0, -1),
-        ([4], False, 0, -1),
-        ([5], False, 0, 3),
-        ([5], False, 0, 4),
-        ([6, 7], True, 0, -1),
-        ([8], False, 0, -1),
-    ],
-    [9],
+from jasgnas.space.selection import falling_order, select_redundant, take_number, take_to_size, to_digits
+from jasgnas.space.sizes import subnet_size
+from jasgnas.space.validity import alive_vertices, critical_vertices, is_valid, largest_removal
+from tests.space.dependence_graphs import (
+    DEMO_NET,
+    NUM_GROUPS,
+    brute_alive,
+    make_graph,
+    pad_graph,
+    random_cases,
+    random_costs,
+    random_graph,
+    size_costs_of,
+    stack,
 )
+
 # A product of two sums, the first of which also reads the network input; the second output is one addend itself.
 PRODUCT = make_graph(
     [
@@ -72,30 +50,6 @@ CASCADE = make_graph(
     ],
     [5],
 )
-
-
-def random_graph(rng, num_segments, num_groups):
-    """A random AND–OR graph, as dense in traps as can be: repeated inputs, external inputs, several outputs."""
-    groups = np.full(num_segments, -1)
-    groups[rng.choice(num_segments, num_groups, replace=False)] = rng.permutation(num_groups)
-    segments = []
-    for segment in range(num_segments):
-        senders = rng.integers(0, segment, rng.integers(1, 5)).tolist() if segment else []
-        segments.append((senders, bool(segment and rng.random() < 0.6), int(rng.random() < 0.1), int(groups[segment])))
-    return make_graph(segments, [num_segments - 1, *rng.integers(0, num_segments, rng.integers(0, 3))])
-
-
-def brute_alive(graph, removed):
-    """Iterates the definition from all alive until nothing changes."""
-    alive = np.ones(graph.group.size, bool)
-    for _ in range(alive.size + 1):
-        for segment in range(alive.size):
-            inputs = alive[graph.senders[graph.receivers == segment]].tolist()
-            inputs += [True] * graph.num_external[segment]
-            fed = any(inputs) if graph.additive[segment] else all(inputs)
-            gone = graph.group[segment] >= 0 and removed[graph.group[segment]]
-            alive[segment] = fed and not gone
-    return alive
 
 
 def brute_greedy(graph, scores, is_enough, fallback, accepted):
@@ -212,24 +166,6 @@ def test_largest_removal_with_many_equal_alternatives():
     assert len(largest_removal(graph, 24)) == 12
 
 
-NUM_SEGMENTS, NUM_GROUPS = 14, 7
-
-
-def random_cases(rng, num_cases):
-    """Random graphs with scores, a fallback and a part of it that is accepted already."""
-    cases = []
-    while len(cases) < num_cases:
-        graph = random_graph(rng, NUM_SEGMENTS, NUM_GROUPS)
-        largest = np.isin(np.arange(NUM_GROUPS), largest_removal(graph, NUM_GROUPS))
-        if largest.any():
-            # Few distinct scores, so that ties are common, and now and then NaN.
-            scores = rng.choice([0.0, 0.5, 1.0, 2.0, np.inf, np.nan], NUM_GROUPS, p=[0.2, 0.2, 0.2, 0.2, 0.1, 0.1])
-            accepted = np.zeros(NUM_GROUPS, bool)
-            accepted[rng.choice(np.flatnonzero(largest), rng.choice([0, largest.sum() // 2]), replace=False)] = True
-            cases.append((graph, scores, largest, accepted))
-    return cases
-
-
 def select_in_all(cases, take, targets):
     """Selects in all graphs with one compilation: `take(graph, order, eligible, target)`, targets stacked."""
     graphs, *vectors = zip(*cases, strict=True)
@@ -240,24 +176,7 @@ def select_in_all(cases, take, targets):
     def select(graph, critical, target, scores, fallback, accepted):
         return select_redundant(graph, critical, scores, partial(take, graph, target), fallback, accepted)
 
-    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *padded)
-    return jax.jit(jax.vmap(select))(stacked, np.stack(critical), targets, *map(np.stack, vectors))
-
-
-def pad_graph(graph, num_edges, num_outputs):
-    """The same graph with further edges into an extra segment that nothing reads, and outputs repeated."""
-    extra = graph.group.size
-    missing = num_edges - graph.senders.size
-    return DependenceGraph(
-        senders=np.append(graph.senders, np.zeros(missing, np.int32)),
-        receivers=np.append(graph.receivers, np.full(missing, extra, np.int32)),
-        passes_zeros=np.append(graph.passes_zeros, np.zeros(missing, bool)),
-        additive=np.append(graph.additive, False),
-        num_external=np.append(graph.num_external, 0),
-        outputs=np.resize(graph.outputs, num_outputs),
-        group=np.append(graph.group, -1),
-        segment=np.append(graph.segment, graph.segment.max() + 1),
-    )
+    return jax.jit(jax.vmap(select))(stack(padded), np.stack(critical), targets, *map(np.stack, vectors))
 
 
 def test_selection_of_a_number_matches_brute_force_greedy():
@@ -279,24 +198,6 @@ def test_selection_of_a_number_matches_brute_force_greedy():
     assert num_short > 10  # the fallback was needed, and compared, often enough
 
 
-def random_costs(rng, graph):
-    """Costs of all magnitudes; savings are part of what their segments cost, some of which are two vertices."""
-    graph = graph._replace(
-        passes_zeros=rng.random(graph.senders.size) < 0.7,
-        segment=np.maximum(graph.segment - (rng.random(graph.segment.size) < 0.2), 0).astype(np.int32),
-    )
-    num_segments, num_savings = int(graph.segment.max()) + 1, 5
-    sizes = (10 ** rng.uniform(0, 13, (2, num_segments))).astype(np.int64)
-    savings = (10 ** rng.uniform(0, 13, (2, num_savings))).astype(np.int64)
-    segments, groups = rng.integers(0, num_segments, num_savings), rng.integers(0, NUM_GROUPS, num_savings)
-    for size, saving in zip(sizes, savings, strict=True):
-        np.add.at(size, segments, saving)
-    names = zip(("params", "macs"), sizes, savings, strict=True)
-    return graph, Costs(
-        segments, groups, {name: Measure(int(rng.integers(0, 100)), size, saving) for name, size, saving in names}
-    )
-
-
 def test_selection_to_a_size_matches_brute_force_greedy():
     rng = np.random.default_rng(4)
     cases, all_costs, sizes = [], [], []
@@ -309,22 +210,13 @@ def test_selection_to_a_size_matches_brute_force_greedy():
             all_costs.append(costs)
             sizes.append(rng.choice([least, full - 1, rng.integers(least, full)]))
     assert len(cases) > 500
-    num_segments = NUM_SEGMENTS + 1
-    size_costs = [
-        SizeCosts(
-            to_digits(np.resize(np.append(costs.measures["macs"].segments, np.zeros(num_segments, int)), num_segments)),
-            costs.saving_segment,
-            costs.saving_group,
-            to_digits(costs.measures["macs"].savings),
-        )
-        for costs in all_costs
-    ]
+    size_costs = stack([size_costs_of(costs, "macs") for costs in all_costs])
     sizes = np.array(sizes)
     targets = sizes - [costs.measures["macs"].fixed for costs in all_costs]
     selected = select_in_all(
         cases,
         lambda graph, target, order, eligible: take_to_size(graph, target[0], order, eligible, target[1]),
-        (jax.tree.map(lambda *arrays: np.stack(arrays), *size_costs), to_digits(targets)),
+        (size_costs, to_digits(targets)),
     )
     num_short = 0
     for (graph, scores, largest, accepted), costs, size, found in zip(cases, all_costs, sizes, selected, strict=True):
