@@ -1,6 +1,7 @@
 """One training step and one evaluation step, as pure functions of a state and a batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -120,6 +121,7 @@ def make_train_step(
         options: what the run asks for.
         axis_name: axis of the devices that each see a part of the batch, None where the function sees all of it.
     """
+    tx = optax.with_extra_args_support(tx)
 
     def average_over_devices(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
@@ -156,6 +158,19 @@ def make_train_step(
         grads, metrics = jax.tree.map(lambda total: total / options.accumulate, (grads, metrics))
         return grads, statistics, metrics
 
+    def loss_of(state: TrainState, batch: Batch, params: Any) -> jax.Array:
+        """Returns the loss of the batch with other parameters, in the mode and with the randomness of the step."""
+        seeds = (state.step,) if axis_name is None else (state.step, jax.lax.axis_index(axis_name))
+
+        def of_part(part: tuple[tuple[jax.Array, ...], Batch]) -> jax.Array:
+            number, batch = part
+            return loss_fn(params, state.variables.statistics, batch, (*seeds, *number))[0]
+
+        if options.accumulate == 1:
+            return average_over_devices(of_part(((), batch)))
+        parts = (jnp.arange(options.accumulate),), jax.tree.map(divided, batch)
+        return average_over_devices(jnp.mean(jax.lax.map(of_part, parts)))
+
     def divided(array: jax.Array) -> jax.Array:
         """Returns a batch in parts, each of which takes images from all over it and so from all devices."""
         return array.reshape(-1, options.accumulate, *array.shape[1:]).swapaxes(0, 1)
@@ -163,7 +178,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, statistics, metrics = gradients(state, batch)
         grads, statistics, metrics = average_over_devices((grads, statistics, metrics))
-        updates, opt_state = tx.update(grads, state.opt_state, state.variables.params)
+        given = {"grad": grads, "value": metrics.loss, "value_fn": partial(loss_of, state, batch)}
+        updates, opt_state = tx.update(grads, state.opt_state, state.variables.params, **given)
         variables = Variables(optax.apply_updates(state.variables.params, updates), statistics)
         average = state.average
         if average is not None:

@@ -130,7 +130,9 @@ def test_reasons_are_told(fn, reason):
 
 def test_optimizer_state_says_the_same_as_arguments(demo_space):
     model = build(DemoNet, width=0.1)
-    tx = jasgnas.h2spg(demo_space, learning_rate=0.1, target_groups=2, warmup_steps=1, projection_steps=1)
+    tx = jasgnas.h2spg(
+        demo_space, learning_rate=0.1, target_groups=2, warmup_steps=1, projection_steps=1, score="magnitude"
+    )
     params = nnx.state(model, nnx.Param)
     state = tx.init(params)
     for _ in range(2):
@@ -166,7 +168,9 @@ def test_arguments_that_do_not_fit(demo_space, tmp_path, options, match):
 
 
 def test_state_and_scores_exclude_each_other(demo_space, tmp_path):
-    tx = jasgnas.h2spg(demo_space, learning_rate=0.1, target_groups=2, warmup_steps=1, projection_steps=1)
+    tx = jasgnas.h2spg(
+        demo_space, learning_rate=0.1, target_groups=2, warmup_steps=1, projection_steps=1, score="magnitude"
+    )
     state = tx.init(nnx.state(build(DemoNet, width=0.1), nnx.Param))
     with pytest.raises(ArgumentError, match="leave out redundant=, scores="):
         jasgnas.report(demo_space, path=tmp_path / "report.html", opt_state=state, redundant=[0])

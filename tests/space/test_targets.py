@@ -100,7 +100,9 @@ CHAIN_PARAMS = {str(i): jnp.ones(4) for i in range(NUM_BLOCKS)}
 
 
 def make_chain_h2spg(**options):
-    return h2spg(CHAIN, **{"learning_rate": 0.1, "warmup_steps": 1, "projection_steps": 4, **options})
+    return h2spg(
+        CHAIN, **{"learning_rate": 0.1, "warmup_steps": 1, "projection_steps": 4, "score": "magnitude", **options}
+    )
 
 
 @pytest.mark.parametrize(

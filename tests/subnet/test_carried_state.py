@@ -126,7 +126,9 @@ def test_what_is_not_gone_stays_as_it_is(tree, optimizer):
     """The structure is that of a fresh state of the smaller parameters, and training goes on as without shrinking."""
     fn, params, space = make_problem(TREES[tree])
     inner = OPTIMIZERS[optimizer]()
-    links = jasgnas.h2spg(space, learning_rate=0.02, target_groups=1, warmup_steps=2, projection_steps=4)
+    links = jasgnas.h2spg(
+        space, learning_rate=0.02, target_groups=1, warmup_steps=2, projection_steps=4, score="magnitude"
+    )
     tx = optax.chain(inner, links)
     rest = {
         "masks": jax.tree.map(lambda w: (w > 0).astype(jnp.int8), params),

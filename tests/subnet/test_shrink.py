@@ -95,7 +95,7 @@ def train(step, carry, steps):
 
 
 def h2spg(target_groups=2, **options):
-    options = {"warmup_steps": 5, "projection_steps": 6, "learning_rate": 0.05} | options
+    options = {"warmup_steps": 5, "projection_steps": 6, "learning_rate": 0.05, "score": "magnitude"} | options
     return jasgnas.h2spg(make_space(), target_groups=target_groups, **options)
 
 
@@ -227,7 +227,9 @@ def test_nnx_module_and_optimizer():
     space = jasgnas.search_space(model, jax.ShapeDtypeStruct((2, 3), jnp.float64))
     tx = optax.chain(
         optax.adam(0.01),
-        jasgnas.h2spg(space, learning_rate=0.01, target_groups=1, warmup_steps=2, projection_steps=3),
+        jasgnas.h2spg(
+            space, learning_rate=0.01, target_groups=1, warmup_steps=2, projection_steps=3, score="magnitude"
+        ),
     )
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     for number in range(5):
@@ -267,7 +269,9 @@ def test_linen_variables():
     space = jasgnas.search_space(module, batch(0)[0], variables=variables, train=False)
     tx = optax.chain(
         optax.sgd(0.01, momentum=0.9),
-        jasgnas.h2spg(space, learning_rate=0.01, target_groups=1, warmup_steps=2, projection_steps=3),
+        jasgnas.h2spg(
+            space, learning_rate=0.01, target_groups=1, warmup_steps=2, projection_steps=3, score="magnitude"
+        ),
     )
 
     @partial(jax.jit, static_argnums=0)
@@ -423,7 +427,7 @@ def test_updates_go_on_where_no_group_is_left():
     space = jasgnas.search_space(
         lambda p, x: (x + jnp.tanh(x @ p["a"]) + jnp.tanh(x @ p["b"])) @ p["head"], jnp.ones((2, 3)), params=params
     )
-    tx = jasgnas.h2spg(space, learning_rate=0.1, target_groups=2, warmup_steps=1, projection_steps=2)
+    tx = jasgnas.h2spg(space, learning_rate=0.1, target_groups=2, warmup_steps=1, projection_steps=2, score="magnitude")
     (_, params), state = jasgnas.shrink(space, params, tx.init(params), removed=[0, 1])
     assert set(params) == {"head"} and not state.remainder.is_final
     for _ in range(4):

@@ -174,7 +174,9 @@ def test_copies_of_a_space(make, name):
     assert jasgnas.count_params(jax.tree.leaves(jasgnas.construct_subnet(copied, full))) == jasgnas.count_params(
         jax.tree.leaves(jasgnas.construct_subnet(space, full))
     )
-    tx = jasgnas.h2spg(copied, learning_rate=0.1, target_groups=1, warmup_steps=1, projection_steps=1)
+    tx = jasgnas.h2spg(
+        copied, learning_rate=0.1, target_groups=1, warmup_steps=1, projection_steps=1, score="magnitude"
+    )
     state = tx.init(nnx.state(holder, nnx.Param) if isinstance(holder, nnx.Module) else holder)
     jasgnas.h2spg_state(state, space)
 
@@ -339,7 +341,9 @@ def test_optimizers_go_on_with_the_subnet(kind, wrt):
     space = jasgnas.search_space(model, X)
     tx = optax.chain(
         optax.adam(0.02),
-        jasgnas.h2spg(space, learning_rate=0.02, target_groups=1, warmup_steps=2, projection_steps=3),
+        jasgnas.h2spg(
+            space, learning_rate=0.02, target_groups=1, warmup_steps=2, projection_steps=3, score="magnitude"
+        ),
     )
     optimizer = kind(model, tx, wrt=WRT[wrt])
     has_model = kind is nnx.ModelAndOptimizer
@@ -429,7 +433,9 @@ def test_normalized_weights_shrink():
     space = jasgnas.search_space(model, X)
     tx = optax.chain(
         optax.adam(0.02),
-        jasgnas.h2spg(space, learning_rate=0.02, target_groups=2, warmup_steps=2, projection_steps=3),
+        jasgnas.h2spg(
+            space, learning_rate=0.02, target_groups=2, warmup_steps=2, projection_steps=3, score="magnitude"
+        ),
     )
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     for _ in range(6):

@@ -225,7 +225,7 @@ def test_h2spg_treats_layers_of_nested_scans_as_layers():
     x = random_array(0, 5, 4)
 
     def training(fn, space):
-        options = {"learning_rate": 0.01, "warmup_steps": 2, "projection_steps": 8, "periods": 2}
+        options = {"learning_rate": 0.01, "warmup_steps": 2, "projection_steps": 8, "periods": 2, "score": "magnitude"}
         tx = optax.chain(optax.sgd(0.01, momentum=0.9), jasgnas.h2spg(space, target_groups=2, **options))
 
         @jax.jit

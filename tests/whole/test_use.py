@@ -30,8 +30,14 @@ SPACE = jasgnas.search_space(branches, X, params=PARAMS)
 
 
 def make_h2spg(space=SPACE, **options):
-    settings = {"learning_rate": 0.1, "target_groups": 1, "warmup_steps": 1, "projection_steps": 2} | options
-    return jasgnas.h2spg(space, **settings)
+    settings = {
+        "learning_rate": 0.1,
+        "target_groups": 1,
+        "warmup_steps": 1,
+        "projection_steps": 2,
+        "score": "magnitude",
+    }
+    return jasgnas.h2spg(space, **(settings | options))
 
 
 def loss(params):
@@ -206,7 +212,7 @@ def test_parameters_that_h2spg_does_not_see_are_to_be_kept():
     with pytest.raises(jasgnas.TreeMismatchError, match="c is missing.* name them when the space is made, .*keep="):
         tx.init(PARAMS)
     kept = jasgnas.search_space(branches, X, params=PARAMS, keep=("c",))
-    h2spg = jasgnas.h2spg(kept, learning_rate=0.1, target_groups=1, warmup_steps=1, projection_steps=2)
+    h2spg = make_h2spg(kept)
     tx = optax.multi_transform({"trained": optax.chain(optax.sgd(0.1), h2spg), "frozen": optax.set_to_zero()}, labels)
     params, state = train(tx, PARAMS, 4)
     np.testing.assert_array_equal(params["c"], PARAMS["c"])
