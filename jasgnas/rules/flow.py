@@ -1,4 +1,6 @@
-"""Abstract interpretation of programs: zeros and degrees flow forwards, needs flow backwards; calls are entered.
+"""Abstract interpretation of programs: zeros flow forwards, needs flow backwards; calls are entered.
+
+Degrees of homogeneity flow forwards, too, through programs without calls.
 
 Nothing is computed and no parameter value is looked at: all that is known is which entries of the inputs are zero.
 """

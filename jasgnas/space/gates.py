@@ -1,9 +1,9 @@
 """Gates without a gate: the parameters that the result of a structure grows in proportion with.
 
-If the result e of a structure were multiplied by a gate z, ∂L/∂z at z = 1 would say to first order what the loss L has
-of the structure (arXiv 1906.10771). No gate is needed where there are parameters x_S with e(s·x_S) = s·e(x_S) for every
-s > 0: then ⟨x_S, ∇L⟩ is ∂L/∂z, by Euler's theorem. Nothing is looked up by the name of a layer: degrees of homogeneity
-are followed through the equations of operators (see `rules/degrees.py`).
+If the result e of a structure were multiplied by a gate z, ∂L/∂z at z = 1 would say to first order what the structure
+does for the loss L (arXiv 1906.10771). No gate is needed where there are parameters x_S with e(s·x_S) = s·e(x_S) for
+every s > 0: then ⟨x_S, ∇L⟩ is ∂L/∂z, by Euler's theorem. Nothing is looked up by the name of a layer: degrees of
+homogeneity are followed through the equations of operators (see `rules/degrees.py`).
 
 Example: in convolution → batch norm → relu → addition, the result has degree 1 in scale and bias of the norm together,
 and no degree in the kernel, since the norm adds an epsilon to the variance. In convolution → relu → convolution it has
