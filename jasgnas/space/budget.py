@@ -90,8 +90,9 @@ def select_by_cost(
 
     def select(stage: _Stage) -> _Stage:
         number, best, planned, redundant, _ = stage
-        is_share, is_last, is_first = (number == 4) | (number == 5), number == last, number % 2 == 0
         is_fallback = (number >= among_fallback) & (number < among_planned)
+        is_share = (number >= among_planned) & (number < last)
+        is_last, is_first = number == last, number % 2 == 0
         goal = _Goal(
             size=jnp.select([is_share, is_last], [share, unreachable], size),
             start=jnp.where(is_last, planned, accepted),
