@@ -61,6 +61,10 @@ def select_by_cost(
     all groups that could take the place of one, the 32 cheapest are tried, those first that seem to save enough, and
     there are at most four passes over the groups.
 
+    One large group can be the best by its ratio and yet cost more than two small ones that do as well. So all of this
+    is done once more with the groups visited by rising cost alone, and the set that costs less in sum is selected: it
+    costs no more than what a greedy visit by falling score ends with.
+
     The greedy visit can end in a set that cannot grow and does not meet the size: then it visits `fallback` alone. With
     several rounds, the share of a round is taken from what is planned by the same rule. Pure and without host
     callbacks, as `select_redundant`.
@@ -78,40 +82,72 @@ def select_by_cost(
     rises = -scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     problem = _Problem(graph, jnp.asarray(critical), costs, rises)
     everything = jnp.ones_like(accepted)
-    # Four selections by one piece of code, which is compiled once: of the target among all groups; if that fails, among
-    # `fallback`; of the share among what is planned; and of one more group, for a size that cannot be met.
-    last = 3
-    sizes = jnp.stack([size, size, share, jnp.zeros_like(size).at[0].set(-1)])
+    # Up to seven selections by one piece of code, which is compiled once: by both orders, of the target among all
+    # groups, if that fails among `fallback`, and of the share among what is planned; and at last of one more group, for
+    # a size that cannot be met.
+    among_fallback, among_planned, last = 2, 4, 6
+    unreachable = jnp.zeros_like(size).at[0].set(-1)
 
     def select(stage: _Stage) -> _Stage:
-        number, planned, redundant, _ = stage
+        number, best, planned, redundant, _ = stage
+        is_fallback = (number >= among_fallback) & (number < among_planned)
+        is_share = (number >= among_planned) & (number < last)
+        is_last, is_first = number == last, number % 2 == 0
         goal = _Goal(
-            size=sizes[number],
-            start=jnp.where(number == last, planned, accepted),
-            eligible=jnp.select([number == 1, number == 2], [fallback, planned], everything),
-            exchangeable=jnp.where(number == 2, planned, everything),
-            most=jnp.where(number == last, 1, len(rises)),
+            size=jnp.select([is_share, is_last], [share, unreachable], size),
+            start=jnp.where(is_last, planned, accepted),
+            eligible=jnp.select([is_fallback, is_share], [fallback, planned], everything),
+            exchangeable=jnp.where(is_share, planned, everything),
+            most=jnp.where(is_last, 1, len(rises)),
+            by_ratio=is_first,
         )
-        taken, is_met = problem.take(goal)
-        following = jnp.where((number == 0) & is_met, 2, number + 1)
-        following = jnp.where((following == 2) & jnp.all(share == size), last, following)
-        more = taken & ~planned
+        found = problem.take(goal)
+        is_better = is_first | (found.is_met & ~(best.is_met & (best.cost <= found.cost)))
+        best = jax.tree.map(partial(jnp.where, is_better), found, best)
+        following = jnp.where((number == 1) & best.is_met, among_planned, number + 1)
+        following = jnp.where((following == among_planned) & jnp.all(share == size), last, following)
+        more = found.taken & ~planned
         return _Stage(
             following,
-            jnp.where(number < 2, taken, planned),
-            jnp.where(number < last, taken, redundant),
-            jnp.where((number == last) & jnp.any(more), jnp.argmax(more), -1).astype(jnp.int32),
+            best,
+            jnp.where(number < among_planned, best.taken, planned),
+            jnp.where(is_last, redundant, best.taken),
+            jnp.where(is_last & jnp.any(more), jnp.argmax(more), -1).astype(jnp.int32),
         )
 
-    start = _Stage(jnp.int32(0), accepted, accepted, jnp.int32(-1))
+    nothing = _Taken(accepted, jnp.bool_(False), jnp.zeros([], rises.dtype))
+    start = _Stage(jnp.int32(0), nothing, accepted, accepted, jnp.int32(-1))
     end = jax.lax.while_loop(lambda stage: stage.number <= last, select, start)
     return Selection(end.planned, end.redundant, end.runner_up)
 
 
+class _Taken(NamedTuple):
+    """What one selection takes.
+
+    Attributes:
+        taken: bool `[num_groups]`, the groups.
+        is_met: bool, whether the size is met.
+        cost: float, the sum of their costs.
+    """
+
+    taken: jax.Array
+    is_met: jax.Array
+    cost: jax.Array
+
+
 class _Stage(NamedTuple):
-    """State of `select_by_cost`: which selection is next, int32, and the fields of `Selection` as far as known."""
+    """State of `select_by_cost`.
+
+    Attributes:
+        number: int32, which selection is next.
+        best: the better of the two selections that are compared.
+        planned: as in `Selection`, as are the others, as far as they are known.
+        redundant: see there.
+        runner_up: see there.
+    """
 
     number: jax.Array
+    best: _Taken
     planned: jax.Array
     redundant: jax.Array
     runner_up: jax.Array
@@ -126,6 +162,7 @@ class _Goal(NamedTuple):
         eligible: bool `[num_groups]`, groups that are visited.
         exchangeable: bool `[num_groups]`, groups that may take the place of one that was taken.
         most: int32, how many groups to accept at most.
+        by_ratio: bool, whether groups are visited by cost per unit saved, or by cost alone.
     """
 
     size: jax.Array
@@ -133,6 +170,7 @@ class _Goal(NamedTuple):
     eligible: jax.Array
     exchangeable: jax.Array
     most: jax.Array
+    by_ratio: jax.Array
 
 
 class _Removal(NamedTuple):
@@ -190,8 +228,8 @@ class _Problem:
     costs: SizeCosts
     rises: jax.Array
 
-    def take(self, goal: _Goal) -> tuple[jax.Array, jax.Array]:
-        """Returns the groups taken for a goal, bool `[num_groups]`, and whether its size is met, bool."""
+    def take(self, goal: _Goal) -> _Taken:
+        """Visits groups until a size is met, gives back what is not needed, and makes exchanges."""
         num_groups = len(self.rises)
         interval = max(1, num_groups // _NUM_RENEWALS)
         by_falling_cost = jnp.argsort(self.rises)[::-1]  # NaN first
@@ -206,7 +244,7 @@ class _Problem:
         def walk_on(walk: _Walk) -> _Walk:
             """Visits groups until their savings are to be counted anew, or makes one pass over all of them."""
             savings = jax.lax.cond(walk.number == 0, self._savings, lambda walk: walk.savings, walk)
-            order = jnp.where(walk.number == 0, self._order(savings, walk.is_open), by_falling_cost)
+            order = jnp.where(walk.number == 0, self._order(goal, savings, walk.is_open), by_falling_cost)
             until = walk.num_taken + interval
 
             def is_unfinished(walk: _Walk) -> jax.Array:
@@ -231,15 +269,16 @@ class _Problem:
             changed=jnp.bool_(False),
         )
         end = jax.lax.while_loop(lambda walk: is_visiting(walk) | is_improving(walk), walk_on, start)
-        return end.taken, end.is_met
+        return _Taken(end.taken, end.is_met, jnp.sum(jnp.where(end.taken, self._known_rises, 0)))
 
-    def _order(self, savings: jax.Array, is_open: jax.Array) -> jax.Array:
+    def _order(self, goal: _Goal, savings: jax.Array, is_open: jax.Array) -> jax.Array:
         """Returns the group indices in the order of the greedy visit, those that are open before all others."""
         free, costly = self.rises <= 0, self.rises > 0
         # As parts of the largest saving, so that the ratio of a tiny cost to a large number is not rounded to zero.
         ratios = self.rises / jnp.where(savings > 0, savings / jnp.maximum(jnp.max(savings), 1), 1)
-        kinds = jnp.select([~is_open, free, costly & (savings > 0), costly], [4, 0, 1, 2], 3)
-        return jnp.lexsort((-savings, jnp.where(costly, ratios, 0), kinds))
+        kinds = jnp.select([free, costly & (savings > 0), costly], [0, 1, 2], 3)
+        by_ratio = jnp.lexsort((-savings, jnp.where(costly, ratios, 0), kinds, ~is_open))
+        return jnp.where(goal.by_ratio, by_ratio, jnp.lexsort((self.rises, ~is_open)))
 
     def _next(self, goal: _Goal, walk: _Walk) -> _Walk:
         """Visits, or reconsiders, the next group of a walk."""
@@ -285,7 +324,7 @@ class _Problem:
             savings: float32 `[num_groups]`, what groups save, roughly.
         """
         num_groups = len(self.rises)
-        rises = jnp.where(jnp.isnan(self.rises), jnp.inf, self.rises)
+        rises = self._known_rises
         is_cheaper = goal.exchangeable & ~taken & (rises < rises[group])
         needed = from_digits(removal.size - goal.size)
         candidates = jnp.lexsort((rises, savings < needed, ~is_cheaper))[:_MAX_CANDIDATES]
@@ -305,6 +344,11 @@ class _Problem:
 
     def _is_valid(self, removal: _Removal) -> jax.Array:
         return spares(removal.lost[:, 0], self.critical)
+
+    @property
+    def _known_rises(self) -> jax.Array:
+        """The rises, infinite where they are NaN."""
+        return jnp.where(jnp.isnan(self.rises), jnp.inf, self.rises)
 
     @property
     def _nothing(self) -> _Removal:

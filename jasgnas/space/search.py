@@ -6,10 +6,11 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jraph
 import numpy as np
 
@@ -36,9 +37,11 @@ from jasgnas.space.candidates import Candidates
 from jasgnas.space.dependence import build_dependence
 from jasgnas.space.groups import Group, cleared, gate_table, owner_table, zeros_of_leaves
 from jasgnas.space.invariance import Effect
+from jasgnas.space.selection import Selection
 from jasgnas.space.sizes import build_costs
 from jasgnas.space.structures import find_groups, num_params
 from jasgnas.space.table import table
+from jasgnas.space.targets import Target, resolve_target
 from jasgnas.space.validity import is_valid
 
 KeepPattern = str | re.Pattern[str]
@@ -276,6 +279,60 @@ class SearchSpace:
             chosen = [int(index) for index in order if index in self.largest_removal][:k]
         return tuple(sorted(chosen))
 
+    def select(
+        self,
+        scores: Any,
+        *,
+        target_groups: int | None = None,
+        target_sparsity: float | None = None,
+        target_params: int | float | None = None,
+        target_macs: int | float | None = None,
+        per_cost: bool = False,
+        hierarchical: bool = True,
+    ) -> tuple[int, ...]:
+        """Returns the groups that H2SPG would remove with these scores, in rising order.
+
+        Args:
+            scores: float `[num_groups]`, larger for groups to remove sooner; NaN comes last.
+            target_groups: how many groups to remove. Exactly one of the four targets is needed; they are those of
+                `jasgnas.h2spg`.
+            target_sparsity: the same as a fraction of the number of groups.
+            target_params: the most trainable parameters of the sub-network, or a fraction of the full network's.
+            target_macs: the same for multiply-adds.
+            per_cost: whether scores are in units of the loss, minus its rise when the group goes. A target in
+                parameters or multiply-adds is then met at little cost: groups go by rising cost per unit saved. By
+                falling score without it.
+            hierarchical: False ignores whether the network stays valid; for comparisons only.
+
+        Raises:
+            ArgumentError: the scores are not one number for each group, or all of them are NaN; not exactly one target
+                is given, or it is of the wrong kind.
+            TargetError: no removal meets the target, or none is needed.
+        """
+        values = np.asarray(scores)
+        num_groups = len(self.groups)
+        is_real = jnp.issubdtype(values.dtype, jnp.floating) or np.issubdtype(values.dtype, np.integer)
+        if values.shape != (num_groups,) or not is_real:
+            raise ArgumentError(
+                f"expected scores of shape [num_groups], here ({num_groups},), got {values.dtype} of shape "
+                f"{values.shape}. Give one number for each of space.groups"
+            )
+        if np.isnan(values).all():
+            raise ArgumentError("all scores are NaN: nothing says which groups should go. Give those that are known")
+        targets = {
+            "target_groups": target_groups,
+            "target_sparsity": target_sparsity,
+            "target_params": target_params,
+            "target_macs": target_macs,
+        }
+        target = resolve_target(self.candidates, targets, 1, hierarchical)
+        reachable = np.isin(np.arange(num_groups), target.reachable)
+        floats = jnp.asarray(values.astype(np.float64), float)  # as wide as JAX has them
+        # Which groups are known to reach the target is no constant of the program, and so compiles none anew.
+        target = replace(target, reachable=())
+        selected = _select(target, floats, reachable, by_cost=per_cost, hierarchical=hierarchical)
+        return tuple(np.flatnonzero(selected.redundant).tolist())
+
     def require_reachable(self, k: int) -> None:
         """Raises `TargetError` if no valid set of `k` groups is known."""
         most = len(self.largest_removal)
@@ -331,6 +388,13 @@ def require_space(space: Any) -> None:
             f"expected the search space first, as jasgnas.search_space returns it, got {type(space).__name__}; the "
             "model, its variables or its parameters come after it"
         )
+
+
+@partial(jax.jit, static_argnames=("by_cost", "hierarchical"))
+def _select(target: Target, scores: jax.Array, reachable: jax.Array, *, by_cost: bool, hierarchical: bool) -> Selection:
+    """Selects what is to go all at once; compiled once for all scores and amounts of one space."""
+    nothing = jnp.zeros_like(reachable)
+    return target.select(scores, -1, reachable, nothing, by_cost=by_cost, hierarchical=hierarchical)
 
 
 def search_space(

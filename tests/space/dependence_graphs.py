@@ -58,8 +58,9 @@ def random_graph(rng, num_segments, num_groups):
 
 def brute_alive(graph, removed):
     """Iterates the definition from all alive until nothing changes."""
-    alive = np.ones(graph.group.size, bool)
-    for _ in range(alive.size + 1):
+    alive, before = np.ones(graph.group.size, bool), None
+    while not np.array_equal(alive, before):
+        before = alive.copy()
         for segment in range(alive.size):
             inputs = alive[graph.senders[graph.receivers == segment]].tolist()
             inputs += [True] * graph.num_external[segment]
@@ -69,11 +70,26 @@ def brute_alive(graph, removed):
     return alive
 
 
-def random_cases(rng, num_cases):
+def random_chain(rng, num_segments, num_groups):
+    """A chain of sums, each of one branch and a shortcut, or of two branches; almost everything may go together."""
+    segments, groups = [], rng.permutation(num_groups).tolist()
+    while groups:
+        before = [len(segments) - 1] if segments else []
+        branches = [groups.pop() for _ in range(min(rng.integers(1, 3), len(groups)))]
+        rows = [(before, False, int(not before), group) for group in branches]
+        shortcut = before if len(branches) == 1 else []
+        joined = [len(segments) + index for index in range(len(branches))]
+        segments += [*rows, (joined + shortcut, True, int(not before and len(branches) == 1), -1)]
+    while len(segments) < num_segments:
+        segments.append(([len(segments) - 1], False, 0, -1))
+    return make_graph(segments, [num_segments - 1])
+
+
+def random_cases(rng, num_cases, draw=random_graph):
     """Random graphs with scores, a fallback and a part of it that is accepted already."""
     cases = []
     while len(cases) < num_cases:
-        graph = random_graph(rng, NUM_SEGMENTS, NUM_GROUPS)
+        graph = draw(rng, NUM_SEGMENTS, NUM_GROUPS)
         largest = np.isin(np.arange(NUM_GROUPS), largest_removal(graph, NUM_GROUPS))
         if largest.any():
             # Few distinct scores, so that ties are common, and now and then NaN.
@@ -100,15 +116,15 @@ def pad_graph(graph, num_edges, num_outputs):
     )
 
 
-def random_costs(rng, graph):
-    """Costs of all magnitudes; savings are part of what their segments cost, some of which are two vertices."""
+def random_costs(rng, graph, decades=13):
+    """Costs of many magnitudes; savings are part of what their segments cost, some of which are two vertices."""
     graph = graph._replace(
         passes_zeros=rng.random(graph.senders.size) < 0.7,
         segment=np.maximum(graph.segment - (rng.random(graph.segment.size) < 0.2), 0).astype(np.int32),
     )
     num_segments, num_savings = int(graph.segment.max()) + 1, 5
-    sizes = (10 ** rng.uniform(0, 13, (2, num_segments))).astype(np.int64)
-    savings = (10 ** rng.uniform(0, 13, (2, num_savings))).astype(np.int64)
+    sizes = (10 ** rng.uniform(0, decades, (2, num_segments))).astype(np.int64)
+    savings = (10 ** rng.uniform(0, decades, (2, num_savings))).astype(np.int64)
     segments, groups = rng.integers(0, num_segments, num_savings), rng.integers(0, NUM_GROUPS, num_savings)
     for size, saving in zip(sizes, savings, strict=True):
         np.add.at(size, segments, saving)
