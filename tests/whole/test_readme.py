@@ -1,4 +1,4 @@
-"""The README's code runs, as a reader would run it: from top to bottom, in JAX's default 32-bit mode."""
+"""The code of README and pages runs, as a reader would run it: from top to bottom, in JAX's default 32-bit mode."""
 
 import re
 import textwrap
@@ -9,14 +9,19 @@ import pytest
 
 from jasgnas.rules import base
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-BLOCKS = re.findall(r"^( *)```(\S*)\n(.*?)^\1```$", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    (page.name, *block)
+    for page in PAGES
+    for block in re.findall(r"^( *)```(\S*)\n(.*?)^\1```$", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 
 
 def test_python_is_marked_as_such():
     # Code that is marked otherwise would not run here.
-    assert len([language for _, language, _ in BLOCKS if language == "python"]) >= 5
-    others = [code for _, language, code in BLOCKS if language != "python"]
+    assert len([language for _, _, language, _ in BLOCKS if language == "python"]) >= 5
+    others = [code for _, _, language, code in BLOCKS if language != "python"]
     assert not any(re.search(r"jasgnas\.\w+\(|^ *import ", code, re.MULTILINE) for code in others)
 
 
@@ -25,12 +30,12 @@ def test_snippets_run_one_after_the_other(monkeypatch, capsys):
     monkeypatch.setattr(base, "_RULES", dict(base._RULES))
     assert not jax.config.jax_enable_x64
     namespace = {}
-    for _, language, code in BLOCKS:
+    for page, _, language, code in BLOCKS:
         if language == "python":
-            exec(compile(textwrap.dedent(code), "README.md", "exec"), namespace)
+            exec(compile(textwrap.dedent(code), page, "exec"), namespace)
     assert re.search(r"\d+ parameters became \d+", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["search_space", "h2spg", "construct_subnet", "shrink"])
 def test_readme_uses_what_it_is_about(name):
-    assert any(language == "python" and f"jasgnas.{name}(" in code for _, language, code in BLOCKS)
+    assert any(language == "python" and f"jasgnas.{name}(" in code for _, _, language, code in BLOCKS)
