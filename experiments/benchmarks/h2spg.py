@@ -69,78 +69,98 @@ def measure_network(name: str, batch_size: int, steps: int) -> Table:
     model = models.create(name)
     space = jasgnas.search_space(model, x)
     plain = optax.sgd(LEARNING_RATE, momentum=0.9)
-    hybrid = optax.chain(
-        plain,
-        jasgnas.h2spg(
-            space,
-            learning_rate=LEARNING_RATE,
-            target_groups=1,
-            warmup_steps=WARMUP_STEPS,
-            projection_steps=PROJECTION_STEPS,
-            selection_steps=UNTIMED_STEPS + steps,
-        ),
-    )
     graphdef, *states = nnx.split(model, nnx.Param, ...)
     params, rest = map(nnx.as_pure, states)
     images = jax.random.normal(jax.random.key(0), x.shape, x.dtype)
 
-    def loss_fn(params: Any, images: jax.Array) -> jax.Array:
+    def with_score(score: str) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(
+            plain,
+            jasgnas.h2spg(
+                space,
+                learning_rate=LEARNING_RATE,
+                target_groups=1,
+                warmup_steps=WARMUP_STEPS,
+                projection_steps=PROJECTION_STEPS,
+                selection_steps=UNTIMED_STEPS + steps,
+                score=score,
+                # Every update of the window is to cost the same.
+                forward_passes=1,
+            ),
+        )
+
+    def loss_fn(images: jax.Array, params: Any) -> jax.Array:
         return jnp.mean(nnx.merge(graphdef, params, rest, copy=True)(images) ** 2)
 
-    def update_only(tx: optax.GradientTransformation, grads: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
-        return tx.update(grads, opt_state, params)
+    def update_only(tx: Any, grads: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        return tx.update(grads, opt_state, params, grad=grads)
 
-    def update_and_apply(tx: optax.GradientTransformation, grads: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
-        updates, opt_state = tx.update(grads, opt_state, params)
+    def update_and_apply(tx: Any, grads: Any, params: Any, opt_state: Any, **given: Any) -> tuple[Any, Any]:
+        updates, opt_state = tx.update(grads, opt_state, params, grad=grads, **given)
         return optax.apply_updates(params, updates), opt_state
 
-    def train_step(tx: optax.GradientTransformation, images: jax.Array, params: Any, opt_state: Any) -> tuple[Any, Any]:
-        return update_and_apply(tx, jax.grad(loss_fn)(params, images), params, opt_state)
+    def train_step(tx: Any, images: jax.Array, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        value_fn = partial(loss_fn, images)
+        value, grads = jax.value_and_grad(value_fn)(params)
+        return update_and_apply(tx, grads, params, opt_state, value=value, value_fn=value_fn)
 
-    table = Table("step", "phase", "ms", "ratio", "temporary MiB", "compile s", title=f"{name}, batch {batch_size}")
+    table = Table("step", "score", "phase", "ms", "ratio", "temporary MiB", "compile s", "compile ratio")
+    table.title = f"{name}, batch {batch_size}"
     grads = jax.tree.map(lambda x: 1e-3 * x, params)
     # The update must be whole before its norms are known. In training it lies where the gradients were; alone, it needs
     # a buffer of its own if parameters and state are donated, while else both sides allocate their results anew.
-    for label, step, data, donated in (
-        ("training", train_step, images, (1, 2)),
-        ("tx.update alone", update_only, grads, ()),
-        ("update and apply", update_and_apply, grads, ()),
-        ("the same, donated", update_and_apply, grads, (1, 2)),
+    without_loss = ("magnitude", "gate", "taylor")
+    state_size = 0
+    for label, step, data, donated, scores in (
+        ("training", train_step, images, (1, 2), (*without_loss, "ablation")),
+        ("tx.update alone", update_only, grads, (), without_loss),
+        ("the same applied, donated", update_and_apply, grads, (1, 2), without_loss[:1]),
     ):
+        transformations = {"": optax.with_extra_args_support(plain)} | {score: with_score(score) for score in scores}
         compiled, facts = {}, {}
-        for tx_name, tx in (("sgd", plain), ("h2spg", hybrid)):
-            start = time.perf_counter()
+        for score, tx in transformations.items():
+            start = time.process_time()
             jitted = jax.jit(partial(step, tx), donate_argnums=donated)
             executable = jitted.lower(data, params, tx.init(params)).compile()
-            seconds = time.perf_counter() - start
-            compiled[tx_name] = partial(executable, data)
+            seconds = time.process_time() - start
+            compiled[score] = partial(executable, data)
             memory = executable.memory_analysis()
-            facts[tx_name] = f"{memory.temp_size_in_bytes / 2**20:.1f}" if memory else "unknown", f"{seconds:.1f}"
-        momentum, state = hybrid.init(params)
-        selected = jnp.zeros_like(state.redundant).at[jnp.array(space.random_redundant(jax.random.key(0), 1))].set(True)
-        # The step that a measurement starts with, and what is redundant then, for each phase.
-        phases = {
-            "warm-up": (0, state.redundant),
-            "scoring": (WARMUP_STEPS - UNTIMED_STEPS - steps, state.redundant),
-            "projection": (WARMUP_STEPS, state.redundant),
-            "target met": (WARMUP_STEPS + PROJECTION_STEPS - 1, selected),
-        }
-        starts = {"plain": (compiled["sgd"], plain.init(params))} | {
-            phase: (compiled["h2spg"], (momentum, state._replace(step=jnp.int32(start), redundant=redundant)))
-            for phase, (start, redundant) in phases.items()
-        }
+            facts[score] = (f"{memory.temp_size_in_bytes / 2**20:.1f}" if memory else "unknown", seconds)
+        starts = {("", "plain"): (compiled[""], plain.init(params))}
+        for score in scores:
+            momentum, state = transformations[score].init(params)
+            state_size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            gone = jnp.array(space.random_redundant(jax.random.key(0), 1))
+            selected = jnp.zeros_like(state.redundant).at[gone].set(True)
+            # The step that a measurement starts with, and what is redundant then, for each phase.
+            phases = {
+                "warm-up": (0, state.redundant),
+                "scoring": (WARMUP_STEPS - UNTIMED_STEPS - steps, state.redundant),
+                "projection": (WARMUP_STEPS, state.redundant),
+                "target met": (WARMUP_STEPS + PROJECTION_STEPS - 1, selected),
+            }
+            starts |= {
+                (score, phase): (
+                    compiled[score],
+                    (momentum, state._replace(step=jnp.int32(start), redundant=redundant)),
+                )
+                for phase, (start, redundant) in phases.items()
+                # Outside of the scoring window, scores differ in nothing that is measured here.
+                if phase == "scoring" or score == scores[0]
+            }
         # The first rounds do not count: they select, or meet the target.
         seconds_of = interleaved_seconds(
             {name: _Training(run, params, start, step is not update_only) for name, (run, start) in starts.items()},
             steps,
             warm_up=UNTIMED_STEPS,
         )
-        for phase, seconds in seconds_of.items():
-            ratio = seconds / seconds_of["plain"]
+        for (score, phase), seconds in seconds_of.items():
+            (memory_size, compiling), (_, plainly) = facts[score], facts[""]
+            ratios = seconds / seconds_of["", "plain"], compiling / plainly
             table.add_row(
-                label, phase, f"{1e3 * seconds:.2f}", f"{ratio:.3f}", *facts["sgd" if phase == "plain" else "h2spg"]
+                *(label, score, phase, f"{1e3 * seconds:.2f}", f"{ratios[0]:.3f}"),
+                *(memory_size, f"{compiling:.1f}", f"{ratios[1]:.2f}"),
             )
-    state_size = sum(leaf.nbytes for leaf in jax.tree.leaves(jasgnas.h2spg_state(state)))
     table.caption = f"{len(space.groups)} groups, {jasgnas.count_params(model):,} parameters, state {state_size} bytes"
     return table
 

@@ -21,7 +21,7 @@ from experiments.common.text import show
 T = TypeVar("T")
 
 
-def interleaved_seconds(runs: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: int = 1) -> dict[str, float]:
+def interleaved_seconds(runs: Mapping[K, Callable[[], Any]], repeats: int, *, warm_up: int = 1) -> dict[K, float]:
     """Returns the median seconds of each of several functions, called in turns so that a busy machine slows all alike.
 
     Args:

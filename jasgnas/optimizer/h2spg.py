@@ -332,7 +332,12 @@ class _Method:
             stats = stats._replace(loss_rise=rises)
         since = step - state.selected_at
         strengths = shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
-        us, zero = self._move(layout, xs, us, state, sums, alpha * strengths)
+        # Parameters and updates are read again only where something can move.
+        us, zero = jax.lax.cond(
+            since >= 0,
+            lambda: self._move(layout, xs, us, state, sums, alpha * strengths),
+            lambda: (us, state.zero),
+        )
         is_done = (since >= phases.last_start) & jnp.all(zero == state.redundant)
         phase = jnp.where(is_done, DONE, jnp.where(since < 0, WARMUP, PROJECTION))
         state = self._score(state, stats, score, is_due)
