@@ -18,6 +18,7 @@ from experiments.common.files import write_atomically
 from experiments.common.machine import machine_facts
 from experiments.common.text import show
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -29,7 +30,7 @@ def interleaved_seconds(runs: Mapping[K, Callable[[], Any]], repeats: int, *, wa
         repeats: number of timed rounds; each starts with another function.
         warm_up: rounds before these that do not count.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[K, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for number in range(-warm_up, repeats):
         first = number % len(names)

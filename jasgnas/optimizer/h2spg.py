@@ -135,8 +135,8 @@ def h2spg(
             evenly, and so are all of `gate` and `ablation`. Scores that are not finite are left out and counted.
         score: name of a score in `jasgnas.optimizer.scores.SCORES`; a function of `GroupStats` that returns
             `[num_groups]` scores, larger for groups to remove sooner; or such scores, which stay as they are.
-            "default" is `ablation` where `update` is given a `value_fn`, else `gate` where the gradient is known, else
-            `magnitude`, with a warning.
+            "default" is `ablation` where `update` is given a `value_fn` and the updates suffice to measure every group,
+            else `gate` where the gradient is known, else `magnitude`, with a warning.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
         forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
             one in two updates.
@@ -274,8 +274,8 @@ class _Method:
             trial=each(bool),
             selected_at=jnp.full([], self.phases.latest_start, jnp.int32),
             runner_up=jnp.full([], -1, jnp.int32),
-            predicted_rise=jnp.array(jnp.nan, dtype),
-            measured_rise=jnp.array(jnp.nan, dtype),
+            predicted_rise=jnp.zeros([], dtype),
+            measured_rise=jnp.zeros([], dtype),
             revived=each(bool),
             norms=each(dtype),
             start_norms=each(dtype),
@@ -364,13 +364,12 @@ class _Method:
 
     def _resolved_score(self, grad: Any, loss: Loss | None) -> Score:
         """Returns the score that is asked for, or the best that what is given allows."""
-        given = dict.fromkeys(("grad", "gate"), grad is not None) | {
-            "value_fn": loss is not None,
-            "": True,
-            "any": True,
-        }
+        knows_grad, knows_loss = grad is not None, loss is not None
+        given = {"": True, "any": True, "grad": knows_grad, "gate": knows_grad, "value_fn": knows_loss}
         if self.score is None:
-            needs = next(needs for needs in DEFAULT_SCORES if given[needs])
+            # With too few updates to measure every group, the gradient says more.
+            can_measure = loss is not None and (self._num_measured(loss) >= self._ablated.sum() or not knows_grad)
+            needs = next(needs for needs in DEFAULT_SCORES if given[needs] and (needs != "value_fn" or can_measure))
             if not needs:
                 warnings.warn(
                     f"h2spg is given neither the gradient nor the loss, and selects by {DEFAULT_SCORES[needs]}, which "
@@ -441,7 +440,8 @@ class _Method:
                 selected_at=jnp.minimum(step, state.selected_at),
                 runner_up=runner_up,
                 start_norms=state.norms,
-                predicted_rise=jnp.sum(jnp.where(redundant, -scores, 0)) if score.is_cost else state.predicted_rise,
+                # What has no score has no cost that is known.
+                predicted_rise=jnp.nansum(jnp.where(redundant, -scores, 0)) if score.is_cost else state.predicted_rise,
                 # Removals do not add up: from here on it is measured anew, on what is left.
                 num_scored=-jnp.sign(jnp.abs(state.num_scored)) if score.is_mean else state.num_scored,
             )
@@ -466,7 +466,8 @@ class _Method:
         unknown = jnp.full(len(groups), jnp.nan, state.measured_rise.dtype)
         # There is one place in the program where the loss is evaluated, whatever it is evaluated for.
         found = jax.lax.cond(is_new | is_turn, lambda: loss.rises(gone).astype(unknown.dtype), lambda: unknown)
-        state = state._replace(measured_rise=jnp.where(is_new, found[0], state.measured_rise))
+        is_known = is_new & jnp.isfinite(found[0])
+        state = state._replace(measured_rise=jnp.where(is_known, found[0], state.measured_rise))
         if turns is None:
             return None, is_due, state
         is_measured = is_due & is_turn & ~is_new & jnp.isin(every, groups)
@@ -513,19 +514,24 @@ class _Method:
         Few of them are in one update, so that an update costs `forward_passes` evaluations of the loss on average.
         """
         phases, mask = self.phases, self._ablated
+        if (most := self._num_measured(loss)) < mask.sum():
+            raise ArgumentError(
+                f"{phases.latest_start - phases.first_scoring} scored updates with forward_passes="
+                f"{self.forward_passes} measure {most} groups, and there are {mask.sum()}: give more selection_steps "
+                "(and warmup_steps), or more forward_passes"
+            )
         number, every = loss.turns(self.forward_passes, int(mask.sum()))
         scored = state.step - phases.first_scoring
-        num_scored = phases.latest_start - phases.first_scoring
-        if (most := -(-num_scored // every) * number) < mask.sum():
-            raise ArgumentError(
-                f"{num_scored} scored updates with forward_passes={self.forward_passes} measure {most} groups, and "
-                f"there are {mask.sum()}: give more selection_steps (and warmup_steps), or more forward_passes"
-            )
         # Groups that are on their way out need no score any more.
         waiting = jnp.asarray(mask) & ~state.redundant
         turns = scored // every * number + jnp.arange(number)
         groups = jnp.argsort(~waiting, stable=True)[turns % jnp.maximum(jnp.sum(waiting), 1)]
         return groups, is_scored & (scored % every == 0)
+
+    def _num_measured(self, loss: Loss) -> int:
+        """Returns how many measurements there are before the first selection."""
+        number, every = loss.turns(self.forward_passes, int(self._ablated.sum()))
+        return -(-(self.phases.latest_start - self.phases.first_scoring) // every) * number
 
     @cached_property
     def _ablated(self) -> np.ndarray:

@@ -38,9 +38,9 @@ class H2SPGState(NamedTuple):
         selected_at: int32, update that makes the first selection; until then the latest one that may.
         runner_up: int32, the group that would have been next at the latest selection, -1 for none.
         predicted_rise: float, by how much the loss rises without the selected groups by their scores, if these are in
-            units of the loss; NaN otherwise.
+            units of the loss; 0 otherwise, and before the selection.
         measured_rise: float, by how much the loss of the batch at the latest selection rose when they were all zero;
-            NaN if `update` was given no `value_fn`.
+            0 if `update` was given no `value_fn`, and before the selection.
         revived: bool `[num_groups]`, groups that an update has set to zero and a later one did not find so: something
             that comes after `h2spg` changes its updates, or the parameters. They are not among `zero`.
         norms: float `[num_groups]`, norm of each group's parameters as the latest update found them; not kept up to
@@ -132,7 +132,7 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
         set to zero and are not: it is 0 where `h2spg` is the last link. `num_skipped` (int32) counts the scores left
         out since they were not finite. Of the latest selection: `selected_at` (int32, its update, or the latest one
         that may be), `runner_up` (int32, the group that came next, or -1), and `predicted_rise` and `measured_rise`
-        (float) of the loss without the selected groups, NaN where they are not known.
+        (float) of the loss without the selected groups, 0 where they are not known.
 
     Raises:
         ArgumentError: there is no such state, more than one, or it is replicated over devices.

@@ -98,7 +98,7 @@ class _GroupFinder:
             for index, segment in enumerate(segments)
         )
         for group in groups:
-            self.reasons[group.segment] += f", group {group.index} (gate: {_listed(group.gate)})"
+            self.reasons[group.segment] += f", group {group.index} ({_listed(group.gate)})"
         return groups
 
     def _gate(self, group: int, parts: frozenset[int]) -> tuple[LeafSlice, ...]:
@@ -208,7 +208,7 @@ def _listed(gate: Sequence[LeafSlice], most: int = 2) -> str:
     if not gate:
         return "first order, not exact"
     more = [f"{len(gate) - most} more"] if len(gate) > most else []
-    return ", ".join([*map(str, gate[:most]), *more])
+    return f"gate {', '.join([*map(str, gate[:most]), *more])}"
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -399,6 +399,6 @@ def test_gates_of_demo_net_are_gates_set_by_hand():
 
 def test_explain_tells_the_gate():
     space, _ = space_of(CASES["norms beside each other"].fn, *CASES["norms beside each other"][1::2])
-    assert space.explain("a").endswith("removable, group 0 (gate: bias1[0:3], scale1[0:3], 2 more)")
+    assert space.explain("a").endswith("removable, group 0 (gate bias1[0:3], scale1[0:3], 2 more)")
     space, _ = space_of(CASES["tanh"].fn, {"a": SQUARE}, (3, D))
-    assert space.explain("a").endswith("removable, group 0 (gate: first order, not exact)")
+    assert space.explain("a").endswith("removable, group 0 (first order, not exact)")
