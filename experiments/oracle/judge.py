@@ -100,9 +100,7 @@ def best_sets(accuracies: Accuracies, number: int) -> list[Set]:
     return sorted(means, key=means.__getitem__, reverse=True)[:number]
 
 
-def judged(
-    label: str, budget: float, chosen: Mapping[int, Set], within: Accuracies, chance: float
-) -> Verdict:
+def judged(label: str, budget: float, chosen: Mapping[int, Set], within: Accuracies, chance: float) -> Verdict:
     """Returns the verdict on a way to choose.
 
     Args:
@@ -129,15 +127,18 @@ def judged_random(budget: float, maximal: Iterable[Set], within: Accuracies) -> 
     known = completed(within)
     best = best_sets(within, 1)[0]
     sets = list(maximal)
-    seeds = sorted(known[best])
-    regrets = [[known[best][seed] - known[each][seed] for each in sets] for seed in seeds]
-    percentiles = [
-        [_percentile(known[each][seed], [own[seed] for other, own in known.items() if other != each]) for each in sets]
-        for seed in seeds
-    ]
-    spread = float(np.std(np.mean(regrets, axis=0), ddof=1)) if len(sets) > 1 else 0.0
-    means = (tuple(np.mean(values, axis=1).tolist()) for values in (regrets, percentiles))
-    return Verdict("random", budget, *means, spread=spread)
+    regrets, percentiles = [], []
+    for seed in sorted(known[best]):
+        regrets.append([known[best][seed] - known[each][seed] for each in sets])
+        others = [[own[seed] for other, own in known.items() if other != each] for each in sets]
+        percentiles.append([_percentile(known[each][seed], own) for each, own in zip(sets, others, strict=True)])
+    return Verdict(
+        "random",
+        budget,
+        tuple(np.mean(regrets, axis=1).tolist()),
+        tuple(np.mean(percentiles, axis=1).tolist()),
+        spread=float(np.std(np.mean(regrets, axis=0), ddof=1)) if len(sets) > 1 else 0.0,
+    )
 
 
 def _percentile(accuracy: float, others: Sequence[float]) -> float:

@@ -163,9 +163,7 @@ def _record(judgement: Judgement) -> dict[str, Any]:
             for budget, spread in judgement.spreads.items()
         },
         "verdicts": [verdict._asdict() for verdict in judgement.verdicts],
-        "correlations": {
-            str(point): found for point, found in correlations(judgement.results.scores.values()).items()
-        },
+        "correlations": {str(point): found for point, found in correlations(judgement.results.scores.values()).items()},
     }
 
 

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from experiments.common.errors import ConfigError
 from experiments.common.machine import machine_facts
 from experiments.oracle.judge import Accuracies, Spread, Verdict, best_sets, judged, judged_random, spread_of
@@ -101,11 +103,11 @@ def perform(plan: Plan, processes: int) -> Judgement:
                     results.add(line)
                 print(f"{plan.network}, {number} of {len(tasks)}: {_summary(results.sets[task])}", flush=True)
 
+        listed = _judged_sets(plan, trainer)  # before any training, so that a budget out of reach costs nothing
         train(((), seed) for seed in seeds)
         chosen = _chosen(plan, trainer, results)
         each_chosen = (removed for ways in chosen.values() for by_seed in ways.values() for removed in by_seed.values())
         by_score = list(filter(trainer.space.is_valid, each_chosen))
-        listed = _judged_sets(plan, trainer)
         sets = list(dict.fromkeys([*listed, *by_score]))
         train([*((removed, seeds[0]) for removed in sets), *((each, seed) for seed in seeds for each in by_score)])
         first = {removed: {seeds[0]: own[seeds[0]]} for removed, own in results.accuracies().items() if removed in sets}
@@ -121,9 +123,7 @@ def _is_recorded(task: Task, results: Results, settings: Settings) -> bool:
     return task in results.sets and all((seed, point) in results.scores for point in points)
 
 
-def _lines(
-    plan: Plan, trainer: Trainer, task: Task, outcome: Outcome
-) -> Iterator[Line]:
+def _lines(plan: Plan, trainer: Trainer, task: Task, outcome: Outcome) -> Iterator[Line]:
     """Returns what is recorded of a training."""
     removed, seed = task
     trained, scored = outcome
@@ -140,8 +140,15 @@ def _lines(
         yield ScoresRecord(**origin, **each._asdict())
     num_params, macs = trainer.space.subnet_size(removed)
     names = [trainer.space.groups[index].name for index in removed]
-    size = {"removed": removed, "names": names, "num_params": num_params, "macs": macs, "num_steps": trainer.num_steps}
-    yield SetRecord(**origin, **size, **trained._asdict())
+    yield SetRecord(
+        **origin,
+        **trained._asdict(),
+        removed=removed,
+        names=names,
+        num_params=num_params,
+        macs=macs,
+        num_steps=trainer.num_steps,
+    )
 
 
 def _summary(line: SetRecord) -> str:
@@ -155,7 +162,11 @@ def _judged_sets(plan: Plan, trainer: Trainer) -> list[Set]:
     """Returns the sets to judge, those that scores choose left out."""
     settings = plan.settings
     if settings.num_drawn is None:
-        return all_sets(trainer.space)
+        sets = all_sets(trainer.space)
+        smallest = min(settings.budgets)
+        if smallest < (least := min(macs_of(trainer.space, removed) for removed in sets)):
+            raise ConfigError(f"no valid set is within the budget of {smallest}: give none below {least:.2f}")
+        return sets
     return [each for budget in settings.budgets for each in drawn_sets(trainer.space, budget, settings.num_drawn)]
 
 
@@ -181,22 +192,19 @@ def _judge(
     left: dict[Set, float],
     chosen: dict[float, dict[str, dict[int, Set]]],
 ) -> Judgement:
-    space, first = trainer.space, plan.seeds[0]
+    space = trainer.space
     found = results.accuracies()
     accuracies = {each: {seed: found[each][seed] for seed in plan.seeds if seed in found[each]} for each in left}
     spreads, verdicts = {}, []
     for budget in plan.settings.budgets:
         within = _within(accuracies, left, budget)
-        if not within:
-            raise ConfigError(f"no valid set is within the budget of {budget}: give larger ones")
         spreads[budget] = spread_of(within)
         maximal = [removed for removed in within if is_maximal(space, removed, budget)]
-        for label, by_seed in chosen[budget].items():
-            verdicts.append(judged(label, budget, by_seed, within, trainer.chance))
         by_params = sorted(maximal, key=lambda removed: space.subnet_size(removed))
         for label, removed in (("most parameters kept", by_params[-1]), ("fewest parameters kept", by_params[0])):
-            verdicts.append(judged(label, budget, dict.fromkeys(plan.seeds, removed), within, trainer.chance))
-            chosen[budget][label] = {first: removed}
+            chosen[budget][label] = dict.fromkeys(plan.seeds, removed)
+        for label, by_seed in chosen[budget].items():
+            verdicts.append(judged(label, budget, by_seed, within, trainer.chance))
         verdicts.append(judged_random(budget, maximal, within))
     full = {seed: 100 * results.sets[(), seed].test_accuracy for seed in plan.seeds}
     return Judgement(plan.network, left, accuracies, full, spreads, verdicts, chosen, results)
@@ -241,7 +249,13 @@ def _start_worker(cores: Any, settings: Settings, folder: Path) -> None:
     """Makes a worker's trainer. Before: JAX takes as many threads as there are cores when it is first used."""
     if (core := cores.get()) is not None:
         os.sched_setaffinity(0, {core})
+    keep_compiled(folder)
     _trainers.append(Trainer(settings, folder))
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keeps what is compiled for other processes and later starts, since each number of groups has its own step."""
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
 
 
 def _work(task: Task) -> Outcome:

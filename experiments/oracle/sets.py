@@ -12,7 +12,7 @@ from jasgnas.optimizer.scores import SCORES
 Set = tuple[int, ...]
 """Indices of the groups that go, in rising order."""
 
-_ATTEMPTS_PER_SET = 50
+_ATTEMPTS_PER_SET = 20
 _UNCHECKED = "gate"
 """Score that also selects without regard to validity."""
 
@@ -116,7 +116,8 @@ def select(
     # Visits can end in a set that cannot grow and is too small.
     chosen = visited(groups) or visited(most)
     if chosen is None:
-        raise jasgnas.TargetError(f"{target_macs:.2f} of the multiply-adds is too small a target: {size([*most]):.2f} can be left")
+        least = size([*most])
+        raise jasgnas.TargetError(f"{target_macs:.2f} of the multiply-adds are too few: at least {least:.2f} are left")
     for group in reversed(chosen.copy()):
         if size(fewer := [each for each in chosen if each != group]) <= target_macs:
             chosen = fewer

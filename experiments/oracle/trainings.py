@@ -79,7 +79,7 @@ class Trainer:
         self._network = Network(module)
         batches = self._train_batches(0)
         self.num_steps = batches.num_steps
-        self.start = max(1, round(settings.snapshot * self.num_steps))
+        self.start = self._step_at(settings.snapshot)
         self._schedule = make_schedule(config.optimizer, batches.steps_per_epoch, self.num_steps)
         self._tx = make_optimizer(config.optimizer, self._schedule)
         self._options = StepOptions.of(config, self._dataset)
@@ -106,15 +106,18 @@ class Trainer:
         """
         started = time.perf_counter()
         settings, batches = self._settings, self._batches(seed)
-        at = {round(part * self.num_steps): part for part in (*settings.points, settings.snapshot)}
+        points: dict[int, list[float]] = {}
+        for point in sorted({*settings.points, settings.snapshot}):
+            points.setdefault(self._step_at(point), []).append(point)
         state, losses, scored = self._initial_state(seed), [], []
         for step, batch in enumerate(batches, start=1):
             state, metrics = self._full_step(state, batch)
             losses.append(metrics.loss)
             if step == self.start:
                 self._write_snapshot(seed, state)
-            if step in at:
-                scored.append(self._scored(state, seed, at[step], step))
+            if step in points:
+                measured = self._scored(state, seed, step)
+                scored += [measured._replace(point=point) for point in points[step]]
         measuring = sum(each.seconds for each in scored)
         return self._trained(state, losses, started + measuring), scored
 
@@ -139,6 +142,10 @@ class Trainer:
         assert np.array_equal(zero, scores > 0), f"{removed} was to go, and {np.flatnonzero(zero)} went"
         return self._trained(state, losses, started)
 
+    def _step_at(self, part: float) -> int:
+        """Returns the number of steps that are a part of all, at least one."""
+        return max(1, round(part * self.num_steps))
+
     def _with_h2spg(self, scores: Any, num_groups: int) -> optax.GradientTransformation:
         """Returns the chain that goes on with the optimizer's state of the snapshot; scores may be traced."""
         h2spg = jasgnas.h2spg(
@@ -146,7 +153,7 @@ class Trainer:
             learning_rate=lambda step: self._schedule(self.start + step),
             target_groups=num_groups,
             warmup_steps=1,  # the fewest there can be
-            projection_steps=max(1, round(self._settings.projection * self.num_steps) - 1),
+            projection_steps=min(self._step_at(self._settings.projection), self.num_steps - self.start - 1),
             score=lambda stats: jax.numpy.asarray(scores),
         )
         return optax.chain(self._tx, h2spg)
@@ -168,7 +175,7 @@ class Trainer:
         last = values[-max(1, self.num_steps // 10) :]
         return Trained(float(last.mean()), loss, accuracy, time.perf_counter() - started)
 
-    def _scored(self, state: TrainState, seed: int, point: float, step: int) -> Scored:
+    def _scored(self, state: TrainState, seed: int, step: int) -> Scored:
         """Measures all scores on the latest batches, and the rise of the loss on test batches."""
         started = time.perf_counter()
         number, size = self._settings.score_batches, self._settings.batch_size
@@ -179,7 +186,7 @@ class Trainer:
         measure = partial(jasgnas.score_groups, self.space, module, self._loss, train=True)
         scores = {name: measure(seen, score=name).tolist() for name in SCORES}
         rises = (-measure(held_out, score="ablation")).tolist()
-        return Scored(point, scores, rises, time.perf_counter() - started)
+        return Scored(step / self.num_steps, scores, rises, time.perf_counter() - started)
 
     def _loss(self, module: nnx.Module, batch: Batch) -> jax.Array:
         """Returns the loss of the main classifier."""
@@ -188,9 +195,7 @@ class Trainer:
         return cross_entropy(logits, soft_targets(batch, self._options.num_classes, self._options.label_smoothing))
 
     def _initial_state(self, seed: int) -> TrainState:
-        module = create_module(
-            self._settings.config(seed), self._dataset.num_classes, self._dataset.image_shape[-1]
-        )
+        module = create_module(self._settings.config(seed), self._dataset.num_classes, self._dataset.image_shape[-1])
         return init_state(Network.variables(module), self._tx, 0.0)
 
     def _snapshot_path(self, seed: int) -> Path:
@@ -225,4 +230,3 @@ class Trainer:
     @cached_property
     def _test_batches(self) -> list[Batch]:
         return list(EvalBatches(self._dataset.test, min(_TEST_BATCH, len(self._dataset.test))))
-
