@@ -13,10 +13,10 @@ def new_figure(width: float, height: float) -> Any:
         ConfigError: Matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ImportError:
         raise ConfigError("plots need Matplotlib: pip install 'jasgnas[plots]'") from None
-    return Figure(figsize=(width, height), layout="constrained")
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
 def save_svg(figure: Any, name: str, path: Path) -> None:

@@ -14,6 +14,7 @@ import jax
 
 from experiments.common.errors import ConfigError
 from experiments.common.machine import machine_facts
+from experiments.data import Dataset, open_dataset
 from experiments.oracle.judge import Accuracies, Spread, Verdict, best_sets, judged, judged_random, spread_of
 from experiments.oracle.records import Line, Results, ScoresRecord, SetRecord, append_line, read_results
 from experiments.oracle.sets import Set, all_sets, choices, drawn_sets, is_maximal, macs_of
@@ -90,10 +91,12 @@ def perform(plan: Plan, processes: int) -> Judgement:
         jasgnas.JasgnasError: a budget cannot be met.
         OSError: a file cannot be written.
     """
-    trainer = Trainer(plan.settings, plan.folder)
+    data = plan.settings.data
+    dataset = open_dataset(data.name, data.data_dir, data.image_size).take(data.num_train, data.num_test)
+    trainer = Trainer(plan.settings, dataset, plan.folder)
     results = read_results(plan.results, plan.network, plan.settings.fingerprint)
     budgets, seeds = plan.settings.budgets, plan.seeds
-    with _workers(plan, trainer, processes) as done:
+    with _workers(plan, dataset, trainer, processes) as done:
 
         def train(tasks: Iterable[Task]) -> None:
             tasks = [task for task in dict.fromkeys(tasks) if not _is_recorded(task, results, plan.settings)]
@@ -217,7 +220,7 @@ def _done_here(trainer: Trainer, tasks: Iterable[Task]) -> Iterator[tuple[Task, 
 
 
 @contextmanager
-def _workers(plan: Plan, trainer: Trainer, processes: int) -> Iterator[Performer]:
+def _workers(plan: Plan, dataset: Dataset, trainer: Trainer, processes: int) -> Iterator[Performer]:
     """Yields what does tasks: this process, or as many others as are wanted, which keep to one core each."""
     if processes == 1:
         yield partial(_done_here, trainer)
@@ -228,12 +231,14 @@ def _workers(plan: Plan, trainer: Trainer, processes: int) -> Iterator[Performer
     for number in range(processes):
         cores.put(usable[number % len(usable)])
 
+    arguments = (cores, plan.settings, dataset, plan.folder)  # the images, too: to decode them takes a minute
+
     def done_there(tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
         started = {pool.submit(_work, task): task for task in tasks}
         for future in as_completed(started):
             yield started[future], future.result()
 
-    with ProcessPoolExecutor(processes, context, _start_worker, (cores, plan.settings, plan.folder)) as pool:
+    with ProcessPoolExecutor(processes, context, _start_worker, arguments) as pool:
         try:
             yield done_there
         except BaseException:
@@ -245,12 +250,12 @@ _trainers: list[Trainer] = []
 """The one trainer of a worker."""
 
 
-def _start_worker(cores: Any, settings: Settings, folder: Path) -> None:
+def _start_worker(cores: Any, settings: Settings, dataset: Dataset, folder: Path) -> None:
     """Makes a worker's trainer. Before: JAX takes as many threads as there are cores when it is first used."""
     if (core := cores.get()) is not None:
         os.sched_setaffinity(0, {core})
     keep_compiled(folder)
-    _trainers.append(Trainer(settings, folder))
+    _trainers.append(Trainer(settings, dataset, folder))
 
 
 def keep_compiled(folder: Path) -> None:

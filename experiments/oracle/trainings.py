@@ -13,7 +13,7 @@ from flax import nnx
 import jasgnas
 from experiments.common.errors import DivergedError
 from experiments.common.files import save_arrays
-from experiments.data import Batch, EvalBatches, TrainBatches, open_dataset
+from experiments.data import Batch, Dataset, EvalBatches, TrainBatches
 from experiments.engine.networks import Network, check_images, create_module
 from experiments.engine.optimizers import make_optimizer, make_schedule
 from experiments.engine.runs import make_space
@@ -61,18 +61,18 @@ class Trainer:
         start: steps before the snapshot.
     """
 
-    def __init__(self, settings: Settings, folder: Path):
-        """Opens the data; what is compiled is compiled once for all seeds.
+    def __init__(self, settings: Settings, dataset: Dataset, folder: Path):
+        """Prepares the trainings; what is compiled is compiled once for all seeds.
 
         Args:
             settings: what to train.
+            dataset: the images.
             folder: where snapshots are kept.
         """
         self._settings = settings
         self._folder = folder
-        config, data = settings.config(0), settings.data
-        dataset = open_dataset(data.name, data.data_dir, data.image_size)
-        self._dataset = dataset.take(data.num_train, data.num_test)
+        self._dataset = dataset
+        config = settings.config(0)
         module = create_module(config, dataset.num_classes, dataset.image_shape[-1])
         check_images(config, module, dataset.image_shape)
         self.space = make_space(module, dataset.image_shape)
@@ -82,7 +82,7 @@ class Trainer:
         self.start = self._step_at(settings.snapshot)
         self._schedule = make_schedule(config.optimizer, batches.steps_per_epoch, self.num_steps)
         self._tx = make_optimizer(config.optimizer, self._schedule)
-        self._options = StepOptions.of(config, self._dataset)
+        self._options = StepOptions.of(config, dataset)
         self._full_step = jax.jit(make_train_step(self._network, self._tx, self._options, None), donate_argnums=0)
         self._set_step = jax.jit(self._step_of_set, donate_argnums=0, static_argnames="num_groups")
         self._eval_step = jax.jit(make_eval_step(self._network, self._options, None))
