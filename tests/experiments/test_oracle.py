@@ -1,7 +1,6 @@
 """The oracle: which sets there are, which ones are chosen, how choices are judged, and the whole command when small."""
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from experiments.oracle import trainings
 from experiments.oracle.judge import best_sets, completed, judged, judged_random, spread_of
 from experiments.oracle.pages import correlations
 from experiments.oracle.records import ScoresRecord, SetRecord, append_line, read_results
-from experiments.oracle.sets import all_sets, choices, drawn_sets, is_maximal, macs_of, select
+from experiments.oracle.sets import all_sets, choices, drawn_sets, is_maximal, macs_of
 from experiments.oracle.settings import PRESETS, changes
 from jasgnas.optimizer.scores import SCORES
 
@@ -47,30 +46,12 @@ def test_all_valid_sets_are_found(network: str, size: tuple[int, int, int], numb
     assert all(map(space.is_valid, sets))
 
 
-def test_a_selection_is_the_best_by_its_order_that_meets_the_target(demo_net: jasgnas.SearchSpace) -> None:
-    # By falling score 4 (conv8) goes first, then 3 cannot, then 0 and 1 until the target is met.
-    scores = np.array([2.0, 1.0, 0.0, 4.0, 5.0])
+def test_a_maximal_set_can_spare_no_group_that_it_keeps(demo_net: jasgnas.SearchSpace) -> None:
     size = {removed: macs_of(demo_net, removed) for removed in ((4,), (0, 4), (0, 1, 4))}
-    for removed in size:
-        assert select(demo_net, scores, target_macs=size[removed]) == removed
-        assert is_maximal(demo_net, removed, size[removed])
-    assert not is_maximal(demo_net, (0, 1, 4), size[0, 4]) and not is_maximal(demo_net, (4,), size[0, 4])
-    # Without a regard to validity 3 and 4 leave nothing.
-    assert select(demo_net, scores, target_macs=size[0, 4], hierarchical=False) in [(3, 4), (0, 3, 4)]
-    with pytest.raises(jasgnas.TargetError):
-        select(demo_net, scores, target_macs=0.01)
-
-
-def test_a_selection_by_cost_is_as_cheap_as_any_it_could_swap_to(demo_net: jasgnas.SearchSpace) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(10):
-        costs = rng.uniform(0.1, 1, 5)
-        chosen = select(demo_net, -costs, target_macs=0.6, per_cost=True)
-        assert is_maximal(demo_net, chosen, 0.6)
-        for out, into in itertools.product(chosen, set(range(5)) - set(chosen)):
-            swapped = tuple(sorted({*chosen, into} - {out}))
-            if demo_net.is_valid(swapped) and macs_of(demo_net, swapped) <= macs_of(demo_net, chosen):
-                assert costs[into] >= costs[out]
+    assert 1 > size[4,] > size[0, 4] > size[0, 1, 4]
+    assert all(is_maximal(demo_net, removed, left) for removed, left in size.items())
+    assert is_maximal(demo_net, (4,), 0.99) and not is_maximal(demo_net, (4,), size[0, 4])  # not within the budget
+    assert not is_maximal(demo_net, (0, 1, 4), size[0, 4])  # 1 could stay
 
 
 def test_drawn_sets_are_different_maximal_ones(demo_net: jasgnas.SearchSpace) -> None:
