@@ -114,7 +114,7 @@ STACKED_UNETS = Settings(
 REGNET = Settings(
     model=ModelConfig("regnet_x_200mf_cifar", {"width": 0.125}),
     data=DataConfig("cifar10", image_size=8, num_train=19_200, augmentation=replace(_CROP_FLIP, pad_crop=1)),
-    optimizer=_SGD,
+    optimizer=replace(_SGD, learning_rate=0.1),
     epochs=1,
     batch_size=32,
     budgets=(0.6,),
