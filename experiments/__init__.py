@@ -10,8 +10,8 @@ above it, and no command:
 - `common/`: command lines, errors, files, figures as text, and the machine that they are taken on;
 - `data/`: data sets, from the files that they are prepared from to augmented batches;
 - `engine/`: what one run does, from its settings to the folder with its results;
-- `tables/` and `benchmarks/`, which know nothing of each other: the papers' tables, and what is measured beside them.
-  Both are commands as well.
+- `tables/`, `oracle/` and `benchmarks/`, which know nothing of each other: the papers' tables, the oracle that
+  selections are judged by, and what is measured beside them. All are commands as well.
 """
 
 from pathlib import Path

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common.errors import ConfigError
+from experiments.common.plots import new_figure, save_svg
 from experiments.tables.rows import ROWS
 from experiments.tables.summary import Summary, standard_deviation
 from jasgnas.optimizer.scores import SCORES
@@ -73,14 +73,9 @@ def plot(name: str, found: Iterable[Summary], path: Path) -> None:
         ConfigError: Matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need Matplotlib: pip install 'jasgnas[plots]'") from None
     ablation = ABLATIONS[name]
     accuracies = {summary.key.variant: summary.accuracies for summary in found}
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    figure = new_figure(5, 3.2)
     axes = figure.subplots()
     for place, value in enumerate(ablation.values):
         if values := accuracies.get(variant_name(ablation, value)):
@@ -91,7 +86,4 @@ def plot(name: str, found: Iterable[Summary], path: Path) -> None:
         axes.legend()
     axes.set(xticks=range(len(ablation.values)), xlabel=ablation.label, ylabel="test accuracy, %")
     axes.set_xticklabels([str(value).replace("_", "\n") for value in ablation.values])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The same results make the same file, in which words are words.
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save_svg(figure, name, path)
