@@ -259,7 +259,20 @@ class Training:
             "num_zero": int(np.sum(h2spg.zero)),
             "num_groups": len(self._space.groups),
             "group_sparsity": float(np.mean(h2spg.zero)),
+            "num_skipped_scores": int(np.sum(h2spg.num_skipped)),
+            **(self._selection(h2spg) if h2spg.redundant.any() else {}),
             "group_norms": h2spg.norms.tolist() if h2spg.norms.any() else None,  # not measured early in the warm-up
+        }
+
+    def _selection(self, h2spg: jasgnas.H2SPGState) -> Record:
+        """Returns what was selected, when and why."""
+        return {
+            "selected_at": int(h2spg.selected_at),
+            "redundant": np.flatnonzero(h2spg.redundant).tolist(),
+            "runner_up": int(h2spg.runner_up),
+            "predicted_rise": float(h2spg.predicted_rise),
+            "measured_rise": float(h2spg.measured_rise),
+            "scores": h2spg.scores.tolist(),
         }
 
     def _shrink_if_due(self) -> float:

@@ -92,7 +92,7 @@ def divide_phases(
             "learned by then, so that scores say little about the groups. Give a warmup_steps well above the updates "
             "in which the learning rate rises",
             EarlySelectionWarning,
-            4,
+            3,
         )
     else:
         first_scoring = max(first_scoring, highest)

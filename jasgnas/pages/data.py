@@ -9,7 +9,7 @@ import numpy as np
 
 from jasgnas.errors import ArgumentError
 from jasgnas.graph.graph import INPUT, Graph, Segment
-from jasgnas.optimizer.state import h2spg_state
+from jasgnas.optimizer.state import H2SPGState, h2spg_state
 from jasgnas.pages.left import Left, left_of
 from jasgnas.space.groups import LeafSlice
 from jasgnas.space.sizes import UNITS
@@ -38,11 +38,13 @@ class Removal(NamedTuple):
         redundant: bool `[num_groups]`, groups that go, or None where no removal is known.
         zero: bool `[num_groups]`, groups that are zero already, or None.
         scores: float `[num_groups]`, redundancy scores, or None.
+        selection: what the state says of the latest selection, None where there was none.
     """
 
     redundant: np.ndarray | None
     zero: np.ndarray | None
     scores: np.ndarray | None
+    selection: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -58,11 +60,14 @@ class Removal(NamedTuple):
             raise ArgumentError("opt_state= holds the redundant groups and their scores: leave out redundant=, scores=")
         if opt_state is not None:
             state = h2spg_state(opt_state)
-            found = cls(*(np.asarray(vector) for vector in (state.redundant, state.zero, state.scores)))
+            found = cls(
+                *(np.asarray(vector) for vector in (state.redundant, state.zero, state.scores)), _selection(state)
+            )
         else:
             marked = None if redundant is None else space.removed(redundant)
             found = cls(marked, None, None if scores is None else np.asarray(scores, float))
-        for name, vector in found._asdict().items():
+        for name in ("redundant", "zero", "scores"):
+            vector = getattr(found, name)
             if vector is not None and vector.shape != (num_groups,):
                 raise ArgumentError(f"{name} has shape {vector.shape}, the search space has {num_groups} groups")
         return found
@@ -77,6 +82,7 @@ def page_data(
         "inputs": [f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" for aval in space.call.avals],
         "parts": _parts(space, left),
         "groups": _groups(space, removal),
+        "selection": removal.selection,
         "networks": _networks(space, left, full or {}, sub or {}),
         "largestRemoval": len(space.largest_removal),
         "isValid": space.is_valid(() if removal.redundant is None else np.flatnonzero(removal.redundant)),
@@ -185,6 +191,18 @@ def _parts(space: "SearchSpace", left: Left | None) -> Columns:
     if left is not None:
         columns["subShape"] = list(left.part_shapes)
     return columns
+
+
+def _selection(state: H2SPGState) -> dict[str, Any] | None:
+    """Returns what is known of the latest selection."""
+    if np.ndim(state.zero) != 1 or not np.any(state.redundant):
+        return None
+    return {
+        "at": int(state.selected_at),
+        "runnerUp": int(state.runner_up),
+        "predicted": float(state.predicted_rise),
+        "measured": float(state.measured_rise),
+    }
 
 
 def _groups(space: "SearchSpace", removal: Removal) -> Columns:

@@ -19,6 +19,11 @@ function headline(data) {
     ["Multiply-adds", change(row("multiply-adds"))],
     ["Groups", data.hasRemoval ? [element("b", {}, String(gone)), ` of ${data.groups.length} go`] : [element("b", {}, String(data.groups.length))]],
   ];
+  if (data.selection) {
+    const { at, runnerUp, predicted, measured } = data.selection;
+    const known = [measured && `the loss rises by ${measured.toPrecision(2)} without them`, predicted && `${predicted.toPrecision(2)} predicted`, runnerUp >= 0 && `next ${data.groups[runnerUp].name}`];
+    figures.push(["Selected at update", [element("b", {}, String(at)), element("small", {}, known.filter(Boolean).join("; "))]]);
+  }
   byId("figures").append(...figures.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, ...value))));
   byId("warning").hidden = data.isValid;
   byId("inputs").textContent = `input ${data.inputs.join(", ")}`;
