@@ -162,9 +162,10 @@ def test_what_is_given_decides_on_the_default():
         warmup_steps=16,
         projection_steps=4,
     )
+    step = jax.jit(lambda params, state, number: tx.update(jax.grad(loss_of)(params, number), state, params))
     params, state = PARAMS, tx.init(PARAMS)
     for number in range(16):
-        updates, state = jax.jit(tx.update)(jax.grad(loss_of)(params, number % NUM_BATCHES), state, params)
+        updates, state = step(params, state, number % NUM_BATCHES)
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(state.scores, h2spg_state(cases["gate"]).scores, rtol=1e-5)
     tx = make_h2spg()
@@ -340,17 +341,25 @@ def test_sharded_jit_and_scan_select_as_single_steps():
 
 def test_accumulated_gradients_are_seen_by_what_runs_the_optimizer():
     """`inner` under `optax.MultiSteps` sees the mean of the gradients, which is that of the large batch."""
-    tx = optax.MultiSteps(make_h2spg(inner=optax.sgd(0.05), score="gate"), every_k_schedule=2)
     whole = make_h2spg(inner=optax.sgd(0.05), score="gate")
-    (params, state), (expected, expected_state) = ((PARAMS, each.init(PARAMS)) for each in (tx, whole))
+    parts = optax.MultiSteps(whole, every_k_schedule=2)
+
+    @jax.jit
+    def of_parts(params, state, number):
+        updates, state = parts.update(jax.grad(loss_of)(params, number), state, params)
+        return optax.apply_updates(params, updates), state
+
+    @jax.jit
+    def of_both(params, state, number):
+        grads = [jax.grad(loss_of)(params, batch) for batch in (number - 1, number)]
+        updates, state = whole.update(jax.tree.map(lambda a, b: (a + b) / 2, *grads), state, params)
+        return optax.apply_updates(params, updates), state
+
+    carry, expected = (PARAMS, parts.init(PARAMS)), (PARAMS, whole.init(PARAMS))
     for number in range(32):
-        updates, state = jax.jit(tx.update)(jax.grad(loss_of)(params, number % 4), state, params)
-        params = optax.apply_updates(params, updates)
+        carry = of_parts(*carry, number % NUM_BATCHES)
         if number % 2:
-            grads = [jax.grad(loss_of)(expected, batch) for batch in ((number - 1) % 4, number % 4)]
-            mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
-            updates, expected_state = jax.jit(whole.update)(mean, expected_state, expected)
-            expected = optax.apply_updates(expected, updates)
-    np.testing.assert_allclose(h2spg_state(state).scores, expected_state.scores, rtol=1e-4)
+            expected = of_both(*expected, number % NUM_BATCHES)
+    np.testing.assert_allclose(h2spg_state(carry[1]).scores, expected[1].scores, rtol=1e-4)
     for name in PARAMS:
-        np.testing.assert_allclose(params[name], expected[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(carry[0][name], expected[0][name], rtol=1e-4, atol=1e-6)

@@ -257,6 +257,7 @@ def selected(target, rises, **options):
     return np.flatnonzero(select(target, -np.asarray(rises, np.float32), **options).redundant).tolist()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("cls", "bound"), [(DemoNet, 2), (StackedUnets, 12)])
 def test_a_selection_by_cost_is_never_worse_than_by_falling_score_and_mostly_the_best(cls, bound):
     space = space_of(cls)

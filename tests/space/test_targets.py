@@ -52,6 +52,7 @@ def train(tx, params, num_steps):
     return params, states
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("cls", [DemoNet, StackedUnets])
 def test_subnet_meets_the_budget_with_no_group_too_many(cls, name):

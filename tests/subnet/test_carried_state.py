@@ -121,6 +121,7 @@ CASES = [(tree, "adam") for tree in TREES] + [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("tree", "optimizer"), CASES)
 def test_what_is_not_gone_stays_as_it_is(tree, optimizer):
     """The structure is that of a fresh state of the smaller parameters, and training goes on as without shrinking."""

@@ -310,6 +310,7 @@ def test_toy_sub_network_holds_what_is_needed(toy):
     assert {name: array.shape for name, array in sub_params.items()} == kept
 
 
+@pytest.mark.exhaustive
 def test_toy_sub_networks_are_exact(toy):
     params = toy_params(toy, np.float64)
     space = jasgnas.search_space(toy.fn, jax.ShapeDtypeStruct(toy.x, jnp.float64), params=params)
