@@ -10,16 +10,15 @@ from jasgnas.rules import degrees_of
 from jasgnas.rules.degrees import ANY, CONSTANT, common, of_power, of_product
 from jasgnas.rules.flow import DegreeFlow, of_literal, propagate_zeros
 from tests.rules.rule_rows import NUMBERS, ROWS
-from tests.rules.test_rules import bind, equation_of, name_of
+from tests.rules.test_rules import as_params, bind, equation_of
 
 
 def may_grow(aval):
     return jnp.issubdtype(aval.dtype, jnp.inexact)
 
 
-# The rows in which a degree can matter; the first one of each primitive is in the core.
+# The rows in which a degree can matter.
 GROWING = [row for row in [*ROWS, *NUMBERS] if any(map(may_grow, row.args))]
-FIRST = {row.primitive: row for row in reversed(GROWING)}
 
 
 def draw(rng, aval, degree):
@@ -54,13 +53,7 @@ def grown(array, degree, scale):
     return array if degree in (ANY, CONSTANT) else (array * scale**degree).astype(array.dtype)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row, id=name_of(row), marks=[] if row is FIRST[row.primitive] else pytest.mark.exhaustive)
-        for row in GROWING
-    ],
-)
+@pytest.mark.parametrize("row", as_params(GROWING))
 def test_results_grow_as_is_claimed(row):
     eqn = equation_of(row)
     for seed in range(3):
