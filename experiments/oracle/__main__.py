@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -81,8 +82,10 @@ def _parse() -> Oracle:
 
 
 def _command() -> str:
+    """Returns the command line; the folder of the data is a matter of the machine."""
     flags = os.environ.get("XLA_FLAGS")
-    line = shlex.join(["python", "-m", "experiments.oracle", *sys.argv[1:]])
+    given = shlex.join(["python", "-m", "experiments.oracle", *sys.argv[1:]])
+    line = re.sub(r" --data\.data-dir[ =]('[^']*'|\S+)", "", given)
     return (f"XLA_FLAGS={shlex.quote(flags)} " if flags else "") + line
 
 
