@@ -148,6 +148,7 @@ def test_the_rise_without_the_selected_groups_is_measured():
     assert int(metrics["selected_at"]) == 16
 
 
+@pytest.mark.exhaustive
 def test_what_is_given_decides_on_the_default():
     cases = {}
     for name in ("gate", "ablation"):

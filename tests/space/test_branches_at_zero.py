@@ -99,6 +99,7 @@ def is_removable(branch):
     return any("b" in group.paths for group in space.groups)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NOT_ZERO)
 def test_a_branch_that_is_not_zero_is_not_removable(name):
     branch = NOT_ZERO[name]

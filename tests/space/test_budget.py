@@ -343,6 +343,7 @@ def test_rounds_nest_and_each_meets_its_share():
     assert sum(first < last for first, *_, last in lengths) >= 5
 
 
+@pytest.mark.exhaustive
 def test_same_selection_each_time_and_under_vmap():
     cases = make_cases(np.random.default_rng(3), 4)
     arguments = padded(cases)

@@ -56,6 +56,7 @@ def mean(x, axes=SPACE):
     return jnp.mean(x, axes)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("fn", "expected"),
     [

@@ -106,6 +106,7 @@ def make_chain_h2spg(**options):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "size", "expected"),
     [
