@@ -265,14 +265,12 @@ class Training:
         }
 
     def _selection(self, h2spg: jasgnas.H2SPGState) -> Record:
-        """Returns what was selected, when and why."""
+        """Returns when groups were selected, what came next, and what the loss was to be and is without them."""
         return {
             "selected_at": int(h2spg.selected_at),
-            "redundant": np.flatnonzero(h2spg.redundant).tolist(),
             "runner_up": int(h2spg.runner_up),
             "predicted_rise": float(h2spg.predicted_rise),
             "measured_rise": float(h2spg.measured_rise),
-            "scores": h2spg.scores.tolist(),
         }
 
     def _shrink_if_due(self) -> float:

@@ -60,9 +60,8 @@ class Removal(NamedTuple):
             raise ArgumentError("opt_state= holds the redundant groups and their scores: leave out redundant=, scores=")
         if opt_state is not None:
             state = h2spg_state(opt_state)
-            found = cls(
-                *(np.asarray(vector) for vector in (state.redundant, state.zero, state.scores)), _selection(state)
-            )
+            vectors = (np.asarray(each) for each in (state.redundant, state.zero, state.scores))
+            found = cls(*vectors, selection=_selection(state))
         else:
             marked = None if redundant is None else space.removed(redundant)
             found = cls(marked, None, None if scores is None else np.asarray(scores, float))

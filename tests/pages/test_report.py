@@ -143,6 +143,8 @@ def test_optimizer_state_says_the_same_as_arguments(demo_space):
     known = page_data(demo_space, Removal.of(demo_space, (state,), None, None), None, None, None)
     given = data_of(demo_space, redundant, scores=state.scores)
     assert known["groups"].pop("zero") == state.zero.tolist() == state.redundant.tolist()
+    assert known.pop("selection") == {"at": 1, "runnerUp": int(state.runner_up), "predicted": 0, "measured": 0}
+    assert given.pop("selection") is None
     assert known == given
 
 
