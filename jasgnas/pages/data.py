@@ -60,8 +60,12 @@ class Removal(NamedTuple):
             raise ArgumentError("opt_state= holds the redundant groups and their scores: leave out redundant=, scores=")
         if opt_state is not None:
             state = h2spg_state(opt_state)
-            vectors = (np.asarray(each) for each in (state.redundant, state.zero, state.scores))
-            found = cls(*vectors, selection=_selection(state))
+            found = cls(
+                redundant=np.asarray(state.redundant),
+                zero=np.asarray(state.zero),
+                scores=np.asarray(state.scores),
+                selection=_selection(state),
+            )
         else:
             marked = None if redundant is None else space.removed(redundant)
             found = cls(marked, None, None if scores is None else np.asarray(scores, float))
