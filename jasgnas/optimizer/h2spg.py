@@ -195,7 +195,11 @@ def h2spg(
     if not isinstance(forward_passes, NUMBERS) or not 0 < forward_passes < np.inf:
         raise ArgumentError(f"forward_passes must be a number above 0, got {forward_passes!r}")
     found = None if isinstance(score, str) and score == "default" else find_score(score)
-    if per_cost and found is not None:
+    if per_cost:
+        if found is None or isinstance(score, str):
+            raise ArgumentError(
+                f"per_cost=True is for a function or an array, of which nobody else knows the unit, got score={score!r}"
+            )
         found = found._replace(is_cost=True)
     if selection_steps is None:
         is_mean = found is None or found.is_mean
@@ -322,7 +326,7 @@ class _Method:
             gs = grouped_gradients(layout, params, grad)
 
         sums, state = self._measure(layout, xs, us, gs, score, state)
-        stats = self._stats(layout, sums, alpha)
+        stats = group_stats(sums, alpha, layout.num_params, self.candidates.savings)
         state = self._select(state, score)
         is_scored = phases.is_scored(step, state.selected_at)
         is_due = jnp.broadcast_to(is_scored, state.scores.shape)
@@ -357,7 +361,9 @@ class _Method:
         assert self.inner is not None
         check_updates(layout, params, grads)
         gs = grouped_leaves(layout, grads)
-        frozen = jax.lax.cond(jnp.any(state.zero), lambda: without_groups(layout, gs, state.zero), lambda: gs)
+        # Of groups that shrink has taken out, nothing is left to mask.
+        zero = state.zero & ~np.isin(np.arange(layout.num_groups), state.remainder.removed)
+        frozen = jax.lax.cond(jnp.any(zero), lambda: without_groups(layout, gs, zero), lambda: gs)
         masked = with_grouped_leaves(layout, grads, frozen)
         updates, inner = self.inner.update(masked, state.inner, params, **handed_on)
         return updates, state._replace(inner=inner)
@@ -406,15 +412,6 @@ class _Method:
         is_concerned = (state.phase != DONE) | zero | revived
         norms = jnp.where(is_measured & is_concerned, jnp.sqrt(sums.x_x), state.norms)
         return sums, state._replace(zero=zero, revived=revived, norms=norms)
-
-    def _stats(self, layout: GroupLayout, sums: GroupSums, alpha: jax.Array) -> GroupStats:
-        """Returns what scores look at, but for what is measured by ablation."""
-        costs, segments = self.candidates.costs, self.candidates.segments
-        saved = {
-            f"saved_{measure}": jnp.asarray(costs.of_groups(segments, measure), layout.dtype)
-            for measure in costs.measures
-        }
-        return group_stats(sums, alpha, layout.num_params)._replace(**saved)
 
     def _select(self, state: H2SPGState, score: Score) -> H2SPGState:
         """Plans the whole target anew around what is redundant already, and adds this round's share of it.

@@ -230,19 +230,21 @@ def sum_over_groups(
         gs: grouped leaves of the gradients; without them, what they enter is None.
         gates_alone: whether of the gradients only those of gates are looked at; what others enter is None.
     """
-    pairs = ["x_x", "x_u", "u_u", *(() if gs is None or gates_alone else ("x_g", "g_g"))]
-    found: dict[str, list[tuple[jax.Array, np.ndarray]]] = {name: [] for name in pairs}
-    gates = []
+    names = ["x_x", "x_u", "u_u"]
+    if gs is not None:
+        names += ["gate"] if gates_alone else ["x_g", "g_g", "gate"]
+    found: dict[str, list[tuple[jax.Array, np.ndarray]]] = {name: [] for name in names}
     for index, leaf in enumerate(layout.leaves):
-        arrays = {"x": xs[index], "u": us[index], **({} if gs is None else {"g": gs[index]})}
-        arrays = {name: array.astype(layout.dtype) for name, array in arrays.items()}
-        for name in pairs:
-            first, second = name.split("_")
-            found[name].append(_summed(leaf.owners, arrays[first] * arrays[second]))
-        if gs is not None and np.any(leaf.gates.groups != NOBODY):
-            gates.append(_summed(leaf.gates, arrays["x"] * arrays["g"]))
-    sums = {name: _total(layout, own) for name, own in found.items()}
-    return GroupSums(**sums, gate=None if gs is None else _total(layout, gates))
+        x, u = xs[index].astype(layout.dtype), us[index].astype(layout.dtype)
+        products = {"x_x": x * x, "x_u": x * u, "u_u": u * u}
+        if gs is not None:
+            g = gs[index].astype(layout.dtype)
+            products |= {} if gates_alone else {"x_g": x * g, "g_g": g * g}
+            if np.any(leaf.gates.groups != NOBODY):
+                found["gate"].append(_summed(leaf.gates, x * g))
+        for name, product in products.items():
+            found[name].append(_summed(leaf.owners, product))
+    return GroupSums(**{name: _total(layout, sums) for name, sums in found.items()})
 
 
 def _summed(owners: Owners, products: jax.Array) -> tuple[jax.Array, np.ndarray]:

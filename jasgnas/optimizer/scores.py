@@ -3,7 +3,7 @@
 Larger means more likely to be removed. A score sees a group only through `GroupStats`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,8 @@ class GroupStats(NamedTuple):
         gate: ⟨x_S, g_S⟩ over the entries S that the group's output is 1-homogeneous in: the derivative of the loss by a
             gate on that output. Over the whole group where there are no such entries.
         loss_rise: by how much the loss rises when the group is zero; NaN where that was not measured.
-        saved_params: parameters that the network has less without the group.
+        saved_params: parameters that the network has less without the group; of branches that only the group reads,
+            nothing is counted.
         saved_macs: multiply-adds that it has less.
     """
 
@@ -187,13 +188,16 @@ def _fixed(scores: Any) -> Score:
     return Score(lambda stats: fixed)
 
 
-def group_stats(sums: GroupSums, alpha: jax.Array | float, num_params: np.ndarray) -> GroupStats:
+def group_stats(
+    sums: GroupSums, alpha: jax.Array | float, num_params: np.ndarray, savings: Mapping[str, np.ndarray]
+) -> GroupStats:
     """Returns what follows for each group from the inner products over it.
 
     Args:
         sums: inner products of parameters x, updates u and, where given, gradients g.
         alpha: learning rate α; d = −u/α, and 0 where α = 0.
         num_params: number of parameters of each group, `[num_groups]`.
+        savings: what each group saves, `[num_groups]`, by the names of the measures of size.
     """
     alpha = jnp.asarray(alpha, sums.x_x.dtype)
     inverse = jnp.where(alpha > 0, 1 / jnp.where(alpha > 0, alpha, 1), 0)
@@ -205,6 +209,7 @@ def group_stats(sums: GroupSums, alpha: jax.Array | float, num_params: np.ndarra
         grad_norm=None if sums.g_g is None else jnp.sqrt(sums.g_g),
         x_dot_grad=sums.x_g,
         gate=sums.gate,
+        **{f"saved_{measure}": jnp.asarray(saved, sums.x_x.dtype) for measure, saved in savings.items()},
     )
 
 

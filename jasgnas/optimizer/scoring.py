@@ -9,16 +9,10 @@ import numpy as np
 
 from jasgnas.checks import checked_batches, loss_value
 from jasgnas.errors import ArgumentError, NonFiniteError
-from jasgnas.optimizer.layout import (
-    GroupLayout,
-    Remainder,
-    grouped_leaves,
-    lay_out,
-    sum_over_groups,
-    with_grouped_leaves,
-    without_groups,
-)
+from jasgnas.optimizer.ablation import Loss
+from jasgnas.optimizer.layout import Remainder, grouped_leaves, lay_out, sum_over_groups, with_grouped_leaves
 from jasgnas.optimizer.scores import DEFAULT_SCORES, Score, ScoreFn, find_score, group_stats
+from jasgnas.space.candidates import Candidates
 from jasgnas.space.search import SearchSpace, require_space
 
 
@@ -92,47 +86,29 @@ def score_groups(
 
     @jax.jit
     def scores_of(tree: Any, batch: Any) -> jax.Array:
-        def loss(xs: list[jax.Array]) -> jax.Array:
-            copied = model.like(holder, with_grouped_leaves(layout, tree, xs))
-            value = loss_value(loss_fn(model.switched(copied, train), batch))
+        def loss_of(tree: Any) -> jax.Array:
+            value = loss_value(loss_fn(model.switched(model.like(holder, tree), train), batch))
             return value.astype(jnp.result_type(value, jnp.float32))
 
-        return _measure(space, layout, grouped_leaves(layout, tree), loss, found)
+        return _measure(space.candidates, Loss(layout, tree, loss_of, None), found)
 
     measured = [np.asarray(scores_of(tree, batch), np.float64) for batch in checked_batches(batches)]
     return _finite_mean(space, np.stack(measured))
 
 
-def _measure(
-    space: SearchSpace,
-    layout: GroupLayout,
-    xs: list[jax.Array],
-    loss: Callable[[list[jax.Array]], jax.Array],
-    score: Score,
-) -> jax.Array:
-    """Returns the scores of the groups, given the grouped leaves and the loss as a function of them."""
-    candidates = space.candidates
-    costs = {name: candidates.costs.of_groups(candidates.segments, name) for name in ("params", "macs")}
-    rise, gs = None, None
+def _measure(candidates: Candidates, loss: Loss, score: Score) -> jax.Array:
+    """Returns the scores of the groups on one batch, `[num_groups]`."""
+    layout = loss.layout
+    xs = grouped_leaves(layout, loss.params)
+    rises, gs = None, None
     if score.needs == "value_fn":
-        # One loop over all groups, begun with the network as it is, so that its forward pass is compiled only once.
-        def loss_without(index: jax.Array) -> jax.Array:
-            return loss(without_groups(layout, xs, jnp.arange(layout.num_groups) == index))
-
-        losses = jax.lax.map(loss_without, jnp.arange(-1, layout.num_groups))
-        rise = losses[1:] - losses[0]
+        rises = loss.rises(jnp.eye(layout.num_groups, dtype=bool))
     elif score.needs:
-        gs = jax.grad(loss)(xs)
+        gs = jax.grad(lambda xs: loss.of_params(with_grouped_leaves(layout, loss.params, xs)))(xs)
     # Whoever looks at a direction that was not computed is told so by what follows from it.
     us = [jnp.full_like(x, jnp.nan) for x in xs] if gs is None else [-g for g in gs]
-    stats = group_stats(sum_over_groups(layout, xs, us, gs), 1.0, layout.num_params)
-    return score(
-        stats._replace(
-            loss_rise=rise,
-            saved_params=jnp.asarray(costs["params"], layout.dtype),
-            saved_macs=jnp.asarray(costs["macs"], layout.dtype),
-        )
-    )
+    sums = sum_over_groups(layout, xs, us, gs)
+    return score(group_stats(sums, 1.0, layout.num_params, candidates.savings)._replace(loss_rise=rises))
 
 
 def _finite_mean(space: SearchSpace, measured: np.ndarray) -> np.ndarray:

@@ -78,6 +78,9 @@ def select_by_cost(
         share: the size that this round has to meet, not below `size`, int `[num_digits]`.
         fallback: bool `[num_groups]`, a valid set that meets the target and contains `accepted`.
         accepted: bool `[num_groups]`, a valid set that must be part of the result.
+
+    Returns:
+        What is planned, this round's share of it, and the group that came next.
     """
     rises = -scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     problem = _Problem(graph, jnp.asarray(critical), costs, rises)

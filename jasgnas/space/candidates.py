@@ -44,12 +44,16 @@ class Candidates:
         """Vertices whose death alone kills a network output, bool `[num_vertices]`."""
         return critical_vertices(self.dependence)
 
+    @cached_property
+    def savings(self) -> dict[str, np.ndarray]:
+        """What each group holds and saves by itself, dead branches left out, `[num_groups]`, in every measure."""
+        return {measure: self.costs.of_groups(self.segments, measure) for measure in self.costs.measures}
+
     def largest_removal(self, measure: str | None = None) -> tuple[int, ...]:
         """Returns a valid set of as many groups as can be found, or of as much of a measure of size."""
         if measure is None:
             return largest_removal(self.dependence, self.num_groups)
-        sizes = self.costs.of_groups(self.segments, measure)
-        return largest_removal(self.dependence, self.num_groups, sizes.tolist())
+        return largest_removal(self.dependence, self.num_groups, self.savings[measure].tolist())
 
     def subnet_size(self, removed: np.ndarray) -> dict[str, int]:
         """Returns the size of the sub-network without some groups, bool `[num_groups]`, at most, in every measure."""

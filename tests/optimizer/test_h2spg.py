@@ -237,6 +237,8 @@ def test_state_must_be_there_once(make):
         ({"hat": 0.5}, ArgumentError, "hat"),
         ({"epsilon": 1.0}, ArgumentError, "epsilon"),
         ({"omega": 1.0}, ArgumentError, "omega"),
+        ({"score": "default", "per_cost": True}, ArgumentError, "per_cost=True is for a function or an array"),
+        ({"forward_passes": 0}, ArgumentError, "forward_passes must be a number above 0"),
         ({"score": "luck"}, ArgumentError, "one of default, magnitude, .*, ablation, .*, got 'luck'"),
     ],
     ids=str,

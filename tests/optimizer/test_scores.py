@@ -109,7 +109,8 @@ def test_statistics_follow_from_sums(alpha):
     x, d, g = rng.normal(size=(3, 4, 6)).astype(np.float32)
     u = -0.5 * d if alpha else np.zeros_like(d)
     sums = [(a * b).sum(1) for a, b in ((x, x), (x, u), (u, u), (x, g), (g, g))]
-    stats = group_stats(GroupSums(*map(jnp.asarray, sums), gate=jnp.ones(4)), alpha, np.full(4, 6))
+    whole = GroupSums(*map(jnp.asarray, sums), gate=jnp.ones(4))
+    stats = group_stats(whole, alpha, np.full(4, 6), {"macs": np.arange(4)})
     expected = GroupStats(
         num_params=np.full(4, 6.0),
         x_norm=np.linalg.norm(x, axis=1),
@@ -118,11 +119,12 @@ def test_statistics_follow_from_sums(alpha):
         grad_norm=np.linalg.norm(g, axis=1),
         x_dot_grad=(x * g).sum(1),
         gate=np.ones(4),
+        saved_macs=np.arange(4.0),
     )
     for found, value in zip(stats, expected, strict=True):
         assert (found is None) == (value is None)
         if value is not None:
             np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
             assert found.dtype == jnp.float32
-    without = group_stats(GroupSums(*map(jnp.asarray, sums[:3])), alpha, np.full(4, 6))
+    without = group_stats(GroupSums(*map(jnp.asarray, sums[:3])), alpha, np.full(4, 6), {})
     assert without[4:] == (None,) * 6
