@@ -28,7 +28,7 @@ from jasgnas.errors import (
 )
 from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, h2spg
 from jasgnas.optimizer.scores import GroupStats
-from jasgnas.optimizer.scoring import score_groups
+from jasgnas.optimizer.scoring import score_groups, select_groups
 from jasgnas.optimizer.state import H2SPGState, h2spg_metrics, h2spg_state
 from jasgnas.pages import draw, report
 from jasgnas.space.groups import Group, LeafSlice
@@ -77,5 +77,6 @@ __all__ = [
     "report",
     "score_groups",
     "search_space",
+    "select_groups",
     "shrink",
 ]

@@ -16,15 +16,15 @@ from experiments.common.errors import ConfigError
 from experiments.common.machine import machine_facts
 from experiments.data import Dataset, open_dataset
 from experiments.oracle.judge import Accuracies, Spread, Verdict, best_sets, judged, judged_random, spread_of
-from experiments.oracle.records import Line, Results, ScoresRecord, SetRecord, append_line, read_results
+from experiments.oracle.records import ChoiceRecord, Line, Results, ScoresRecord, SetRecord, append_line, read_results
 from experiments.oracle.sets import Set, all_sets, choices, drawn_sets, is_maximal, macs_of
 from experiments.oracle.settings import Settings
-from experiments.oracle.trainings import Scored, Trained, Trainer
+from experiments.oracle.trainings import Chosen, Scored, Trained, Trainer
 
 Task = tuple[Set, int]
 """A set and a seed; the empty set is the full network, with its snapshot and scores."""
 
-Outcome = tuple[Trained, list[Scored]]
+Outcome = tuple[Trained, list[Scored | Chosen]]
 """What came of a task."""
 
 Performer = Callable[[Iterable[Task]], Iterable[tuple[Task, Outcome]]]
@@ -53,6 +53,10 @@ class Plan(NamedTuple):
     folder: Path
     command: str
     changes: list[str]
+
+
+MEASURED = "ablation of sets"
+"""What a choice by the loss without whole sets is called."""
 
 
 class Judgement(NamedTuple):
@@ -123,13 +127,15 @@ def perform(plan: Plan, processes: int) -> Judgement:
 def _is_recorded(task: Task, results: Results, settings: Settings) -> bool:
     removed, seed = task
     points = () if removed else {*settings.points, settings.snapshot}
-    return task in results.sets and all((seed, point) in results.scores for point in points)
+    budgets = () if removed else settings.budgets
+    has_scores = all((seed, point) in results.scores for point in points)
+    return task in results.sets and has_scores and all((seed, budget) in results.choices for budget in budgets)
 
 
 def _lines(plan: Plan, trainer: Trainer, task: Task, outcome: Outcome) -> Iterator[Line]:
     """Returns what is recorded of a training."""
     removed, seed = task
-    trained, scored = outcome
+    trained, found = outcome
     origin: dict[str, Any] = {
         "network": plan.network,
         "settings_id": plan.settings.fingerprint,
@@ -139,8 +145,9 @@ def _lines(plan: Plan, trainer: Trainer, task: Task, outcome: Outcome) -> Iterat
         "machine": machine_facts(),
         "date": datetime.date.today().isoformat(),
     }
-    for each in scored:
-        yield ScoresRecord(**origin, **each._asdict())
+    for each in found:
+        kind = ScoresRecord if isinstance(each, Scored) else ChoiceRecord
+        yield kind(**origin, **each._asdict())
     num_params, macs = trainer.space.subnet_size(removed)
     names = [trainer.space.groups[index].name for index in removed]
     yield SetRecord(
@@ -179,7 +186,8 @@ def _chosen(plan: Plan, trainer: Trainer, results: Results) -> dict[float, dict[
     for budget in plan.settings.budgets:
         for seed in plan.seeds:
             scores = results.scores[seed, plan.settings.snapshot].scores
-            for label, removed in choices(trainer.space, scores, budget).items():
+            ways = choices(trainer.space, scores, budget) | {MEASURED: results.choices[seed, budget].removed}
+            for label, removed in ways.items():
                 chosen.setdefault(budget, {}).setdefault(label, {})[seed] = removed
     return chosen
 

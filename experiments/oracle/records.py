@@ -75,10 +75,25 @@ class ScoresRecord(Origin):
     seconds: float
 
 
-Line = SetRecord | ScoresRecord
+@dataclasses.dataclass(frozen=True)
+class ChoiceRecord(Origin):
+    """What the loss without whole sets of groups chooses at the snapshot.
+
+    Attributes:
+        budget: part of the full network's multiply-adds that it keeps within.
+        removed: indices of the groups that it chooses.
+        seconds: wall time of measuring.
+    """
+
+    budget: float
+    removed: tuple[int, ...]
+    seconds: float
+
+
+Line = SetRecord | ScoresRecord | ChoiceRecord
 """A line of a results file."""
 
-_KINDS: dict[str, type[Line]] = {"set": SetRecord, "scores": ScoresRecord}
+_KINDS: dict[str, type[Line]] = {"set": SetRecord, "scores": ScoresRecord, "choice": ChoiceRecord}
 
 
 @dataclasses.dataclass
@@ -88,10 +103,12 @@ class Results:
     Attributes:
         sets: by set and seed.
         scores: by seed and point.
+        choices: by seed and budget.
     """
 
     sets: dict[tuple[tuple[int, ...], int], SetRecord] = dataclasses.field(default_factory=dict)
     scores: dict[tuple[int, float], ScoresRecord] = dataclasses.field(default_factory=dict)
+    choices: dict[tuple[int, float], ChoiceRecord] = dataclasses.field(default_factory=dict)
 
     def add(self, line: Line) -> None:
         """Adds a line, which takes the place of an older one of the same."""
@@ -100,6 +117,8 @@ class Results:
                 self.sets[line.removed, line.seed] = line
             case ScoresRecord():
                 self.scores[line.seed, line.point] = line
+            case ChoiceRecord():
+                self.choices[line.seed, line.budget] = line
 
     def accuracies(self) -> dict[tuple[int, ...], dict[int, float]]:
         """Returns the test accuracies in percent, by set and then by seed; the full network is left out."""
@@ -123,7 +142,7 @@ def read_results(path: Path, network: str, settings_id: str) -> Results:
             line = _KINDS[record.pop("kind")](**record)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"line {number} of {path} is no record of an oracle: {error!r}") from None
-        if isinstance(line, SetRecord):
+        if isinstance(line, SetRecord | ChoiceRecord):
             line = dataclasses.replace(line, removed=tuple(line.removed))
         if (line.network, line.settings_id) == (network, settings_id):
             results.add(line)

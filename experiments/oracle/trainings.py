@@ -43,6 +43,14 @@ class Scored(NamedTuple):
     seconds: float
 
 
+class Chosen(NamedTuple):
+    """What is chosen by the loss without whole sets, see `records.ChoiceRecord`."""
+
+    budget: float
+    removed: tuple[int, ...]
+    seconds: float
+
+
 class Trained(NamedTuple):
     """What a training ended with, see `records.SetRecord`."""
 
@@ -95,11 +103,12 @@ class Trainer:
         """Accuracy in percent of an output that does not depend on the image."""
         return 100 / self._dataset.num_classes
 
-    def train_full(self, seed: int) -> tuple[Trained, list[Scored]]:
+    def train_full(self, seed: int) -> tuple[Trained, list[Scored | Chosen]]:
         """Trains the full network to its end, and keeps its snapshot.
 
         Returns:
-            What it ended with, and what the scores said at the points of the settings and at the snapshot.
+            What it ended with, what the scores said at the points of the settings and at the snapshot, and what the
+            loss without sets chooses there.
 
         Raises:
             DivergedError: the loss became NaN or infinite.
@@ -109,7 +118,8 @@ class Trainer:
         points: dict[int, list[float]] = {}
         for point in sorted({*settings.points, settings.snapshot}):
             points.setdefault(self._step_at(point), []).append(point)
-        state, losses, scored = self._initial_state(seed), [], []
+        state, losses = self._initial_state(seed), []
+        found: list[Scored | Chosen] = []
         for step, batch in enumerate(batches, start=1):
             state, metrics = self._full_step(state, batch)
             losses.append(metrics.loss)
@@ -117,9 +127,11 @@ class Trainer:
                 self._write_snapshot(seed, state)
             if step in points:
                 measured = self._scored(state, seed, step)
-                scored += [measured._replace(point=point) for point in points[step]]
-        measuring = sum(each.seconds for each in scored)
-        return self._trained(state, losses, started + measuring), scored
+                found += [measured._replace(point=point) for point in points[step]]
+            if step == self.start:
+                found += [self._chosen(state, seed, budget) for budget in settings.budgets]
+        measuring = sum(each.seconds for each in found)
+        return self._trained(state, losses, started + measuring), found
 
     def train_set(self, removed: tuple[int, ...], seed: int) -> Trained:
         """Trains on from the snapshot while H2SPG takes a set to zero.
@@ -180,13 +192,24 @@ class Trainer:
         started = time.perf_counter()
         number, size = self._settings.score_batches, self._settings.batch_size
         module = self._network.module(state.variables)
-        seen = self._batches(seed)[max(0, step - number) : step]
+        seen = self._latest_batches(seed, step)
         held_out = [batch for batch, _ in zip(EvalBatches(self._dataset.test, size), range(number), strict=False)]
         held_out = [batch for batch in held_out if np.all(batch.labels >= 0)]  # without the one that is filled up
         measure = partial(jasgnas.score_groups, self.space, module, self._loss, train=True)
         scores = {name: measure(seen, score=name).tolist() for name in SCORES}
         rises = (-measure(held_out, score="ablation")).tolist()
         return Scored(step / self.num_steps, scores, rises, time.perf_counter() - started)
+
+    def _chosen(self, state: TrainState, seed: int, budget: float) -> Chosen:
+        """Chooses by the loss without whole sets on the latest batches before the snapshot."""
+        started = time.perf_counter()
+        module, batches = self._network.module(state.variables), self._latest_batches(seed, self.start)
+        removed = jasgnas.select_groups(self.space, module, self._loss, batches, target_macs=budget, train=True)
+        return Chosen(budget, removed, time.perf_counter() - started)
+
+    def _latest_batches(self, seed: int, step: int) -> list[Batch]:
+        """Returns the batches before a step that scores are averaged over."""
+        return self._batches(seed)[max(0, step - self._settings.score_batches) : step]
 
     def _loss(self, module: nnx.Module, batch: Batch) -> jax.Array:
         """Returns the loss of the main classifier."""

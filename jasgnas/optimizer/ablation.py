@@ -61,35 +61,73 @@ class Loss(NamedTuple):
 
         return cls(layout, params, of_params, value)
 
-    def rises(self, gone: jax.Array) -> jax.Array:
+    def rises(self, gone: jax.Array, number: int | jax.Array | None = None) -> jax.Array:
         """Returns by how much the loss rises without each of some sets of groups.
 
         Args:
             gone: bool `[num_sets, num_groups]`.
+            number: how many of them to evaluate, the first ones; all if None.
 
         Returns:
-            Float `[num_sets]`.
+            Float `[num_sets]`, NaN for those that are not evaluated.
         """
         xs = grouped_leaves(self.layout, self.params)
-
-        def without(gone: jax.Array) -> jax.Array:
-            left = without_groups(self.layout, xs, gone)
-            return self.of_params(with_grouped_leaves(self.layout, self.params, left))
-
+        own = 1 if self.value is None else 0
         # One evaluation is compiled, whatever their number; without a value the first one is of all groups.
-        if self.value is not None:
-            return jax.lax.map(without, gone) - self.value
-        losses = jax.lax.map(without, jnp.concatenate([jnp.zeros_like(gone[:1]), gone]))
-        return losses[1:] - losses[0]
+        sets = jnp.concatenate([jnp.zeros_like(gone[:own]), gone])
 
-    def turns(self, forward_passes: float, num_groups: int) -> tuple[int, int]:
-        """Returns how many groups are measured at a time, and in every how many updates, for a cost on average.
+        def evaluated(index: jax.Array, losses: jax.Array) -> jax.Array:
+            left = without_groups(self.layout, xs, sets[index])
+            return losses.at[index].set(self.of_params(with_grouped_leaves(self.layout, self.params, left)))
+
+        dtype = jax.eval_shape(self.of_params, self.params).dtype
+        number = len(gone) if number is None else number
+        losses = jax.lax.fori_loop(0, number + own, evaluated, jnp.full(len(sets), jnp.nan, dtype))
+        return losses - self.value if self.value is not None else losses[1:] - losses[0]
+
+
+class Turns(NamedTuple):
+    """Which evaluations of the loss are made while groups are scored.
+
+    Attributes:
+        number: how many groups are measured at a time.
+        every: the updates from one time to the next.
+        pass_length: the updates in which every group is measured once.
+        num_measured: how many measurements there are before the first selection.
+        compares: whether there are enough of them to measure sets of groups, too.
+    """
+
+    number: int
+    every: int
+    pass_length: int
+    num_measured: int
+    compares: bool
+
+    @classmethod
+    def within(cls, num_updates: int, forward_passes: float, num_groups: int, knows_value: bool) -> "Turns":
+        """Returns as many turns as can be made, evenly.
 
         Args:
-            forward_passes: evaluations of the loss per update.
+            num_updates: scored updates before the first selection.
+            forward_passes: evaluations of the loss per update, on average.
             num_groups: how many groups there are to measure.
+            knows_value: whether the loss with all groups is given.
         """
-        own = 1 if self.value is None else 0
-        if forward_passes >= 1 + own:
-            return min(int(forward_passes) - own, max(num_groups, 1)), 1
-        return 1, math.ceil((1 + own) / forward_passes)
+        num_groups = max(num_groups, 1)
+        own = 0 if knows_value else 1
+
+        def turns(others: int) -> "Turns":
+            most = int(num_updates * forward_passes) - others
+            number = max(1, min(num_groups, most, max(_AT_A_TIME, int(forward_passes) - others)))
+            every = math.ceil((number + others) / forward_passes)
+            num_measured = num_updates // every * number
+            return cls(number, every, math.ceil(num_groups / number) * every, num_measured, others > own)
+
+        # Beside the groups, the set planned and the one on trial. A set is found in a first pass over the groups,
+        # another one in the pass that measures them beside it, and in a third one the two are compared.
+        comparing = turns(own + 2)
+        return comparing if comparing.pass_length * 3 <= num_updates else turns(own)
+
+
+_AT_A_TIME = 6
+"""So few that no update takes much longer than others, and so many that what is evaluated beside them is little."""

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, BlindSelectionWarning
-from jasgnas.optimizer.ablation import Loss
+from jasgnas.optimizer.ablation import Loss, Turns
 from jasgnas.optimizer.layout import (
     GroupLayout,
     GroupMoves,
@@ -38,6 +38,7 @@ from jasgnas.optimizer.projection import project, shrinking_strengths
 from jasgnas.optimizer.scores import DEFAULT_SCORES, SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
 from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.selection import spares, spread_death, vertices_of
 from jasgnas.space.targets import Target, resolve_target
 from jasgnas.space.validity import is_valid
 
@@ -213,13 +214,14 @@ def h2spg(
         "target_params": target_params,
         "target_macs": target_macs,
     }
-    phases = divide_phases(learning_rate, warmup_steps, selection_steps, projection_steps, periods)
+    phases = divide_phases(learning_rate, warmup_steps, selection_steps, projection_steps, periods, look_every)
     method = _Method(
         candidates=candidates,
         learning_rate=learning_rate,
         inner=None if inner is None else optax.with_extra_args_support(inner),
         target=resolve_target(candidates, targets, periods, hierarchical),
-        phases=phases.settling(look_every) if settle else phases,
+        phases=phases,
+        settle=settle,
         lmbda=lmbda,
         amplify=amplify,
         hat=hat,
@@ -240,6 +242,7 @@ class _Method:
     Attributes:
         target: what must be gone by the end of each round.
         phases: when what is done.
+        settle: whether a selection that settles is made early.
         score: None for the best that what is given allows.
     """
 
@@ -248,6 +251,7 @@ class _Method:
     inner: optax.GradientTransformationExtraArgs | None
     target: Target
     phases: Phases
+    settle: bool
     lmbda: float | jax.Array
     amplify: float | jax.Array
     hat: float | jax.Array
@@ -275,7 +279,10 @@ class _Method:
             redundant=each(bool),
             zero=each(bool),
             planned=jnp.asarray(np.isin(np.arange(num_groups), self.target.reachable)),
+            planned_rise=jnp.zeros([], dtype),
             trial=each(bool),
+            trial_rise=jnp.zeros([], dtype),
+            num_trials=jnp.zeros([], jnp.int32),
             selected_at=jnp.full([], self.phases.latest_start, jnp.int32),
             runner_up=jnp.full([], -1, jnp.int32),
             predicted_rise=jnp.zeros([], dtype),
@@ -327,13 +334,11 @@ class _Method:
 
         sums, state = self._measure(layout, xs, us, gs, score, state)
         stats = group_stats(sums, alpha, layout.num_params, self.candidates.savings)
-        state = self._select(state, score)
-        is_scored = phases.is_scored(step, state.selected_at)
-        is_due = jnp.broadcast_to(is_scored, state.scores.shape)
+        turns = self._turns(loss) if loss is not None and score.needs == "value_fn" else None
+        state = self._select(state, score, turns)
+        is_due = jnp.broadcast_to(phases.is_scored(step, state.selected_at), state.scores.shape)
         if loss is not None:
-            turns = self._turns(state, is_scored, loss) if score.needs == "value_fn" else None
-            rises, is_due, state = self._evaluate(state, turns, is_due, loss)
-            stats = stats._replace(loss_rise=rises)
+            stats, is_due, state = self._evaluate(stats, turns, is_due, loss, state)
         since = step - state.selected_at
         strengths = shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
         # Parameters and updates are read again only where something can move.
@@ -374,7 +379,8 @@ class _Method:
         given = {"": True, "any": True, "grad": knows_grad, "gate": knows_grad, "value_fn": knows_loss}
         if self.score is None:
             # With too few updates to measure every group, the gradient says more.
-            can_measure = loss is not None and (self._num_measured(loss) >= self._ablated.sum() or not knows_grad)
+            most = 0 if loss is None else self._all_turns(loss).num_measured
+            can_measure = knows_loss and (most >= self._ablated.sum() or not knows_grad)
             needs = next(needs for needs in DEFAULT_SCORES if given[needs] and (needs != "value_fn" or can_measure))
             if not needs:
                 warnings.warn(
@@ -413,63 +419,132 @@ class _Method:
         norms = jnp.where(is_measured & is_concerned, jnp.sqrt(sums.x_x), state.norms)
         return sums, state._replace(zero=zero, revived=revived, norms=norms)
 
-    def _select(self, state: H2SPGState, score: Score) -> H2SPGState:
-        """Plans the whole target anew around what is redundant already, and adds this round's share of it.
+    def _select(self, state: H2SPGState, score: Score, turns: Turns | None) -> H2SPGState:
+        """Selects: on trial as often as is wanted, and where a round starts this round's share of what is planned.
 
-        With `settle` a plan may be made before there is a round, too: if it is much like the one before, it is taken.
+        A set that was selected on trial before takes the place of the planned one if the loss without it was measured
+        to rise less. Where that is not measured, the whole target is planned anew around what is redundant already.
         """
         step, phases = state.step, self.phases
+        compares = turns is not None and turns.compares
         starts = phases.starts_at(step - state.selected_at)
-        looks = phases.looks_at(step, state.selected_at)
+        every = phases.look_every if turns is None else max(phases.look_every, turns.pass_length)
+        may_look = (self.settle & (step < state.selected_at)) | compares
+        looks = phases.looks_at(step, state.selected_at, every) & may_look & ~starts
 
         def select(state: H2SPGState) -> H2SPGState:
             # Nothing is known of a group without a score: it comes last.
             scores = jnp.where(state.num_scored != 0, state.scores, jnp.nan)
             number = phases.round_of(step - jnp.minimum(step, state.selected_at))
-            planned, redundant, runner_up = self.target.select(
-                scores, number, state.planned, state.redundant, by_cost=score.is_cost, hierarchical=self.hierarchical
+            has_plan = jnp.any(state.trial) & compares
+            is_better = has_plan & (state.num_trials > 0) & (state.trial_rise < state.planned_rise)
+            best = jnp.where(is_better, state.trial, state.planned)
+            rise = jnp.where(is_better, state.trial_rise, state.planned_rise)
+            # At last what has been measured is taken, before anything else that the scores may be in favour of.
+            distance = jnp.nansum(jnp.abs(scores))
+            found, redundant, runner_up = self.target.select(
+                jnp.where(has_plan & starts & ~best, scores - distance, scores),
+                number,
+                best,
+                state.redundant,
+                by_cost=score.is_cost,
+                hierarchical=self.hierarchical,
             )
-            is_settled = jnp.sum(planned & ~state.trial) * _SETTLED <= jnp.sum(planned)
-            is_taken = starts | is_settled
-            taken = state._replace(
+            is_settled = jnp.sum(found & ~state.trial) * _SETTLED <= jnp.sum(found)
+            is_taken = starts | (self.settle & is_settled & ~has_plan)
+            planned = jnp.where(is_taken | ~has_plan & compares, found, best)
+            is_whole = (rise != 0) & jnp.all(planned == redundant)
+            # What has no score has no cost that is known.
+            by_scores = jnp.nansum(jnp.where(redundant, -scores, 0)) if score.is_cost else state.predicted_rise
+            # Removals do not add up: from here on it is measured anew, on what is left.
+            is_outdated = (is_taken | jnp.any(planned != state.planned)) & score.is_mean
+            looked = state._replace(
                 planned=planned,
+                planned_rise=rise,
+                trial=found,
+                trial_rise=rise,
+                num_trials=jnp.zeros_like(state.num_trials),
+                num_scored=jnp.where(is_outdated, -jnp.sign(jnp.abs(state.num_scored)), state.num_scored),
+                # What is planned is selected by the next update.
+                selected_at=jnp.where(self.settle & is_settled & has_plan & ~starts, step + 1, state.selected_at),
+            )
+            taken = looked._replace(
                 redundant=redundant,
                 selected_at=jnp.minimum(step, state.selected_at),
                 runner_up=runner_up,
                 start_norms=state.norms,
-                # What has no score has no cost that is known.
-                predicted_rise=jnp.nansum(jnp.where(redundant, -scores, 0)) if score.is_cost else state.predicted_rise,
-                # Removals do not add up: from here on it is measured anew, on what is left.
-                num_scored=-jnp.sign(jnp.abs(state.num_scored)) if score.is_mean else state.num_scored,
+                predicted_rise=jnp.where(is_whole, rise, by_scores),
             )
-            looked = state._replace(trial=planned)
             return jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), taken, looked)
 
         selected = jax.lax.cond(starts | looks, select, lambda state: state, state._replace(inner=()))
         return selected._replace(inner=state.inner)
 
     def _evaluate(
-        self, state: H2SPGState, turns: tuple[jax.Array, jax.Array] | None, is_due: jax.Array, loss: Loss
-    ) -> tuple[jax.Array | None, jax.Array, H2SPGState]:
+        self, stats: GroupStats, turns: Turns | None, is_due: jax.Array, loss: Loss, state: H2SPGState
+    ) -> tuple[GroupStats, jax.Array, H2SPGState]:
         """Evaluates the loss without groups: without those just selected, or else without each whose turn it is.
 
+        Groups are measured beside those that are planned to go, once there is a plan: a group of the plan by how much
+        less the loss rises when it stays.
+
         Returns:
-            The rises of the loss, float `[num_groups]`, which of them are measured, bool `[num_groups]`, and the state.
+            The statistics with the rises of the loss, which of them are known, bool `[num_groups]`, and the state.
         """
         is_new = self.phases.starts_at(state.step - state.selected_at)
-        groups, is_turn = turns or (jnp.zeros(1, jnp.int32), jnp.zeros([], bool))
-        every = jnp.arange(self.candidates.num_groups)
-        gone = jnp.where(is_new, state.redundant, groups[:, None] == every)
-        unknown = jnp.full(len(groups), jnp.nan, state.measured_rise.dtype)
         # There is one place in the program where the loss is evaluated, whatever it is evaluated for.
-        found = jax.lax.cond(is_new | is_turn, lambda: loss.rises(gone).astype(unknown.dtype), lambda: unknown)
-        is_known = is_new & jnp.isfinite(found[0])
-        state = state._replace(measured_rise=jnp.where(is_known, found[0], state.measured_rise))
         if turns is None:
-            return None, is_due, state
-        is_measured = is_due & is_turn & ~is_new & jnp.isin(every, groups)
-        rises = jnp.full(len(every), jnp.nan, found.dtype).at[groups].set(found)
-        return jnp.where(is_measured, rises, jnp.nan), is_measured, state
+            found = self._rises(loss, state.redundant[None], is_new, is_new, state)
+            return stats, is_due, self._with_measured(state, found[0], is_new)
+        groups, is_turn = self._whose_turn(state, turns, is_due)
+        every = jnp.arange(self.candidates.num_groups)
+        planned = state.planned & jnp.any(state.trial) & turns.compares
+        beside = (groups[:, None] == every) ^ planned
+        gone = jnp.concatenate([jnp.stack([planned, state.trial]), beside]) if turns.compares else beside
+        found = self._rises(loss, gone, is_new, is_turn, state)
+        state = self._with_measured(state, found[0], is_new)
+        is_turn &= ~is_new
+        rises, is_known = found[-len(groups) :], jnp.broadcast_to(is_turn, groups.shape)
+        if turns.compares:
+            state = self._with_trial(state, found[0], found[1], is_turn)
+            rises = jnp.where(planned[groups], -1, 1) * (rises - found[0])
+            is_known &= jax.lax.cond(is_turn, lambda: self._are_valid(beside), lambda: is_known)
+        is_measured = is_due & jnp.zeros_like(is_due).at[groups].set(is_known)
+        rises = jnp.full(len(every), jnp.nan, found.dtype).at[groups].set(rises)
+        return stats._replace(loss_rise=jnp.where(is_measured, rises, jnp.nan)), is_measured, state
+
+    def _rises(
+        self, loss: Loss, gone: jax.Array, is_new: jax.Array, is_turn: jax.Array, state: H2SPGState
+    ) -> jax.Array:
+        """Returns the rises of the loss without sets of groups; of a new selection that alone, in the first place."""
+        gone = jnp.where(is_new, state.redundant, gone)
+        unknown = jnp.full(len(gone), jnp.nan, state.measured_rise.dtype)
+        number = jnp.where(is_new, 1, len(gone))
+        return jax.lax.cond(is_new | is_turn, lambda: loss.rises(gone, number).astype(unknown.dtype), lambda: unknown)
+
+    def _with_measured(self, state: H2SPGState, rise: jax.Array, is_new: jax.Array) -> H2SPGState:
+        """Returns the state with the rise of the loss without a new selection."""
+        is_known = is_new & jnp.isfinite(rise)
+        return state._replace(measured_rise=jnp.where(is_known, rise, state.measured_rise))
+
+    def _with_trial(self, state: H2SPGState, planned: jax.Array, trial: jax.Array, is_turn: jax.Array) -> H2SPGState:
+        """Returns the state with the rises of the loss without the planned set and that on trial averaged in."""
+        is_known = is_turn & jnp.any(state.trial) & jnp.isfinite(planned) & jnp.isfinite(trial)
+        rate = is_known / (state.num_trials + 1).astype(planned.dtype)
+        return state._replace(
+            planned_rise=state.planned_rise + rate * jnp.where(is_known, planned - state.planned_rise, 0),
+            trial_rise=state.trial_rise + rate * jnp.where(is_known, trial - state.trial_rise, 0),
+            num_trials=state.num_trials + is_known,
+        )
+
+    def _are_valid(self, gone: jax.Array) -> jax.Array:
+        """Returns whether sets of groups, bool `[num_sets, num_groups]`, leave a valid network, bool `[num_sets]`."""
+        graph, critical = self.target.graph, jnp.asarray(self.target.critical) & self.hierarchical
+
+        def is_valid(gone: jax.Array) -> jax.Array:
+            return spares(spread_death(graph, vertices_of(graph, gone), critical), critical)
+
+        return jax.vmap(is_valid)(gone)
 
     def _move(
         self,
@@ -505,30 +580,33 @@ class _Method:
             num_skipped=state.num_skipped + (is_due & ~is_taken),
         )
 
-    def _turns(self, state: H2SPGState, is_scored: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array]:
-        """Returns the groups whose turn it is to be measured, int `[n]`, and whether any is measured in this update.
+    def _turns(self, loss: Loss) -> Turns:
+        """Returns when the loss without groups is evaluated.
 
-        Few of them are in one update, so that an update costs `forward_passes` evaluations of the loss on average.
+        Raises:
+            ArgumentError: there are too few updates to measure every group.
         """
-        phases, mask = self.phases, self._ablated
-        if (most := self._num_measured(loss)) < mask.sum():
+        turns, number = self._all_turns(loss), self._ablated.sum()
+        if turns.num_measured < number:
             raise ArgumentError(
-                f"{phases.latest_start - phases.first_scoring} scored updates with forward_passes="
-                f"{self.forward_passes} measure {most} groups, and there are {mask.sum()}: give more selection_steps "
-                "(and warmup_steps), or more forward_passes"
+                f"{self.phases.latest_start - self.phases.first_scoring} scored updates with forward_passes="
+                f"{self.forward_passes} measure {turns.num_measured} groups, and there are {number}: give more "
+                "selection_steps (and warmup_steps), or more forward_passes"
             )
-        number, every = loss.turns(self.forward_passes, int(mask.sum()))
-        scored = state.step - phases.first_scoring
-        # Groups that are on their way out need no score any more.
-        waiting = jnp.asarray(mask) & ~state.redundant
-        turns = scored // every * number + jnp.arange(number)
-        groups = jnp.argsort(~waiting, stable=True)[turns % jnp.maximum(jnp.sum(waiting), 1)]
-        return groups, is_scored & (scored % every == 0)
+        return turns
 
-    def _num_measured(self, loss: Loss) -> int:
-        """Returns how many measurements there are before the first selection."""
-        number, every = loss.turns(self.forward_passes, int(self._ablated.sum()))
-        return -(-(self.phases.latest_start - self.phases.first_scoring) // every) * number
+    def _all_turns(self, loss: Loss) -> Turns:
+        num_updates = self.phases.latest_start - self.phases.first_scoring
+        return Turns.within(num_updates, self.forward_passes, int(self._ablated.sum()), loss.value is not None)
+
+    def _whose_turn(self, state: H2SPGState, turns: Turns, is_scored: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the groups whose turn it is to be measured, int `[n]`, and whether any is measured in this update."""
+        scored = state.step - self.phases.first_scoring
+        # Groups that are on their way out need no score any more.
+        waiting = jnp.asarray(self._ablated) & ~state.redundant
+        number = scored // turns.every * turns.number + jnp.arange(turns.number)
+        groups = jnp.argsort(~waiting, stable=True)[number % jnp.maximum(jnp.sum(waiting), 1)]
+        return groups, is_scored[0] & (scored % turns.every == turns.every - 1)
 
     @cached_property
     def _ablated(self) -> np.ndarray:

@@ -10,8 +10,8 @@ import optax
 
 from jasgnas.errors import EarlySelectionWarning
 
-_LOOKS = 10
-"""How often it is looked whether the choice settles, unless told otherwise."""
+_LOOKS = 5
+"""How often a set is selected on trial, unless told otherwise."""
 
 
 class Phases(NamedTuple):
@@ -20,8 +20,7 @@ class Phases(NamedTuple):
     Attributes:
         first_scoring: the first update that is scored.
         latest_start: the latest update that may make the first selection.
-        look_every: after how many scored updates it is looked whether the choice has settled, 0 for never: then the
-            selection is made at `latest_start`.
+        look_every: after how many scored updates a set may be selected on trial.
         starts: int `[num_rounds + 1]`, update that each round starts with, and the update after the last round, counted
             from the first selection.
     """
@@ -30,11 +29,6 @@ class Phases(NamedTuple):
     latest_start: int
     look_every: int
     starts: np.ndarray
-
-    def settling(self, look_every: int | None) -> "Phases":
-        """Returns the same phases with looks at the choice, by default about ten."""
-        every = look_every or max(1, (self.latest_start - self.first_scoring) // _LOOKS)
-        return self._replace(look_every=every)
 
     @property
     def last_start(self) -> int:
@@ -45,10 +39,10 @@ class Phases(NamedTuple):
         """Returns whether an update is scored."""
         return (step >= self.first_scoring) & (step - selected_at < self.last_start)
 
-    def looks_at(self, step: jax.Array, selected_at: jax.Array) -> jax.Array:
-        """Returns whether it is looked, before an update, whether the choice has settled."""
+    def looks_at(self, step: jax.Array, selected_at: jax.Array, every: int) -> jax.Array:
+        """Returns whether a set is selected on trial before an update, if that is done every so many scored updates."""
         scored = step - self.first_scoring
-        return (scored > 0) & (scored % max(self.look_every, 1) == 0) & (step < selected_at) & (self.look_every > 0)
+        return (scored > 0) & (scored % every == 0) & self.is_scored(step, selected_at)
 
     def starts_at(self, since: jax.Array) -> jax.Array:
         """Returns whether a round starts with an update, which is counted from the first selection."""
@@ -71,6 +65,7 @@ def divide_phases(
     selection_steps: int,
     projection_steps: int,
     periods: int,
+    look_every: int | None,
 ) -> Phases:
     """Returns when what is done.
 
@@ -80,6 +75,7 @@ def divide_phases(
         selection_steps: how many updates before that one are scored at most.
         projection_steps: number of updates of the projection, divided into rounds that are equal up to rounding.
         periods: number of rounds.
+        look_every: after how many scored updates a set may be selected on trial, None for about five times in all.
 
     Warns:
         EarlySelectionWarning: the learning rate rises until the selection.
@@ -96,7 +92,8 @@ def divide_phases(
         )
     else:
         first_scoring = max(first_scoring, highest)
-    return Phases(first_scoring, warmup_steps, 0, np.arange(periods + 1) * projection_steps // periods)
+    every = look_every or max(1, (warmup_steps - first_scoring) // _LOOKS)
+    return Phases(first_scoring, warmup_steps, every, np.arange(periods + 1) * projection_steps // periods)
 
 
 def _end_of_rise(learning_rate: optax.ScalarOrSchedule, num_steps: int) -> int:

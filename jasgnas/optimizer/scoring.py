@@ -1,6 +1,7 @@
-"""Scores of the groups of a network that stands as it is, measured on a few batches outside any training loop."""
+"""What can go from a network that stands as it is, measured on a few batches outside any training loop."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -73,6 +74,115 @@ def score_groups(
     """
     require_space(space)
     found = find_score(DEFAULT_SCORES["value_fn"] if isinstance(score, str) and score == "default" else score)
+    tree, loss_of = _loss_of(space, holder, loss_fn, train)
+    scores_of = jax.jit(lambda tree, batch: _measure(space.candidates, loss_of(tree, batch), found))
+    measured = [np.asarray(scores_of(tree, batch), np.float64) for batch in checked_batches(batches)]
+    scores = _finite_mean(np.stack(measured))
+    if (bad := np.flatnonzero(np.isnan(scores))).size:
+        listed = [f"{index} ({space.groups[index].name})" for index in bad[:5].tolist()]
+        listed += [f"{bad.size - 5} more"] if bad.size > 5 else []
+        raise NonFiniteError(
+            f"on none of the {len(measured)} batches the score of the groups {', '.join(listed)} is finite. If these "
+            "are all groups, the loss or its gradient is not finite to begin with: check the parameters and the "
+            "batches. Otherwise the loss is not finite without them: have loss_fn return a large number instead, or "
+            "name them when the space is made, search_space(..., keep=('path/*',))"
+        )
+    return scores.astype(np.float32)
+
+
+def select_groups(
+    space: SearchSpace,
+    holder: Any,
+    loss_fn: Callable[[Any, Any], Any],
+    batches: Iterable[Any],
+    *,
+    target_groups: int | None = None,
+    target_sparsity: float | None = None,
+    target_params: int | float | None = None,
+    target_macs: int | float | None = None,
+    train: bool = False,
+    hierarchical: bool = True,
+) -> tuple[int, ...]:
+    """Returns what a network can do without, by the loss without whole sets of groups, in rising order.
+
+    Removals do not add up: of two branches that compute alike, either can go, and both cannot. So a first selection by
+    the rise of the loss without each group alone is only where this starts. Each group is then measured beside that
+    selection, a group of it by how much less the loss rises when it stays, and another set is selected by that. If the
+    loss without this one rises less, it takes the place of the first, and so on until none is better. `h2spg` does the
+    same in training, spread over its updates.
+
+    Each round is `num_groups` + 2 forward passes per batch; there are few. One program is compiled for all of them.
+
+    Args:
+        space: the search space.
+        holder: the network, as in `score_groups`.
+        loss_fn: the loss, see there.
+        batches: the batches, pytrees of arrays, at least one; they are held in memory.
+        target_groups: how many groups to remove. Exactly one of the four targets is needed; they are those of `h2spg`.
+        target_sparsity: the same as a fraction of the number of groups.
+        target_params: the most trainable parameters of the sub-network, or a fraction of the full network's.
+        target_macs: the same for multiply-adds.
+        train: whether an `nnx.Module` is in training mode, see `score_groups`.
+        hierarchical: False ignores whether the network stays valid; for comparisons only.
+
+    Raises:
+        ArgumentError: an argument is of the wrong kind, there is no batch, or the loss is no real scalar; not exactly
+            one target is given; the loss is not finite without any of the groups.
+        TargetError: no removal meets the target, or none is needed.
+        TreeMismatchError: a parameter of the groups is missing or has another shape.
+
+    Example:
+        >>> import jasgnas
+        >>> params = {name: jnp.full((3, 3), value) for name, value in (("a", 1.0), ("b", 1.0), ("c", 0.2))}
+        >>> fn = lambda params, x: jnp.tanh(x @ params["a"] + x @ params["b"]) + x @ params["c"]
+        >>> space = jasgnas.search_space(fn, jnp.ones((2, 3)), params=params)
+        >>> loss = lambda params, batch: jnp.mean((fn(params, batch) - 1.6) ** 2)
+        >>> scores = jasgnas.score_groups(space, params, loss, [jnp.ones((2, 3))])
+        >>> space.select(scores, target_groups=2, per_cost=True)  # either of a and b can go
+        (0, 1)
+        >>> jasgnas.select_groups(space, params, loss, [jnp.ones((2, 3))], target_groups=2)
+        (0, 2)
+    """
+    require_space(space)
+    select = partial(
+        space.select,
+        target_groups=target_groups,
+        target_sparsity=target_sparsity,
+        target_params=target_params,
+        target_macs=target_macs,
+        per_cost=True,
+        hierarchical=hierarchical,
+    )
+    tree, loss_of = _loss_of(space, holder, loss_fn, train)
+    rises_of = jax.jit(lambda tree, batch, gone: loss_of(tree, batch).rises(gone))
+    kept = list(checked_batches(batches))
+    every = np.arange(len(space.groups))
+    scores = np.full(len(every), np.nan)
+    planned, least = None, np.inf
+    trial: tuple[int, ...] = ()
+    while True:
+        tried = np.isin(every, trial)
+        beside = tried ^ (every[:, None] == every)
+        gone = np.concatenate([tried[None], beside])
+        measured = [np.asarray(rises_of(tree, batch, gone), np.float64) for batch in kept]
+        rise, *rises = _finite_mean(np.stack(measured)).tolist()
+        if planned is not None and not rise < least:
+            return planned
+        if trial:
+            planned, least = trial, rise
+        costs = np.where(tried, rise - np.array(rises), np.array(rises) - rise)
+        # What cannot go beside the others is judged by what was known of it before.
+        is_known = [not trial or not hierarchical or space.is_valid(np.flatnonzero(each).tolist()) for each in beside]
+        scores = np.where(is_known & ~np.isnan(costs), -costs, scores)
+        trial = select(scores)
+        if trial == planned:
+            return trial
+
+
+def _loss_of(
+    space: SearchSpace, holder: Any, loss_fn: Callable[[Any, Any], Any], train: bool
+) -> tuple[Any, Callable[[Any, Any], Loss]]:
+    """Returns the parameters of a network, and its loss on a batch as a function of them, to be called inside jit."""
     model = space.model
     if train and model.static is None:
         raise ArgumentError(
@@ -84,16 +194,14 @@ def score_groups(
     if any(isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer) for leaf in grouped_leaves(layout, tree)):
         raise ArgumentError("the values of these parameters are not known: pass the arrays themselves, outside jax.jit")
 
-    @jax.jit
-    def scores_of(tree: Any, batch: Any) -> jax.Array:
-        def loss_of(tree: Any) -> jax.Array:
+    def loss_of(tree: Any, batch: Any) -> Loss:
+        def value_of(tree: Any) -> jax.Array:
             value = loss_value(loss_fn(model.switched(model.like(holder, tree), train), batch))
             return value.astype(jnp.result_type(value, jnp.float32))
 
-        return _measure(space.candidates, Loss(layout, tree, loss_of, None), found)
+        return Loss(layout, tree, value_of, None)
 
-    measured = [np.asarray(scores_of(tree, batch), np.float64) for batch in checked_batches(batches)]
-    return _finite_mean(space, np.stack(measured))
+    return tree, loss_of
 
 
 def _measure(candidates: Candidates, loss: Loss, score: Score) -> jax.Array:
@@ -111,16 +219,8 @@ def _measure(candidates: Candidates, loss: Loss, score: Score) -> jax.Array:
     return score(group_stats(sums, 1.0, layout.num_params, candidates.savings)._replace(loss_rise=rises))
 
 
-def _finite_mean(space: SearchSpace, measured: np.ndarray) -> np.ndarray:
-    """Returns the mean of those scores that are finite, float32 `[num_groups]`, given `[num_batches, num_groups]`."""
+def _finite_mean(measured: np.ndarray) -> np.ndarray:
+    """Returns the mean of what is finite, `[n]`, given `[num_batches, n]`; NaN where nothing is."""
     is_finite = np.isfinite(measured)
-    if (bad := np.flatnonzero(~is_finite.any(0))).size:
-        listed = [f"{index} ({space.groups[index].name})" for index in bad[:5].tolist()]
-        listed += [f"{bad.size - 5} more"] if bad.size > 5 else []
-        raise NonFiniteError(
-            f"on none of the {len(measured)} batches the score of the groups {', '.join(listed)} is finite. If these "
-            "are all groups, the loss or its gradient is not finite to begin with: check the parameters and the "
-            "batches. Otherwise the loss is not finite without them: have loss_fn return a large number instead, or "
-            "name them when the space is made, search_space(..., keep=('path/*',))"
-        )
-    return (np.where(is_finite, measured, 0).sum(0) / is_finite.sum(0)).astype(np.float32)
+    number = is_finite.sum(0)
+    return np.where(number > 0, np.where(is_finite, measured, 0).sum(0) / np.maximum(number, 1), np.nan)

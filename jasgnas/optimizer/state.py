@@ -33,12 +33,18 @@ class H2SPGState(NamedTuple):
         redundant: bool `[num_groups]`, groups selected to go.
         zero: bool `[num_groups]`, groups that are exactly zero and stay so; a subset of `redundant`.
         planned: bool `[num_groups]`, a valid set that meets the target and contains `redundant`: proof that the target
-            stays within reach when `redundant` is selected in several rounds.
-        trial: bool `[num_groups]`, what would have been selected when it was last looked whether the choice settles.
+            stays within reach when `redundant` is selected in several rounds. Once the loss without sets is measured,
+            the best of them, and the other groups are measured beside it.
+        planned_rise: float, by how much the loss rises without it, on average over the latest `num_trials` batches on
+            which that was measured; 0 where it was not.
+        trial: bool `[num_groups]`, what was selected on trial last; none if nothing was.
+        trial_rise: float, the rise without that, on the same batches.
+        num_trials: int32, number of these batches.
         selected_at: int32, update that makes the first selection; until then the latest one that may.
         runner_up: int32, the group that would have been next at the latest selection, -1 for none.
-        predicted_rise: float, by how much the loss rises without the selected groups by their scores, if these are in
-            units of the loss; 0 otherwise, and before the selection.
+        predicted_rise: float, by how much the loss should rise without the selected groups: `planned_rise` if these are
+            all of the plan, else by their scores, if these are in units of the loss; 0 otherwise, and before the
+            selection.
         measured_rise: float, by how much the loss of the batch at the latest selection rose when they were all zero;
             0 if `update` was given no `value_fn`, and before the selection.
         revived: bool `[num_groups]`, groups that an update has set to zero and a later one did not find so: something
@@ -59,7 +65,10 @@ class H2SPGState(NamedTuple):
     redundant: jax.Array
     zero: jax.Array
     planned: jax.Array
+    planned_rise: jax.Array
     trial: jax.Array
+    trial_rise: jax.Array
+    num_trials: jax.Array
     selected_at: jax.Array
     runner_up: jax.Array
     predicted_rise: jax.Array

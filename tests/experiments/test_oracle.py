@@ -136,11 +136,17 @@ def test_the_command_trains_judges_and_goes_on(
     call(monkeypatch, tmp_path, "--seeds", "0")
     path = tmp_path / "results/demo_net.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["scores", "set", "set", "set"]
-    assert [line["removed"] for line in lines[1:]] == [[], [0], [3]]
+    choices = [line for line in lines if line["kind"] == "choice"]
+    assert [line["budget"] for line in choices] == [0.95]
+    lines = [line for line in lines if line["kind"] != "choice"]
+    assert [line["kind"] for line in lines[:4]] == ["scores", "set", "set", "set"]
+    # What was chosen is judged beside the sets that were to be.
+    assert [line["removed"] for line in lines[1:4]] == [[], [0], [3]]
+    assert {(0,), (3,), *(tuple(line["removed"]) for line in choices)} == {tuple(line["removed"]) for line in lines[2:]}
     assert lines[0]["point"] == 0.5 and len(lines[0]["loss_rises"]) == len(lines[0]["scores"]["gate"]) == 5
     assert lines[1]["macs"] > lines[2]["macs"] > 0 and "data.num_train: 32000 → 256" in lines[1]["changes"]
     assert "| gate " in capsys.readouterr().out
+    assert "ablation of sets" in (tmp_path / "results/demo_net.md").read_text()
     for name in ("demo_net.md", "demo_net.svg", "oracle.md"):
         assert "gate" in (tmp_path / "results" / name).read_text()
 
@@ -150,7 +156,7 @@ def test_the_command_trains_judges_and_goes_on(
     monkeypatch.setattr(trainings.Trainer, "train_full", refuse)
     monkeypatch.setattr(trainings.Trainer, "train_set", refuse)
     call(monkeypatch, tmp_path, "--seeds", "0")
-    assert len(path.read_text().splitlines()) == len(lines)
+    assert len(path.read_text().splitlines()) == len(lines) + len(choices)
 
 
 def test_lines_are_read_back_and_kept_apart(tmp_path: Path) -> None:

@@ -89,16 +89,19 @@ def test_a_score_recovers_from_an_update_that_is_not_finite(score):
 
 
 @pytest.mark.parametrize(
-    ("options", "with_value", "every"), [({}, True, 2), ({}, False, 4), ({"forward_passes": 0.25}, True, 4)]
+    ("options", "with_value", "every"), [({}, True, 8), ({}, False, 10), ({"forward_passes": 0.25}, True, 16)]
 )
 def test_ablation_measures_the_groups_in_turn(options, with_value, every):
     _, state, history = train(chain(score="ablation", selection_steps=16, **options), 16, with_value=with_value)
-    rises = {index: [] for index in range(4)}
-    for turn, number in enumerate(range(0, 16, every)):
-        batch, params, index = number % NUM_BATCHES, history[number], turn % 4
-        rises[index].append(loss_of(SPACE.zero(params, [index]), batch) - loss_of(params, batch))
-    np.testing.assert_allclose(h2spg_state(state).scores, [-np.mean(rises[index]) for index in range(4)], rtol=1e-3)
-    np.testing.assert_array_equal(h2spg_state(state).num_scored, [len(rises[index]) for index in range(4)])
+    measured = range(every - 1, 16, every)
+    rises = [
+        [loss_of(SPACE.zero(history[at], [index]), at % NUM_BATCHES) - loss_of(history[at], at % NUM_BATCHES)]
+        for at in measured
+        for index in range(4)
+    ]
+    expected = -np.reshape(rises, (len(measured), 4)).mean(0)
+    np.testing.assert_allclose(h2spg_state(state).scores, expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(h2spg_state(state).num_scored, len(measured))
 
 
 def test_ablation_of_several_groups_at_a_time():
@@ -106,6 +109,86 @@ def test_ablation_of_several_groups_at_a_time():
     before = loss_of(history[15], 15 % NUM_BATCHES)
     rises = [loss_of(SPACE.zero(history[15], [index]), 15 % NUM_BATCHES) - before for index in range(4)]
     np.testing.assert_allclose(h2spg_state(state).scores, -np.array(rises), rtol=1e-3)
+
+
+def substitutes(params, x):
+    """Either of b and c can go, but not both; d matters somewhat, and a much."""
+    both = jnp.tanh(3 * (x @ params["b"] + x @ params["c"]))
+    return (both + 2 * jnp.tanh(x @ params["a"]) + 0.4 * jnp.tanh(x @ params["d"])) @ params["head"]
+
+
+SUBSTITUTES = {**PARAMS, "c": 1.1 * PARAMS["b"]}
+
+
+def substitutes_loss(params, batch):
+    return jnp.mean((substitutes(params, X[batch]) - substitutes(SUBSTITUTES, X[batch])) ** 2)
+
+
+def compared(space, history, window, every, look_every, num_groups):
+    """What the groups are worth beside which set, and what is planned in the end, update by update in NumPy.
+
+    The scores are those of whole sets: of what is planned with a group more or less.
+    """
+
+    def loss_without(gone, number):
+        return float(substitutes_loss(space.zero(history[number], gone), number % NUM_BATCHES))
+
+    found, planned, trial, rises, plans = [[] for _ in history[0]], (), (), [], []
+    scores = np.full(len(space.groups), np.nan)
+    for number in range(window.start, window.stop + 1):
+        scored = number - window.start
+        if scored and (scored % look_every == 0 or number == window.stop):
+            before = planned
+            if rises and np.mean([each[1] for each in rises]) < np.mean([each[0] for each in rises]):
+                planned = trial
+            scores = np.array([np.mean(each) if each else old for each, old in zip(found, scores, strict=False)])
+            if number == window.stop:
+                return planned, plans, scores
+            trial = space.select(scores, target_groups=num_groups)
+            planned = planned or trial
+            plans.append(planned)
+            rises = []
+            if planned != before:
+                found = [[] for _ in history[0]]
+        if scored % every == every - 1:
+            rises.append((loss_without(planned, number), loss_without(trial, number)))
+            for index in range(len(space.groups)):
+                beside = set(planned) ^ {index}
+                if space.is_valid(beside):
+                    rise = loss_without(beside, number) - rises[-1][0]
+                    found[index].append(rise if index in planned else -rise)
+    return None
+
+
+def test_sets_are_compared_and_groups_measured_beside_the_best():
+    space = jasgnas.search_space(substitutes, X[0], params=SUBSTITUTES)
+    options = {"target_groups": 2, "warmup_steps": 24, "projection_steps": 4}
+    last = h2spg(space, learning_rate=0.02, selection_steps=20, forward_passes=3, look_every=5, **options)
+    tx = optax.chain(optax.sgd(0.02), last)
+    params, state, history = SUBSTITUTES, tx.init(SUBSTITUTES), []
+
+    @jax.jit
+    def step(params, state, number):
+        value_fn = partial(substitutes_loss, batch=number % NUM_BATCHES)
+        value, grads = jax.value_and_grad(value_fn)(params)
+        updates, state = tx.update(grads, state, params, value=value, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(25):
+        # Something to descend: what was learned is disturbed a little.
+        history.append(params)
+        params, state = step(params, state, jnp.int32(number))
+        if number < 4:
+            params = {name: leaf + 0.02 * weights for (name, leaf), weights in zip(params.items(), X[0], strict=False)}
+    planned, plans, scores = compared(space, history, range(4, 24), 2, 5, 2)
+    found = h2spg_state(state)
+    assert [group.paths for group in space.groups] == [("b",), ("c",), ("a",), ("d",)]
+    assert plans[0] == (0, 1) and planned in ((0, 3), (1, 3))
+    assert np.flatnonzero(found.redundant).tolist() == list(planned) == np.flatnonzero(found.planned).tolist()
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-2, atol=1e-5)
+    rise = float(substitutes_loss(space.zero(history[24], planned), 0) - substitutes_loss(history[24], 0))
+    assert float(found.measured_rise) == pytest.approx(rise, rel=1e-3)
+    assert float(found.predicted_rise) == pytest.approx(rise, rel=0.5)
 
 
 def test_the_loss_is_not_evaluated_outside_of_the_scoring_window():
@@ -131,8 +214,8 @@ def test_the_loss_is_not_evaluated_outside_of_the_scoring_window():
         jax.block_until_ready(params)
         jax.effects_barrier()
         counts.append(len(calls))
-    # Every other update of the window, and once more for what was selected.
-    assert np.diff(counts, prepend=0).tolist() == [0] * 8 + [1, 0] * 4 + [1] + [0] * 5
+    # As many as half the updates of the window, and once more for what was selected.
+    assert np.diff(counts, prepend=0).tolist() == [0] * 15 + [4, 1] + [0] * 5
 
 
 def test_the_rise_without_the_selected_groups_is_measured():
@@ -187,7 +270,7 @@ def test_the_loss_takes_the_arguments_that_it_names():
     def value_fn(params, x, *, scale):
         return scale * jnp.mean(network(params, x) ** 2), "aux"
 
-    tx = make_h2spg(score="ablation", selection_steps=16, forward_passes=5.0)
+    tx = make_h2spg(score="ablation", selection_steps=16, forward_passes=7.0)
     grads = jax.tree.map(jnp.zeros_like, PARAMS)
     _, state = tx.update(grads, tx.init(PARAMS), PARAMS, value_fn=value_fn, x=X[0], scale=2.0, unused=object())
     before = 2 * jnp.mean(network(PARAMS, X[0]) ** 2)

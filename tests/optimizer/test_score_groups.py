@@ -1,5 +1,6 @@
-"""Scores measured outside training, against plain loops and NumPy, in every flavour."""
+"""Scores and selections measured outside training, against plain loops and NumPy, in every flavour."""
 
+import itertools
 from functools import cache
 
 import jax
@@ -11,7 +12,7 @@ from flax import linen as nn
 from flax import nnx
 
 import jasgnas
-from jasgnas.errors import ArgumentError, NonFiniteError, TreeMismatchError
+from jasgnas.errors import ArgumentError, NonFiniteError, TargetError, TreeMismatchError
 from jasgnas.optimizer.scores import Score
 from jasgnas.pytree import leaves_by_path
 from tests.networks import arrays, parameters, random_input, randomize
@@ -319,3 +320,47 @@ def test_what_is_refused(change, error, message):
             score=given.get("score", "ablation"),
             train=given.get("train", False),
         )
+
+
+def substitutes(params, x):
+    """Either of a and b can go, but not both; c matters somewhat, and d much."""
+    both = jnp.tanh(3 * (x @ params["a"] + x @ params["b"]))
+    return both + 0.4 * jnp.tanh(x @ params["c"]) + 2 * jnp.tanh(x @ params["d"])
+
+
+def substitutes_case():
+    values = {name: random_input((5, 2), seed=seed) for seed, name in enumerate("abcd")}
+    values["b"] = 1.1 * values["a"]
+    space = jasgnas.search_space(substitutes, X, params=values)
+    return space, values, lambda params, batch: error_of(substitutes(params, batch["x"]), {"y": substitutes(values, X)})
+
+
+def test_sets_are_selected_by_what_the_loss_is_without_them():
+    """All sets of two are tried one by one."""
+    space, values, loss = substitutes_case()
+    batches = [BATCHES[0]]
+    pairs = list(filter(space.is_valid, itertools.combinations(range(4), 2)))
+    losses = {pair: float(loss(space.zero(values, pair), BATCHES[0])) for pair in pairs}
+    best = min(losses, key=losses.__getitem__)
+    assert jasgnas.select_groups(space, values, loss, batches, target_groups=2) == best
+    alone = jasgnas.score_groups(space, values, loss, batches)
+    assert losses[space.select(alone, target_groups=2, per_cost=True)] > 2 * losses[best]
+
+
+@pytest.mark.parametrize("case", [nnx_case, linen_case, plain_case])
+def test_a_selection_that_cannot_be_bettered_is_that_of_the_scores(case):
+    space, holder, loss = case()
+    scores = jasgnas.score_groups(space, holder, loss, BATCHES)
+    found = jasgnas.select_groups(space, holder, loss, BATCHES, target_groups=1)
+    assert found == space.select(scores, target_groups=1, per_cost=True)
+    assert space.is_valid(jasgnas.select_groups(space, holder, loss, BATCHES, target_params=0.9))
+
+
+def test_a_target_out_of_reach_is_refused_in_a_selection_too():
+    space, values, loss = substitutes_case()
+    with pytest.raises(TargetError, match="cannot remove 4 of 4"):
+        jasgnas.select_groups(space, values, loss, BATCHES[:1], target_groups=4)
+    with pytest.raises(ArgumentError, match="exactly one of"):
+        jasgnas.select_groups(space, values, loss, BATCHES[:1])
+    with pytest.raises(ArgumentError, match="all scores are NaN"):
+        jasgnas.select_groups(space, values, lambda params, batch: jnp.float32(jnp.nan), BATCHES[:1], target_groups=1)
