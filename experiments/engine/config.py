@@ -95,13 +95,13 @@ class H2SPGConfig:
     """Most parameters that the sub-network may have: a number, or a fraction of the full network's such as 0.5."""
     target_macs: int | float | None = None
     """Most multiply-adds of one image that the sub-network may have: a number, or a fraction such as 0.5."""
-    warmup_fraction: float = 0.1
-    """Part of the steps in which H2SPG only averages its redundancy scores."""
+    warmup_fraction: float = 0.3
+    """Part of the steps before H2SPG selects; in the second half of them it averages its redundancy scores."""
     projection_fraction: float = 0.1
     """Part of the steps in which H2SPG takes the redundant structures to zero; the rest trains what is left."""
     periods: int = 1
     """Rounds of selection and projection."""
-    score: str = "magnitude"
+    score: str = "default"
     """Name of the redundancy score: `default`, one of `jasgnas.optimizer.scores.SCORES`, or `random`, a baseline."""
     hierarchical: bool = True
     """Remove only what leaves a valid network; otherwise the best scores, for comparisons."""

@@ -100,10 +100,11 @@ class Run(Trainings):
     row: tyro.conf.Positional[str]
     """Name of the row."""
     scale: str = "full"
-    """`full` is the published recipe, `reduced` is for small machines, `smoke` shows that everything runs."""
+    """`full` is the published recipe, `reduced` is for small machines, `control` compares selections on networks that
+    their capacity limits, and `smoke` shows that everything runs."""
     variants: tuple[str, ...] = ("full", "h2spg")
-    """`full` network without H2SPG, `h2spg`, and the controls `published` (score), `random` (valid selection) and
-    `unchecked` (validity ignored)."""
+    """`full` network without H2SPG, `h2spg`, and the controls `magnitude` and `published` (scores), `random` (valid
+    selection) and `unchecked` (validity ignored)."""
     results: Path = TABLES
     """File that the results are appended to; several hosts must share it."""
 

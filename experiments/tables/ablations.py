@@ -12,7 +12,7 @@ from experiments.tables.rows import ROWS
 from experiments.tables.summary import Summary, standard_deviation
 from jasgnas.optimizer.scores import SCORES
 
-ROW, SCALE = ROWS["super-resnet-1m-cifar10"], "ablation"
+ROW, SCALE = ROWS["super-resnet-1m-cifar10"], "control"
 """What is trained: a small network with many removal structures."""
 
 
@@ -33,12 +33,12 @@ class Ablation(NamedTuple):
 
 
 ABLATIONS = {
-    "warmup": Ablation("warmup_fraction", "warm-up, part of the training", (0.02, 0.1, 0.3, 0.5)),
+    "warmup": Ablation("warmup_fraction", "warm-up, part of the training", (0.15, 0.3, 0.45, 0.6)),
     "projection": Ablation("projection_fraction", "projection, part of the training", (0.02, 0.1, 0.2, 0.4)),
     "target": Ablation(
-        "target_sparsity", "structures that go, part of all (K)", (0.2, 0.4, 0.6, 0.8), {"target_params": None}
+        "target_sparsity", "structures that go, part of all (K)", (0.2, 0.4, 0.6, 0.8), {"target_macs": None}
     ),
-    "score": Ablation("score", "redundancy score", (*SCORES, "random")),
+    "score": Ablation("score", "redundancy score", ("default", *SCORES, "random")),
     "epsilon": Ablation("epsilon", "ε of the half-space", (0.0, 0.5, 0.95)),
     "periods": Ablation("periods", "rounds of selection", (1, 2, 4)),
 }

@@ -37,6 +37,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "full": Variant("full network", None),
     "h2spg": Variant("H2SPG", {}),
+    "magnitude": Variant("control: magnitude", {"score": "magnitude"}),
     "published": Variant("control: published score", {"score": "published"}),
     "random": Variant("control: random valid selection", {"score": "random"}),
     "unchecked": Variant("control: validity ignored", {"hierarchical": False}),

@@ -24,6 +24,9 @@ class Figures(NamedTuple):
     top5: float | None = None
 
 
+_TARGETS = ("target_sparsity", "target_params", "target_macs")
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
     """How a run is made smaller; None leaves a setting as the recipe has it.
@@ -48,6 +51,8 @@ class Size:
     """Part of the removal structures that must go, in place of the row's own target."""
     target_params: int | float | None = None
     """Most parameters that the sub-network may have, a number or a fraction, in place of the row's own target."""
+    target_macs: int | float | None = None
+    """The same for its multiply-adds."""
     auxiliary_weight: float | None = None
     """Weight of the auxiliary classifier's loss. Where images become small, there is no place for this classifier."""
     options: dict[str, Option] = dataclasses.field(default_factory=dict)
@@ -60,8 +65,8 @@ class Size:
     def overridden(self, other: "Size") -> "Size":
         """Returns a size with what another gives in place of its own; a target there replaces the target here."""
         given = other.given()
-        if given.keys() & {"target_sparsity", "target_params"}:
-            given = {"target_sparsity": None, "target_params": None} | given
+        if given.keys() & set(_TARGETS):
+            given = dict.fromkeys(_TARGETS) | given
         return replace(self, **given)
 
     def apply(self, config: Config, native_size: int) -> Config:
@@ -82,8 +87,8 @@ class Size:
             pad_crop=round(zoom * data.augmentation.pad_crop),
             cutout=round(zoom * data.augmentation.cutout),
         )
-        if self.target_sparsity is not None or self.target_params is not None:
-            h2spg = h2spg.with_target(target_sparsity=self.target_sparsity, target_params=self.target_params)
+        if targets := self.given().keys() & set(_TARGETS):
+            h2spg = h2spg.with_target(**{name: getattr(self, name) for name in targets})
         return replace(
             config,
             model=model,
@@ -153,15 +158,23 @@ _SUPER_RESNET_SIZES = {
 }
 # A quarter of the channels, a sixteenth of the parameters.
 _REDUCED_SUPER_RESNET = Size(epochs=4, num_train=5_000, batch_size=64, options={"width": 0.25})
-# A minute of one CPU core a training, and still 20 removal structures. The target is a size: equal numbers of
-# structures leave networks of very different sizes.
-_ABLATION = Size(
-    epochs=4,
-    num_train=5_000,
+# Where selections are compared: at equal multiply-adds, and so that capacity is what limits a network. It is narrow and
+# sees an image once or twice; what sees few images often can do without anything. About two minutes of one CPU core a
+# training, DemoNet's five.
+_CONTROL_STACKED_UNETS = Size(
+    epochs=2, num_train=32_000, image_size=16, batch_size=64, target_macs=0.45, options={"width": 0.15}
+)
+_CONTROL_REGNET = Size(
+    epochs=1, num_train=19_200, image_size=8, batch_size=32, target_macs=0.6, options={"width": 0.125}
+)
+# Still 20 removal structures. Kernels of 7×7 are more than half of the network: the budget is a low one.
+_CONTROL_SUPER_RESNET = Size(
+    epochs=1,
+    num_train=19_200,
     num_test=5_000,
-    image_size=16,
-    batch_size=64,
-    target_params=25_000,
+    image_size=12,
+    batch_size=32,
+    target_macs=0.35,
     options={"width": 0.125, "depth": 0.4},
 )
 _SMOKE_DARTS = replace(
@@ -186,6 +199,7 @@ ROWS = {
             sizes={
                 "full": Size(),
                 "reduced": Size(epochs=3, batch_size=64),
+                "control": Size(epochs=1, num_train=20_000, batch_size=64, target_macs=0.6, options={"width": 0.5}),
                 "smoke": replace(_SMOKE, options={"width": 0.25}),
             },
             full=Figures(0.82, 209, 84.9),
@@ -207,7 +221,7 @@ ROWS = {
             "CIFAR-10",
             f"{_CIFAR_OURS}; a row of ours, not the papers'",
             native_size=32,
-            sizes=_STACKED_UNETS_SIZES,
+            sizes=_STACKED_UNETS_SIZES | {"control": _CONTROL_STACKED_UNETS},
         ),
         Row(
             "darts-8-stl10",
@@ -239,7 +253,10 @@ ROWS = {
             _ZEN_NAS,
             native_size=32,
             sizes=_SUPER_RESNET_SIZES
-            | {"reduced": replace(_REDUCED_SUPER_RESNET, target_params=1_000_000 // 16), "ablation": _ABLATION},
+            | {
+                "reduced": replace(_REDUCED_SUPER_RESNET, target_params=1_000_000 // 16),
+                "control": _CONTROL_SUPER_RESNET,
+            },
             subnet=Figures(1.0, None, 96.3),
         ),
         Row(
@@ -260,6 +277,7 @@ ROWS = {
             sizes={
                 "full": Size(),
                 "reduced": Size(epochs=10, num_train=5_000, image_size=16, batch_size=64, options={"width": 0.25}),
+                "control": _CONTROL_REGNET,
                 "smoke": replace(_SMOKE, image_size=8),
             },
         ),

@@ -17,6 +17,9 @@ from jax.typing import ArrayLike
 from jasgnas.checks import loss_value
 from jasgnas.optimizer.layout import GroupLayout, grouped_leaves, with_grouped_leaves, without_groups
 
+FORWARD_PASSES = 0.5
+"""Evaluations of the loss per scored update, on average, unless told otherwise."""
+
 
 class Loss(NamedTuple):
     """The loss of the current batch, as a function of which groups are zero.

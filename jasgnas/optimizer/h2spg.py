@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, BlindSelectionWarning
-from jasgnas.optimizer.ablation import Loss, Turns
+from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss, Turns
 from jasgnas.optimizer.layout import (
     GroupLayout,
     GroupMoves,
@@ -192,7 +192,7 @@ def h2spg(
     check_number("epsilon", epsilon, 0, 1)
     check_number("omega", omega, 0, 1)
     if forward_passes is None:
-        forward_passes = _FORWARD_PASSES
+        forward_passes = FORWARD_PASSES
     if not isinstance(forward_passes, NUMBERS) or not 0 < forward_passes < np.inf:
         raise ArgumentError(f"forward_passes must be a number above 0, got {forward_passes!r}")
     found = None if isinstance(score, str) and score == "default" else find_score(score)
@@ -621,7 +621,6 @@ HOW_TO_GIVE = (
     "nnx optimizer.update(model, grads, grad=grads, value_fn=jasgnas.nnx_value_fn(model, loss_fn)); or let h2spg run "
     "the optimizer, h2spg(space, inner=tx, ...), where it sees the gradient itself."
 )
-_FORWARD_PASSES = 0.5
 _SETTLED = 10
 """The choice has settled if at most one in so many groups is new."""
 
