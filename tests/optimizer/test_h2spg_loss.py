@@ -10,6 +10,7 @@ import pytest
 
 import jasgnas
 from jasgnas.errors import ArgumentError, BlindSelectionWarning, EarlySelectionWarning, TreeMismatchError
+from jasgnas.optimizer.ablation import Turns
 from jasgnas.optimizer.h2spg import h2spg
 from jasgnas.optimizer.state import DONE, h2spg_metrics, h2spg_state
 
@@ -160,10 +161,11 @@ def compared(space, history, window, every, look_every, num_groups):
     return None
 
 
-def test_sets_are_compared_and_groups_measured_beside_the_best():
+def train_substitutes(num_steps, **given):
+    """A training of the network with substitutes; what it has learned is disturbed a little, so that it descends."""
     space = jasgnas.search_space(substitutes, X[0], params=SUBSTITUTES)
-    options = {"target_groups": 2, "warmup_steps": 24, "projection_steps": 4}
-    last = h2spg(space, learning_rate=0.02, selection_steps=20, forward_passes=3, look_every=5, **options)
+    options = {"target_groups": 2, "warmup_steps": 24, "projection_steps": 4, "selection_steps": 20, "look_every": 5}
+    last = h2spg(space, learning_rate=0.02, forward_passes=3, **(options | given))
     tx = optax.chain(optax.sgd(0.02), last)
     params, state, history = SUBSTITUTES, tx.init(SUBSTITUTES), []
 
@@ -174,12 +176,16 @@ def test_sets_are_compared_and_groups_measured_beside_the_best():
         updates, state = tx.update(grads, state, params, value=value, value_fn=value_fn)
         return optax.apply_updates(params, updates), state
 
-    for number in range(25):
-        # Something to descend: what was learned is disturbed a little.
+    for number in range(num_steps):
         history.append(params)
         params, state = step(params, state, jnp.int32(number))
         if number < 4:
             params = {name: leaf + 0.02 * weights for (name, leaf), weights in zip(params.items(), X[0], strict=False)}
+    return space, state, history
+
+
+def test_sets_are_compared_and_groups_measured_beside_the_best():
+    space, state, history = train_substitutes(25)
     planned, plans, scores = compared(space, history, range(4, 24), 2, 5, 2)
     found = h2spg_state(state)
     assert [group.paths for group in space.groups] == [("b",), ("c",), ("a",), ("d",)]
@@ -189,6 +195,45 @@ def test_sets_are_compared_and_groups_measured_beside_the_best():
     rise = float(substitutes_loss(space.zero(history[24], planned), 0) - substitutes_loss(history[24], 0))
     assert float(found.measured_rise) == pytest.approx(rise, rel=1e-3)
     assert float(found.predicted_rise) == pytest.approx(rise, rel=0.5)
+
+
+def test_rounds_take_what_was_compared():
+    _, state, _ = train_substitutes(26, periods=2)
+    first = np.flatnonzero(h2spg_state(state).redundant).tolist()
+    _, state, _ = train_substitutes(29, periods=2)
+    found = h2spg_state(state)
+    assert len(first) == 1 and np.flatnonzero(found.zero).tolist() in ([0, 3], [1, 3])
+    assert first[0] in np.flatnonzero(found.zero) and int(found.phase) == DONE
+
+
+def test_a_comparison_that_settles_ends_early():
+    """What is planned at update 14 is found again at 19, and selected by the one after that."""
+    _, state, _ = train_substitutes(25, settle=True, warmup_steps=44, selection_steps=40)
+    found = h2spg_state(state)
+    assert int(found.selected_at) == 20
+    assert np.flatnonzero(found.redundant).tolist() in ([0, 3], [1, 3])
+    assert float(found.predicted_rise) > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # Six groups and two sets, as many evaluations as half of the updates.
+        ((150, 0.5, 13, True), (6, 16, 48, 54, True)),
+        ((150, 0.5, 5, True), (5, 14, 14, 50, True)),
+        ((150, 0.5, 5, False), (5, 16, 16, 45, True)),
+        # Too few for three passes: groups alone.
+        ((40, 0.5, 13, True), (6, 12, 36, 18, False)),
+        ((16, 1.0, 4, True), (4, 4, 4, 16, False)),
+        ((16, 8.0, 4, True), (4, 1, 1, 64, True)),
+        ((4, 0.5, 4, True), (2, 4, 8, 2, False)),
+    ],
+)
+def test_turns_keep_to_the_evaluations_that_are_allowed(given, expected):
+    turns = Turns.within(*given)
+    assert turns == expected
+    own = (2 if turns.compares else 0) + (not given[3])
+    assert given[0] // turns.every * (turns.number + own) <= given[0] * given[1]
 
 
 def test_the_loss_is_not_evaluated_outside_of_the_scoring_window():
