@@ -113,7 +113,7 @@ def write_pages(judgement: Judgement, folder: Path) -> list[Path]:
 
 
 def summary_page(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the regrets of all ways to choose on all networks, as Markdown.
+    """Returns the regrets of all ways to choose on all networks, at the budgets at which choices matter, as Markdown.
 
     Args:
         records: one for each network, see `write_pages`.
@@ -122,11 +122,12 @@ def summary_page(records: Sequence[Mapping[str, Any]]) -> str:
     headings = ("choice", *(record["network"] for record in records))
     spreads: list[tuple[str, ...]] = [
         ("best − median in sd over seeds", *(_ratios(record) for record in records)),
+        ("budgets at which that is at least 3", *(_passing(record) for record in records)),
     ]
     lines = [(label, *(_regrets_text(_of_label(record, label)) for record in records)) for label in labels]
     legend = (
         "Regret in points of accuracy: best set within the budget minus the chosen one, at the same seed; median, and "
-        "in brackets the mean, over seeds and budgets. Percentile: sets within the budget that are worse, mean. "
+        "in brackets the mean, over seeds and those budgets. Percentile: sets within the budget that are worse, mean. "
         "`random` is the mean over the maximal sets within the budget."
     )
     return "\n\n".join([markdown_table(headings, *spreads, *lines), legend]) + "\n"
@@ -159,12 +160,17 @@ def _record(judgement: Judgement) -> dict[str, Any]:
     return {
         "network": judgement.network,
         "spreads": {
-            str(budget): spread._asdict() | {"ratio": spread.ratio if np.isfinite(spread.ratio) else None}
+            str(budget): spread._asdict()
+            | {"ratio": spread.ratio if np.isfinite(spread.ratio) else None, "passes": spread.passes}
             for budget, spread in judgement.spreads.items()
         },
         "verdicts": [verdict._asdict() for verdict in judgement.verdicts],
         "correlations": {str(point): found for point, found in correlations(judgement.results.scores.values()).items()},
     }
+
+
+def _passing(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{float(each):.0%}" for each, spread in record["spreads"].items() if spread["passes"]) or "none"
 
 
 def _ratios(record: Mapping[str, Any]) -> str:
@@ -173,7 +179,9 @@ def _ratios(record: Mapping[str, Any]) -> str:
 
 
 def _of_label(record: Mapping[str, Any], label: str) -> list[Mapping[str, Any]]:
-    return [verdict for verdict in record["verdicts"] if verdict["label"] == label]
+    """Returns the verdicts on a way to choose at those budgets at which sets can be told apart."""
+    passing = [float(budget) for budget, spread in record["spreads"].items() if spread["passes"]]
+    return [verdict for verdict in record["verdicts"] if verdict["label"] == label and verdict["budget"] in passing]
 
 
 def _regrets_text(verdicts: Sequence[Mapping[str, Any]]) -> str:
