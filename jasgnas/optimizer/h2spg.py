@@ -126,7 +126,8 @@ def h2spg(
             not scored in any case.
         settle: selects as soon as two selections on trial, one after the other, differ in at most a tenth of their
             groups.
-        look_every: after how many scored updates a set is selected on trial; None for about ten times in all.
+        look_every: after how many scored updates a set is selected on trial, with `settle` or `ablation`; None for
+            about five times in all. `ablation` measures every group in between.
         periods: rounds of selection and projection.
         lmbda: λ, the least strength of the shrinking.
         amplify: how far λ exceeds the least value that lets a group shrink that the optimizer would let grow.
@@ -137,7 +138,9 @@ def h2spg(
         score: name of a score in `jasgnas.optimizer.scores.SCORES`; a function of `GroupStats` that returns
             `[num_groups]` scores, larger for groups to remove sooner; or such scores, which stay as they are.
             "default" is `ablation` where `update` is given a `value_fn` and the updates suffice to measure every group,
-            else `gate` where the gradient is known, else `magnitude`, with a warning.
+            else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so three
+            times, `ablation` measures sets as well: groups are measured beside what is planned to go, and a set on
+            trial takes the place of the plan if the loss rises less without it, on the same batches.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
         forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
             one in two updates.
@@ -451,7 +454,8 @@ class _Method:
                 hierarchical=self.hierarchical,
             )
             is_settled = jnp.sum(found & ~state.trial) * _SETTLED <= jnp.sum(found)
-            is_taken = starts | (self.settle & is_settled & ~has_plan)
+            is_settled &= self.settle & (step < state.selected_at)
+            is_taken = starts | (is_settled & ~has_plan)
             planned = jnp.where(is_taken | ~has_plan & compares, found, best)
             is_whole = (rise != 0) & jnp.all(planned == redundant)
             # What has no score has no cost that is known.
@@ -466,7 +470,7 @@ class _Method:
                 num_trials=jnp.zeros_like(state.num_trials),
                 num_scored=jnp.where(is_outdated, -jnp.sign(jnp.abs(state.num_scored)), state.num_scored),
                 # What is planned is selected by the next update.
-                selected_at=jnp.where(self.settle & is_settled & has_plan & ~starts, step + 1, state.selected_at),
+                selected_at=jnp.where(is_settled, step + 1, state.selected_at),
             )
             taken = looked._replace(
                 redundant=redundant,

@@ -79,14 +79,13 @@ class Target:
         if by_cost and self.costs is not None:
             size, share = jnp.asarray(self.amounts)[-1], jnp.asarray(self.amounts)[number]
             return select_by_cost(self.graph, critical, self.costs, scores, size, share, planned, accepted)
+        order = falling_order(scores, accepted)
         if hierarchical:
             planned = select_redundant(self.graph, critical, scores, self.take(-1), planned, accepted)
         else:
-            planned = jnp.ones_like(planned)
-        share, _ = self.take(number)(falling_order(scores, accepted), planned)
-        redundant = accepted | share
-        gone = planned if hierarchical else redundant
-        runner_up = first_possible(self.graph, critical, falling_order(scores, gone), gone)
+            planned = accepted | self.take(-1)(order, jnp.ones_like(planned))[0]
+        redundant = accepted | self.take(number)(order, planned)[0]
+        runner_up = first_possible(self.graph, critical, falling_order(scores, planned), planned)
         return Selection(planned, redundant, runner_up)
 
     def take(self, number: int | jax.Array) -> TakeFn:
