@@ -97,6 +97,8 @@ class H2SPGConfig:
     """Most multiply-adds of one image that the sub-network may have: a number, or a fraction such as 0.5."""
     warmup_fraction: float = 0.3
     """Part of the steps before H2SPG selects; in the second half of them it averages its redundancy scores."""
+    settle: bool = False
+    """Select sooner, as soon as the choice settles."""
     projection_fraction: float = 0.1
     """Part of the steps in which H2SPG takes the redundant structures to zero; the rest trains what is left."""
     periods: int = 1

@@ -72,6 +72,7 @@ def add_h2spg(
         **config.targets,
         warmup_steps=warmup_steps,
         projection_steps=projection_steps,
+        settle=config.settle,
         periods=config.periods,
         score=_random_score(seed) if config.score == "random" else config.score,
         hierarchical=config.hierarchical,

@@ -114,7 +114,7 @@ class Ablate(Trainings):
     """Varies one setting of H2SPG, appends one line per training to the results, and draws them."""
 
     name: tyro.conf.Positional[str]
-    """What is varied: `warmup`, `projection`, `target`, `score`, `epsilon` or `periods`."""
+    """What is varied: `warmup`, `settle`, `projection`, `target`, `score`, `epsilon` or `periods`."""
     results: Path = ABLATED
     """File that the results are appended to."""
     plots: Path = PLOTS

@@ -34,6 +34,7 @@ class Ablation(NamedTuple):
 
 ABLATIONS = {
     "warmup": Ablation("warmup_fraction", "warm-up, part of the training", (0.15, 0.3, 0.45, 0.6)),
+    "settle": Ablation("settle", "selection as soon as it settles", (False, True)),
     "projection": Ablation("projection_fraction", "projection, part of the training", (0.02, 0.1, 0.2, 0.4)),
     "target": Ablation(
         "target_sparsity", "structures that go, part of all (K)", (0.2, 0.4, 0.6, 0.8), {"target_macs": None}

@@ -424,7 +424,7 @@ def test_a_gradient_that_is_not_finite_where_a_group_is_frozen_does_not_spread()
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
 def test_every_device_count_selects_by_the_same_loss(num_devices):
-    tx = chain(score="ablation", selection_steps=8, target_groups=2)
+    tx = chain(score="ablation", selection_steps=8, target_groups=2, forward_passes=6.0)  # sets are compared
 
     @partial(jax.pmap, axis_name="devices", devices=jax.devices()[:num_devices])
     def step(params, state, x, y):
@@ -443,12 +443,14 @@ def test_every_device_count_selects_by_the_same_loss(num_devices):
     expected = h2spg_state(expected)
     found = jax.tree.map(lambda leaf: leaf[0], h2spg_state(state))
     np.testing.assert_array_equal(found.redundant, expected.redundant)
+    np.testing.assert_array_equal(found.trial, expected.trial)
+    assert expected.trial.any()
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.measured_rise, expected.measured_rise, rtol=1e-3, atol=1e-6)
 
 
 def test_sharded_jit_and_scan_select_as_single_steps():
-    tx = chain(score="ablation", selection_steps=8, target_groups=2)
+    tx = chain(score="ablation", selection_steps=8, target_groups=2, forward_passes=6.0)
     _, expected, _ = train(tx, 20)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("batch",))
     images = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "batch")))
