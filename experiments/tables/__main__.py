@@ -17,7 +17,7 @@ from experiments.common.text import show
 from experiments.engine.config import ParallelConfig
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot
 from experiments.tables.jobs import VARIANTS, Job, perform
-from experiments.tables.readme import ABLATED, PLOTS, TABLES, figures_text, of_row, replaced, section, title
+from experiments.tables.page import ABLATED, PAGE, PLOTS, TABLES, figures_text, of_row, replaced, section, title
 from experiments.tables.records import read_lines
 from experiments.tables.rows import ROWS, Figures, Size
 from experiments.tables.summary import Summary, summaries
@@ -122,10 +122,10 @@ class Ablate(Trainings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Readme:
-    """Writes the results into the README, between its two markers."""
+class Page:
+    """Writes the results into a page of the documentation, between its two markers."""
 
-    readme: Path = Path("README.md")
+    page: Path = PAGE
     """The file."""
     tables: Path = TABLES
     """Results of the rows."""
@@ -174,11 +174,11 @@ def ablate(command: Ablate) -> None:
     print(f"Drawn in {path}")
 
 
-def write_readme(command: Readme) -> None:
-    """Writes the README's section."""
-    text = command.readme.read_text()
-    write_atomically(command.readme, replaced(text, section(command.tables, command.ablations)))
-    print(f"Written into {command.readme}")
+def write_page(command: Page) -> None:
+    """Writes the page's section."""
+    text = command.page.read_text()
+    write_atomically(command.page, replaced(text, section(command.tables, command.ablations, command.page)))
+    print(f"Written into {command.page}")
 
 
 def main() -> None:
@@ -187,7 +187,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    command = tyro.cli(List | Run | Ablate | Readme, default=List(), prog=usage_name("tables"), description=__doc__)
+    command = tyro.cli(List | Run | Ablate | Page, default=List(), prog=usage_name("tables"), description=__doc__)
     match command:
         case List():
             list_rows(command)
@@ -195,8 +195,8 @@ def _main() -> None:
             run_row(command)
         case Ablate():
             ablate(command)
-        case Readme():
-            write_readme(command)
+        case Page():
+            write_page(command)
 
 
 def _performed(jobs: Iterable[Job], results: Path, again: bool) -> list[Summary]:

@@ -72,7 +72,8 @@ class Loss(NamedTuple):
             number: how many of them to evaluate, the first ones; all if None.
 
         Returns:
-            Float `[num_sets]`, NaN for those that are not evaluated.
+            Float `[num_sets]`: infinite where the loss is not finite; NaN where that with all groups is not, and for
+            sets that are not evaluated.
         """
         xs = grouped_leaves(self.layout, self.params)
         own = 1 if self.value is None else 0
@@ -86,7 +87,35 @@ class Loss(NamedTuple):
         dtype = jax.eval_shape(self.of_params, self.params).dtype
         number = len(gone) if number is None else number
         losses = jax.lax.fori_loop(0, number + own, evaluated, jnp.full(len(sets), jnp.nan, dtype))
-        return losses - self.value if self.value is not None else losses[1:] - losses[0]
+        before = losses[0] if self.value is None else self.value
+        is_evaluated = jnp.arange(len(gone)) < number
+        rises = jnp.where(jnp.isfinite(losses[own:]), losses[own:] - before, jnp.inf)
+        return jnp.where(is_evaluated & jnp.isfinite(before), rises, jnp.nan)
+
+
+def finite_rises(rises: ArrayLike) -> jax.Array:
+    """Returns rises of the loss on one batch, infinite ones as numbers that are very much larger than all others."""
+    rises = jnp.asarray(rises)
+    most = jnp.max(jnp.where(jnp.isfinite(rises), jnp.abs(rises), 0))
+    return jnp.where(jnp.isinf(rises), _MUCH * (1 + most), rises)
+
+
+def costs_beside(plan_rise: ArrayLike, rises: ArrayLike, is_planned: ArrayLike) -> jax.Array:
+    """Returns what groups cost beside a set that is planned to go, float `[n]`, by the loss of one batch.
+
+    A group of the plan costs by how much less the loss rises when it stays, another one by how much more it rises
+    without it, too. NaN where both losses are not finite, or that without the plan is not.
+
+    Args:
+        plan_rise: rise of the loss without the plan, float scalar, as `Loss.rises` returns it.
+        rises: the same without the plan and one group more or less, float `[n]`.
+        is_planned: whether that is a group of the plan, bool `[n]`.
+    """
+    is_planned = jnp.asarray(is_planned)
+    is_known = jnp.isfinite(plan_rise) | (is_planned & jnp.isfinite(rises))
+    finite = finite_rises(jnp.append(jnp.asarray(plan_rise), jnp.asarray(rises)))
+    differences = finite[1:] - finite[0]
+    return jnp.where(is_known, jnp.where(is_planned, -differences, differences), jnp.nan)
 
 
 class Turns(NamedTuple):
@@ -95,19 +124,21 @@ class Turns(NamedTuple):
     Attributes:
         number: how many groups are measured at a time.
         every: the updates from one time to the next.
-        pass_length: the updates in which every group is measured once.
+        look_every: after how many updates a set may be selected on trial: every group was measured twice by then.
         num_measured: how many measurements there are before the first selection.
         compares: whether there are enough of them to measure sets of groups, too.
     """
 
     number: int
     every: int
-    pass_length: int
+    look_every: int
     num_measured: int
     compares: bool
 
     @classmethod
-    def within(cls, num_updates: int, forward_passes: float, num_groups: int, knows_value: bool) -> "Turns":
+    def within(
+        cls, num_updates: int, forward_passes: float, num_groups: int, knows_value: bool, look_every: int = 1
+    ) -> "Turns":
         """Returns as many turns as can be made, evenly.
 
         Args:
@@ -115,6 +146,7 @@ class Turns(NamedTuple):
             forward_passes: evaluations of the loss per update, on average.
             num_groups: how many groups there are to measure.
             knows_value: whether the loss with all groups is given.
+            look_every: after how many updates a set is to be selected on trial, at least.
         """
         num_groups = max(num_groups, 1)
         own = 0 if knows_value else 1
@@ -123,14 +155,15 @@ class Turns(NamedTuple):
             most = int(num_updates * forward_passes) - others
             number = max(1, min(num_groups, most, max(_AT_A_TIME, int(forward_passes) - others)))
             every = math.ceil((number + others) / forward_passes)
-            num_measured = num_updates // every * number
-            return cls(number, every, math.ceil(num_groups / number) * every, num_measured, others > own)
+            interval = max(look_every, 2 * math.ceil(num_groups / number) * every)
+            return cls(number, every, interval, num_updates // every * number, others > own)
 
-        # Beside the groups, the set planned and the one on trial. A set is found in a first pass over the groups,
-        # another one in the pass that measures them beside it, and in a third one the two are compared.
+        # Beside the groups, the set planned and the one on trial. First a set is found, then another one by what groups
+        # are worth beside it, and then the two are compared.
         comparing = turns(own + 2)
-        return comparing if comparing.pass_length * 3 <= num_updates else turns(own)
+        return comparing if comparing.look_every * 3 <= num_updates else turns(own)
 
 
+_MUCH = 1000.0
 _AT_A_TIME = 6
 """So few that no update takes much longer than others, and so many that what is evaluated beside them is little."""

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, BlindSelectionWarning
-from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss, Turns
+from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss, Turns, costs_beside, finite_rises
 from jasgnas.optimizer.layout import (
     GroupLayout,
     GroupMoves,
@@ -125,9 +125,9 @@ def h2spg(
             than 343 updates weighs less than a rounding error. Updates before the learning rate has ceased to rise are
             not scored in any case.
         settle: selects as soon as two selections on trial, one after the other, differ in at most a tenth of their
-            groups.
+            groups, or, where sets are compared, as no better one is found.
         look_every: after how many scored updates a set is selected on trial, with `settle` or `ablation`; None for
-            about five times in all. `ablation` measures every group in between.
+            about five times in all. `ablation` measures every group twice in between.
         periods: rounds of selection and projection.
         lmbda: λ, the least strength of the shrinking.
         amplify: how far λ exceeds the least value that lets a group shrink that the optimizer would let grow.
@@ -138,7 +138,7 @@ def h2spg(
         score: name of a score in `jasgnas.optimizer.scores.SCORES`; a function of `GroupStats` that returns
             `[num_groups]` scores, larger for groups to remove sooner; or such scores, which stay as they are.
             "default" is `ablation` where `update` is given a `value_fn` and the updates suffice to measure every group,
-            else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so three
+            else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so six
             times, `ablation` measures sets as well: groups are measured beside what is planned to go, and a set on
             trial takes the place of the plan if the loss rises less without it, on the same batches.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
@@ -425,50 +425,41 @@ class _Method:
     def _select(self, state: H2SPGState, score: Score, turns: Turns | None) -> H2SPGState:
         """Selects: on trial as often as is wanted, and where a round starts this round's share of what is planned.
 
-        A set that was selected on trial before takes the place of the planned one if the loss without it was measured
-        to rise less. Where that is not measured, the whole target is planned anew around what is redundant already.
+        Where sets are compared, the plan is what was found to be the best, and is only found anew on trial; otherwise
+        the whole target is planned anew around what is redundant already.
         """
         step, phases = state.step, self.phases
         compares = turns is not None and turns.compares
         starts = phases.starts_at(step - state.selected_at)
-        every = phases.look_every if turns is None else max(phases.look_every, turns.pass_length)
         may_look = (self.settle & (step < state.selected_at)) | compares
+        every = phases.look_every if turns is None else turns.look_every
         looks = phases.looks_at(step, state.selected_at, every) & may_look & ~starts
 
-        def select(state: H2SPGState) -> H2SPGState:
-            # Nothing is known of a group without a score: it comes last.
-            scores = jnp.where(state.num_scored != 0, state.scores, jnp.nan)
-            number = phases.round_of(step - jnp.minimum(step, state.selected_at))
-            has_plan = jnp.any(state.trial) & compares
-            is_better = has_plan & (state.num_trials > 0) & (state.trial_rise < state.planned_rise)
-            best = jnp.where(is_better, state.trial, state.planned)
-            rise = jnp.where(is_better, state.trial_rise, state.planned_rise)
-            # At last what has been measured is taken, before anything else that the scores may be in favour of.
-            distance = jnp.nansum(jnp.abs(scores))
+        def select(old: H2SPGState) -> H2SPGState:
+            state = self._with_better(old) if compares else old
+            has_plan, is_new = jnp.any(state.trial) & compares, jnp.any(state.planned != old.planned)
             found, redundant, runner_up = self.target.select(
-                jnp.where(has_plan & starts & ~best, scores - distance, scores),
-                number,
-                best,
+                # Nothing is known of a group without a score: it comes last.
+                jnp.where(state.num_scored != 0, state.scores, jnp.nan),
+                phases.round_of(step - jnp.minimum(step, state.selected_at)),
+                state.planned,
                 state.redundant,
+                # What groups are worth beside a new plan was not measured yet, nor was a set that would be found now.
+                has_plan & (starts | is_new),
                 by_cost=score.is_cost,
                 hierarchical=self.hierarchical,
             )
             is_settled = jnp.sum(found & ~state.trial) * _SETTLED <= jnp.sum(found)
-            is_settled &= self.settle & (step < state.selected_at)
+            is_settled &= self.settle & (step < state.selected_at) & ~is_new
             is_taken = starts | (is_settled & ~has_plan)
-            planned = jnp.where(is_taken | ~has_plan & compares, found, best)
-            is_whole = (rise != 0) & jnp.all(planned == redundant)
-            # What has no score has no cost that is known.
-            by_scores = jnp.nansum(jnp.where(redundant, -scores, 0)) if score.is_cost else state.predicted_rise
+            is_same = has_plan & jnp.all(found == state.trial)
             # Removals do not add up: from here on it is measured anew, on what is left.
-            is_outdated = (is_taken | jnp.any(planned != state.planned)) & score.is_mean
+            is_outdated = (is_taken | is_new | (~has_plan & compares)) & score.is_mean
             looked = state._replace(
-                planned=planned,
-                planned_rise=rise,
+                planned=jnp.where(is_taken | ~has_plan & compares, found, state.planned),
                 trial=found,
-                trial_rise=rise,
-                num_trials=jnp.zeros_like(state.num_trials),
-                num_scored=jnp.where(is_outdated, -jnp.sign(jnp.abs(state.num_scored)), state.num_scored),
+                num_trials=jnp.where(is_same & ~is_new, state.num_trials, 0),
+                num_scored=jnp.where(is_outdated, -jnp.abs(jnp.sign(state.num_scored)), state.num_scored),
                 # What is planned is selected by the next update.
                 selected_at=jnp.where(is_settled, step + 1, state.selected_at),
             )
@@ -477,12 +468,30 @@ class _Method:
                 selected_at=jnp.minimum(step, state.selected_at),
                 runner_up=runner_up,
                 start_norms=state.norms,
-                predicted_rise=jnp.where(is_whole, rise, by_scores),
+                predicted_rise=self._predicted_rise(state, redundant, score),
             )
             return jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), taken, looked)
 
         selected = jax.lax.cond(starts | looks, select, lambda state: state, state._replace(inner=()))
         return selected._replace(inner=state.inner)
+
+    def _with_better(self, state: H2SPGState) -> H2SPGState:
+        """Returns the state with the set on trial as the plan, if the loss without it rises less."""
+        is_better = (state.num_trials > 0) & (state.trial_rise < state.planned_rise)
+        return state._replace(
+            planned=jnp.where(is_better, state.trial, state.planned),
+            planned_rise=jnp.where(is_better, state.trial_rise, state.planned_rise),
+        )
+
+    def _predicted_rise(self, state: H2SPGState, redundant: jax.Array, score: Score) -> jax.Array:
+        """Returns by how much the loss should rise without the groups that a round takes."""
+        if not score.is_cost:
+            return state.predicted_rise
+        # What has no score has no cost that is known.
+        is_known = redundant & ~state.redundant & (state.num_scored != 0)
+        by_scores = jnp.sum(jnp.where(is_known, -state.scores, 0))
+        is_whole = jnp.all(state.planned == redundant) & ~jnp.any(state.redundant)
+        return jnp.where(is_whole & (state.planned_rise != 0), state.planned_rise, by_scores)
 
     def _evaluate(
         self, stats: GroupStats, turns: Turns | None, is_due: jax.Array, loss: Loss, state: H2SPGState
@@ -510,8 +519,8 @@ class _Method:
         is_turn &= ~is_new
         rises, is_known = found[-len(groups) :], jnp.broadcast_to(is_turn, groups.shape)
         if turns.compares:
-            state = self._with_trial(state, found[0], found[1], is_turn)
-            rises = jnp.where(planned[groups], -1, 1) * (rises - found[0])
+            state = self._with_trial(state, finite_rises(found[:2]), is_turn)
+            rises = costs_beside(found[0], rises, planned[groups])
             is_known &= jax.lax.cond(is_turn, lambda: self._are_valid(beside), lambda: is_known)
         is_measured = is_due & jnp.zeros_like(is_due).at[groups].set(is_known)
         rises = jnp.full(len(every), jnp.nan, found.dtype).at[groups].set(rises)
@@ -528,18 +537,16 @@ class _Method:
 
     def _with_measured(self, state: H2SPGState, rise: jax.Array, is_new: jax.Array) -> H2SPGState:
         """Returns the state with the rise of the loss without a new selection."""
-        is_known = is_new & jnp.isfinite(rise)
-        return state._replace(measured_rise=jnp.where(is_known, rise, state.measured_rise))
+        known = jnp.where(jnp.isfinite(rise), rise, 0)
+        return state._replace(measured_rise=jnp.where(is_new, known, state.measured_rise))
 
-    def _with_trial(self, state: H2SPGState, planned: jax.Array, trial: jax.Array, is_turn: jax.Array) -> H2SPGState:
+    def _with_trial(self, state: H2SPGState, rises: jax.Array, is_turn: jax.Array) -> H2SPGState:
         """Returns the state with the rises of the loss without the planned set and that on trial averaged in."""
-        is_known = is_turn & jnp.any(state.trial) & jnp.isfinite(planned) & jnp.isfinite(trial)
-        rate = is_known / (state.num_trials + 1).astype(planned.dtype)
-        return state._replace(
-            planned_rise=state.planned_rise + rate * jnp.where(is_known, planned - state.planned_rise, 0),
-            trial_rise=state.trial_rise + rate * jnp.where(is_known, trial - state.trial_rise, 0),
-            num_trials=state.num_trials + is_known,
-        )
+        is_known = is_turn & jnp.any(state.trial) & jnp.all(jnp.isfinite(rises))
+        means = jnp.stack([state.planned_rise, state.trial_rise])
+        rate = 1 / (state.num_trials + 1).astype(means.dtype)
+        planned, trial = jnp.where(is_known, means + rate * (rises - means), means)
+        return state._replace(planned_rise=planned, trial_rise=trial, num_trials=state.num_trials + is_known)
 
     def _are_valid(self, gone: jax.Array) -> jax.Array:
         """Returns whether sets of groups, bool `[num_sets, num_groups]`, leave a valid network, bool `[num_sets]`."""
@@ -601,7 +608,8 @@ class _Method:
 
     def _all_turns(self, loss: Loss) -> Turns:
         num_updates = self.phases.latest_start - self.phases.first_scoring
-        return Turns.within(num_updates, self.forward_passes, int(self._ablated.sum()), loss.value is not None)
+        number, knows_value = int(self._ablated.sum()), loss.value is not None
+        return Turns.within(num_updates, self.forward_passes, number, knows_value, self.phases.look_every)
 
     def _whose_turn(self, state: H2SPGState, turns: Turns, is_scored: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the groups whose turn it is to be measured, int `[n]`, and whether any is measured in this update."""

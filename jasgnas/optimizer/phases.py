@@ -40,9 +40,13 @@ class Phases(NamedTuple):
         return (step >= self.first_scoring) & (step - selected_at < self.last_start)
 
     def looks_at(self, step: jax.Array, selected_at: jax.Array, every: int) -> jax.Array:
-        """Returns whether a set is selected on trial before an update, if that is done every so many scored updates."""
-        scored = step - self.first_scoring
-        return (scored > 0) & (scored % every == 0) & self.is_scored(step, selected_at)
+        """Returns whether a set is selected on trial before an update, if that is done every so many scored updates.
+
+        They are counted back from the first selection, so that those before it are as many as all others.
+        """
+        distance = jnp.where(step < selected_at, self.latest_start - step, step - selected_at)
+        is_time = (step - self.first_scoring >= every) & (distance % every == 0)
+        return is_time & self.is_scored(step, selected_at)
 
     def starts_at(self, since: jax.Array) -> jax.Array:
         """Returns whether a round starts with an update, which is counted from the first selection."""

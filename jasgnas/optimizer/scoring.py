@@ -1,6 +1,6 @@
 """What can go from a network that stands as it is, measured on a few batches outside any training loop."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from jasgnas.checks import checked_batches, loss_value
 from jasgnas.errors import ArgumentError, NonFiniteError
-from jasgnas.optimizer.ablation import Loss
+from jasgnas.optimizer.ablation import Loss, costs_beside, finite_rises
 from jasgnas.optimizer.layout import Remainder, grouped_leaves, lay_out, sum_over_groups, with_grouped_leaves
 from jasgnas.optimizer.scores import DEFAULT_SCORES, Score, ScoreFn, find_score, group_stats
 from jasgnas.space.candidates import Candidates
@@ -76,8 +76,8 @@ def score_groups(
     found = find_score(DEFAULT_SCORES["value_fn"] if isinstance(score, str) and score == "default" else score)
     tree, loss_of = _loss_of(space, holder, loss_fn, train)
     scores_of = jax.jit(lambda tree, batch: _measure(space.candidates, loss_of(tree, batch), found))
-    measured = [np.asarray(scores_of(tree, batch), np.float64) for batch in checked_batches(batches)]
-    scores = _finite_mean(np.stack(measured))
+    measured = [scores_of(tree, batch) for batch in checked_batches(batches)]
+    scores = _finite_mean(measured)
     if (bad := np.flatnonzero(np.isnan(scores))).size:
         listed = [f"{index} ({space.groups[index].name})" for index in bad[:5].tolist()]
         listed += [f"{bad.size - 5} more"] if bad.size > 5 else []
@@ -108,10 +108,12 @@ def select_groups(
     Removals do not add up: of two branches that compute alike, either can go, and both cannot. So a first selection by
     the rise of the loss without each group alone is only where this starts. Each group is then measured beside that
     selection, a group of it by how much less the loss rises when it stays, and another set is selected by that. If the
-    loss without this one rises less, it takes the place of the first, and so on until none is better. `h2spg` does the
-    same in training, spread over its updates.
+    loss without this one rises less, it takes the place of the first, and so on until one is not better. In training,
+    `h2spg` selects like this, spread over its updates.
 
-    Each round is `num_groups` + 2 forward passes per batch; there are few. One program is compiled for all of them.
+    Each round is `num_groups` + 4 forward passes per batch; there are few. One program is compiled for all of them. A
+    loss that is not finite without a set counts as much larger than all others; a batch on which it is not finite with
+    all groups is left out.
 
     Args:
         space: the search space.
@@ -154,29 +156,27 @@ def select_groups(
         hierarchical=hierarchical,
     )
     tree, loss_of = _loss_of(space, holder, loss_fn, train)
-    rises_of = jax.jit(lambda tree, batch, gone: loss_of(tree, batch).rises(gone))
+    rises_of = jax.jit(lambda tree, batch, gone, number: loss_of(tree, batch).rises(gone, number))
     kept = list(checked_batches(batches))
     every = np.arange(len(space.groups))
-    scores = np.full(len(every), np.nan)
-    planned, least = None, np.inf
-    trial: tuple[int, ...] = ()
+
+    def measured(gone: np.ndarray, number: int) -> list[np.ndarray]:
+        """Returns the rises without the first of some sets, `[num_groups + 1]`, on each batch."""
+        return [np.asarray(rises_of(tree, batch, gone, number)) for batch in kept]
+
+    scores, planned = np.full(len(every), np.nan), np.zeros(len(every), bool)
     while True:
-        tried = np.isin(every, trial)
-        beside = tried ^ (every[:, None] == every)
-        gone = np.concatenate([tried[None], beside])
-        measured = [np.asarray(rises_of(tree, batch, gone), np.float64) for batch in kept]
-        rise, *rises = _finite_mean(np.stack(measured)).tolist()
-        if planned is not None and not rise < least:
-            return planned
-        if trial:
-            planned, least = trial, rise
-        costs = np.where(tried, rise - np.array(rises), np.array(rises) - rise)
+        gone = np.concatenate([planned[None], planned ^ (every[:, None] == every)])
+        costs = _finite_mean([costs_beside(rises[0], rises[1:], planned) for rises in measured(gone, len(gone))])
         # What cannot go beside the others is judged by what was known of it before.
-        is_known = [not trial or not hierarchical or space.is_valid(np.flatnonzero(each).tolist()) for each in beside]
-        scores = np.where(is_known & ~np.isnan(costs), -costs, scores)
-        trial = select(scores)
-        if trial == planned:
-            return trial
+        may_go = planned | [not hierarchical or space.is_valid(np.flatnonzero(each).tolist()) for each in gone[1:]]
+        scores = np.where(may_go & ~np.isnan(costs), -costs, scores)
+        trial = np.isin(every, select(scores))
+        both = measured(np.concatenate([planned[None], trial[None], gone[2:]]), 2)
+        rises = _finite_mean([finite_rises(rises[:2]) for rises in both])
+        if planned.any() and not rises[1] < rises[0]:
+            return tuple(np.flatnonzero(planned).tolist())
+        planned = trial
 
 
 def _loss_of(
@@ -219,8 +219,9 @@ def _measure(candidates: Candidates, loss: Loss, score: Score) -> jax.Array:
     return score(group_stats(sums, 1.0, layout.num_params, candidates.savings)._replace(loss_rise=rises))
 
 
-def _finite_mean(measured: np.ndarray) -> np.ndarray:
-    """Returns the mean of what is finite, `[n]`, given `[num_batches, n]`; NaN where nothing is."""
-    is_finite = np.isfinite(measured)
+def _finite_mean(measured: Sequence[Any]) -> np.ndarray:
+    """Returns the mean over batches of what is finite, `[n]`, given `[n]` for each; NaN where nothing is."""
+    values = np.array(measured, np.float64)
+    is_finite = np.isfinite(values)
     number = is_finite.sum(0)
-    return np.where(number > 0, np.where(is_finite, measured, 0).sum(0) / np.maximum(number, 1), np.nan)
+    return np.where(number > 0, np.where(is_finite, values, 0).sum(0) / np.maximum(number, 1), np.nan)

@@ -28,25 +28,25 @@ class H2SPGState(NamedTuple):
             means that all groups of the target are exactly zero.
         scores: float `[num_groups]`, average of the redundancy scores; stays as it is after the last selection.
         num_scored: int32 `[num_groups]`, how many scores the average is of; 0 means that the group has none, -1 that
-            its score is from the round before.
+            its score is from the round before, or from beside another plan.
         num_skipped: int32 `[num_groups]`, how many scores were left out since they were not finite.
         redundant: bool `[num_groups]`, groups selected to go.
         zero: bool `[num_groups]`, groups that are exactly zero and stay so; a subset of `redundant`.
         planned: bool `[num_groups]`, a valid set that meets the target and contains `redundant`: proof that the target
             stays within reach when `redundant` is selected in several rounds. Once the loss without sets is measured,
             the best of them, and the other groups are measured beside it.
-        planned_rise: float, by how much the loss rises without it, on average over the latest `num_trials` batches on
-            which that was measured; 0 where it was not.
+        planned_rise: float, by how much the loss rises without it, on average over batches since it was last compared
+            with another set; 0 where that was not measured.
         trial: bool `[num_groups]`, what was selected on trial last; none if nothing was.
-        trial_rise: float, the rise without that, on the same batches.
-        num_trials: int32, number of these batches.
+        trial_rise: float, the rise without that, on average over the latest `num_trials` batches, as `planned_rise`.
+        num_trials: int32, number of the batches since there is this plan and this trial.
         selected_at: int32, update that makes the first selection; until then the latest one that may.
         runner_up: int32, the group that would have been next at the latest selection, -1 for none.
-        predicted_rise: float, by how much the loss should rise without the selected groups: `planned_rise` if these are
-            all of the plan, else by their scores, if these are in units of the loss; 0 otherwise, and before the
-            selection.
-        measured_rise: float, by how much the loss of the batch at the latest selection rose when they were all zero;
-            0 if `update` was given no `value_fn`, and before the selection.
+        predicted_rise: float, by how much the loss should rise without the groups of the latest selection:
+            `planned_rise` if they are all of the plan, else by their scores, if these are in units of the loss; 0
+            otherwise, and before the selection.
+        measured_rise: float, by how much the loss of the batch at the latest selection rose when all that is redundant
+            was zero; 0 if `update` was given no `value_fn`, if the loss was not finite, and before the selection.
         revived: bool `[num_groups]`, groups that an update has set to zero and a later one did not find so: something
             that comes after `h2spg` changes its updates, or the parameters. They are not among `zero`.
         norms: float `[num_groups]`, norm of each group's parameters as the latest update found them; not kept up to

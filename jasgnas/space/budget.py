@@ -48,6 +48,7 @@ def select_by_cost(
     share: jax.Array,
     fallback: jax.Array,
     accepted: jax.Array,
+    is_fixed: bool | jax.Array = False,
 ) -> Selection:
     """Selects groups that cost little and without which the sub-network is not above a size.
 
@@ -78,6 +79,7 @@ def select_by_cost(
         share: the size that this round has to meet, not below `size`, int `[num_digits]`.
         fallback: bool `[num_groups]`, a valid set that meets the target and contains `accepted`.
         accepted: bool `[num_groups]`, a valid set that must be part of the result.
+        is_fixed: whether `fallback` is what is planned, whatever the scores say.
 
     Returns:
         What is planned, this round's share of it, and the group that came next.
@@ -108,7 +110,7 @@ def select_by_cost(
         is_better = is_first | (found.is_met & ~(best.is_met & (best.cost <= found.cost)))
         best = jax.tree.map(partial(jnp.where, is_better), found, best)
         following = jnp.where((number == 1) & best.is_met, among_planned, number + 1)
-        following = jnp.where((following == among_planned) & jnp.all(share == size), last, following)
+        following = jnp.where(following == among_planned, after_plan, following)
         more = found.taken & ~planned
         return _Stage(
             following,
@@ -119,7 +121,9 @@ def select_by_cost(
         )
 
     nothing = _Taken(accepted, jnp.bool_(False), jnp.zeros([], rises.dtype))
-    start = _Stage(jnp.int32(0), nothing, accepted, accepted, jnp.int32(-1))
+    after_plan = jnp.where(jnp.all(share == size), last, among_planned)
+    planned = jnp.where(is_fixed, fallback, accepted)
+    start = _Stage(jnp.where(is_fixed, after_plan, 0), nothing, planned, planned, jnp.int32(-1))
     end = jax.lax.while_loop(lambda stage: stage.number <= last, select, start)
     return Selection(end.planned, end.redundant, end.runner_up)
 

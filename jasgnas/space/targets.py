@@ -60,6 +60,7 @@ class Target:
         number: int | jax.Array,
         planned: jax.Array,
         accepted: jax.Array,
+        is_fixed: bool | jax.Array = False,
         *,
         by_cost: bool,
         hierarchical: bool,
@@ -71,6 +72,7 @@ class Target:
             number: the round, -1 for the last one.
             planned: bool `[num_groups]`, a valid set that meets the target and contains `accepted`.
             accepted: bool `[num_groups]`, groups that are redundant already.
+            is_fixed: whether `planned` stays as it is, and only the round's share of it is selected.
             by_cost: whether scores are in units of the loss. Then those of a size are selected by rising cost per unit
                 saved; of a number of groups each saves one unit, which is again the order by falling score.
             hierarchical: whether the network must stay valid.
@@ -78,12 +80,13 @@ class Target:
         critical = jnp.asarray(self.critical) & hierarchical
         if by_cost and self.costs is not None:
             size, share = jnp.asarray(self.amounts)[-1], jnp.asarray(self.amounts)[number]
-            return select_by_cost(self.graph, critical, self.costs, scores, size, share, planned, accepted)
+            return select_by_cost(self.graph, critical, self.costs, scores, size, share, planned, accepted, is_fixed)
         order = falling_order(scores, accepted)
         if hierarchical:
-            planned = select_redundant(self.graph, critical, scores, self.take(-1), planned, accepted)
+            found = select_redundant(self.graph, critical, scores, self.take(-1), planned, accepted)
         else:
-            planned = accepted | self.take(-1)(order, jnp.ones_like(planned))[0]
+            found = accepted | self.take(-1)(order, jnp.ones_like(planned))[0]
+        planned = jnp.where(is_fixed, planned, found)
         redundant = accepted | self.take(number)(order, planned)[0]
         runner_up = first_possible(self.graph, critical, falling_order(scores, planned), planned)
         return Selection(planned, redundant, runner_up)

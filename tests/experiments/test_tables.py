@@ -1,4 +1,4 @@
-"""The papers' tables: sizes, recorded trainings, controls, ablations and the README's section."""
+"""The papers' tables: sizes, recorded trainings, controls, ablations and the page of results."""
 
 import dataclasses
 import json
@@ -26,12 +26,12 @@ from experiments.engine.training import _Window
 from experiments.tables import __main__ as tables
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot, variant_name
 from experiments.tables.jobs import VARIANTS, Job, perform
-from experiments.tables.readme import END, START, replaced, section
+from experiments.tables.page import END, PAGE, START, replaced, section
 from experiments.tables.records import Record, append_record, read_lines
 from experiments.tables.rows import ROWS, Size
 from experiments.tables.summary import summaries
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 TINY = "demonet-fashion-mnist --scale smoke --options width 0.1 --num-train 256 --stand-in digits"
 OTHERS = "--parallel.devices 1 --quiet"
 
@@ -404,7 +404,7 @@ def test_rows_are_whole_in_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("rich._console", Console(width=80))
-    monkeypatch.chdir(README.parent)
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["tables"])
     tables.main()
     printed = capsys.readouterr().out
@@ -412,25 +412,28 @@ def test_rows_are_whole_in_a_narrow_terminal(
     assert all(name in printed for name in (*ROWS, "svhn_test10k", "imagenette_96", "multiply-adds", "augmentation"))
 
 
-def test_readme_is_written_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme, results = tmp_path / "README.md", write(tmp_path / "tables.jsonl", LINES)
-    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    arguments = ["tables", "readme", f"--readme={readme}", f"--tables={results}", f"--ablations={tmp_path / 'none'}"]
+def test_page_is_written_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, results = tmp_path / "docs" / "page.md", write(tmp_path / "tables.jsonl", LINES)
+    page.parent.mkdir()
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    arguments = ["tables", "page", f"--page={page}", f"--tables={results}", f"--ablations={tmp_path / 'none'}"]
     monkeypatch.setattr("sys.argv", arguments)
     tables.main()
-    assert readme.read_text() == f"before\n{section(results, tmp_path / 'none')}\nafter\n"
-    readme.write_text("no markers")
+    text = page.read_text()
+    assert text == f"before\n{section(results, tmp_path / 'none', page)}\nafter\n"
+    assert "[tables.jsonl](../tables.jsonl)" in text
+    page.write_text("no markers")
     with pytest.raises(SystemExit):
         tables.main()
 
 
-def test_readme_shows_the_recorded_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(README.parent)
-    text = README.read_text()
+def test_page_shows_the_recorded_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = PAGE.read_text()
     assert replaced(text, section()) == text
 
 
 def test_recorded_results_name_no_folder_of_a_machine() -> None:
-    for path in (README.parent / "experiments" / "results").glob("*.jsonl"):
+    for path in (ROOT / "experiments" / "results").glob("*.jsonl"):
         for line in read_lines(path).values():
             assert not re.search(r'[\s"=]/\w', json.dumps(dataclasses.asdict(line.record)))

@@ -1,5 +1,6 @@
-"""The results as a section of the README, written from the results files alone."""
+"""The results as a section of a page of the documentation, written from the results files alone."""
 
+import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,8 +13,11 @@ from experiments.tables.records import Line, Record, read_lines
 from experiments.tables.rows import ROWS, Figures, Row
 from experiments.tables.summary import Summary, enumeration, summaries
 
-START, END = "<!-- results: written by `python -m experiments.tables readme` -->", "<!-- end of results -->"
+START, END = "<!-- results: written by `python -m experiments.tables page` -->", "<!-- end of results -->"
 """What the section stands between."""
+
+PAGE = Path("docs/results.md")
+"""The page."""
 
 TABLES, ABLATED = Path("experiments/results/tables.jsonl"), Path("experiments/results/ablations.jsonl")
 """Results files of the rows and of the ablations."""
@@ -25,16 +29,21 @@ _SMOKE = "smoke"
 _HEADINGS = ("", "network", "M parameters", "M multiply-adds", "top-1 %", "seeds", "lines")
 
 
-def section(tables: Path = TABLES, ablations: Path = ABLATED) -> str:
+def section(tables: Path = TABLES, ablations: Path = ABLATED, page: Path = PAGE) -> str:
     """Returns the section, markers included.
+
+    Args:
+        tables: results of the rows.
+        ablations: results of the ablations.
+        page: the page that it is for; links start there.
 
     Raises:
         ConfigError: a results file is damaged.
     """
     found = summaries(read_lines(tables).values())
-    parts = [START, _tables(tables, found), _missing(found)]
+    parts = [START, _tables(_link(tables, page), found), _missing(found)]
     if ablated := summaries(read_lines(ablations).values()):
-        parts.append(_ablations(ablations, ablated))
+        parts.append(_ablations(_link(ablations, page), _link(PLOTS, page), ablated))
     return "\n\n".join([*filter(None, parts), END])
 
 
@@ -70,6 +79,10 @@ def figures_text(figures: Figures) -> tuple[str, str, str]:
     top5 = f" (top-5 {figures.top5:g})" if figures.top5 else ""
     params, macs, top1 = ("" if figure is None else f"{figure:g}" for figure in figures[:3])
     return params, macs, top1 + top5
+
+
+def _link(path: Path, page: Path) -> Path:
+    return Path(os.path.relpath(path, page.parent))
 
 
 def _tables(path: Path, found: Sequence[Summary]) -> str:
@@ -134,13 +147,13 @@ def _instead(together: Sequence[Summary]) -> str:
     return f"{key.scale}{stand_in}, {_line_numbers([line for summary in together for line in summary.lines])}"
 
 
-def _ablations(path: Path, found: Sequence[Summary]) -> str:
+def _ablations(path: Path, plots: Path, found: Sequence[Summary]) -> str:
     """Returns the table of the ablations."""
     by_scale = [summary for summary in found if summary.key.row == ROW.preset and summary.key.scale == SCALE]
     by_variant = {summary.key.variant: summary for summary in by_scale}
     cells = []
     for name, ablation in ABLATIONS.items():
-        label = f"[{ablation.label}]({PLOTS / name}.svg)"
+        label = f"[{ablation.label}]({plots / name}.svg)"
         for value in ablation.values:
             if summary := by_variant.get(variant_name(ablation, value)):
                 cells.append((label, str(value), summary.params, summary.accuracy, summary.seeds, summary.numbers))
