@@ -263,7 +263,8 @@ def test_adam_reaches_the_target_too() -> None:
     space = make_space(Branches(nnx.Rngs(0)), DIGITS.image_shape)
     config = OptimizerConfig(name="adamw", learning_rate=0.01, clip_norm=1.0)
     schedule = make_schedule(config, 5, 10)
-    tx = add_h2spg(make_optimizer(config, schedule), space, H2SPGConfig(target_groups=1), "adamw", schedule, 10)
+    h2spg = H2SPGConfig(target_groups=1, score="magnitude")
+    tx = add_h2spg(make_optimizer(config, schedule), space, h2spg, "adamw", schedule, 10)
     state = tx.init(params)
 
     @jax.jit
