@@ -148,7 +148,7 @@ def _instead(together: Sequence[Summary]) -> str:
 
 
 def _ablations(path: Path, plots: Path, found: Sequence[Summary]) -> str:
-    """Returns the table of the ablations."""
+    """Returns the table of the ablations; nothing if none was made at the scale that they are made at."""
     by_scale = [summary for summary in found if summary.key.row == ROW.preset and summary.key.scale == SCALE]
     by_variant = {summary.key.variant: summary for summary in by_scale}
     cells = []
@@ -158,6 +158,8 @@ def _ablations(path: Path, plots: Path, found: Sequence[Summary]) -> str:
             if summary := by_variant.get(variant_name(ablation, value)):
                 cells.append((label, str(value), summary.params, summary.accuracy, summary.seeds, summary.numbers))
                 label = ""
+    if not cells:
+        return ""
     full = by_variant.get("full")
     legend = f"**Ablations**, one setting at a time, on {ROW.network} made small (lines of [{path.name}]({path}))." + (
         f" The full network, of {full.params} M parameters, has {full.accuracy} % ({_line_numbers(full.lines)})."
