@@ -165,5 +165,7 @@ class Turns(NamedTuple):
 
 
 _MUCH = 1000.0
+"""How many times as large as all others a rise is taken to be that is infinite."""
+
 _AT_A_TIME = 6
 """So few that no update takes much longer than others, and so many that what is evaluated beside them is little."""

@@ -38,7 +38,7 @@ from jasgnas.optimizer.projection import project, shrinking_strengths
 from jasgnas.optimizer.scores import DEFAULT_SCORES, SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
 from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
-from jasgnas.space.selection import spares, spread_death, vertices_of
+from jasgnas.space.selection import are_valid
 from jasgnas.space.targets import Target, resolve_target
 from jasgnas.space.validity import is_valid
 
@@ -521,7 +521,8 @@ class _Method:
         if turns.compares:
             state = self._with_trial(state, finite_rises(found[:2]), is_turn)
             rises = costs_beside(found[0], rises, planned[groups])
-            is_known &= jax.lax.cond(is_turn, lambda: self._are_valid(beside), lambda: is_known)
+            critical = jnp.asarray(self.target.critical) & self.hierarchical
+            is_known &= jax.lax.cond(is_turn, lambda: are_valid(self.target.graph, critical, beside), lambda: is_known)
         is_measured = is_due & jnp.zeros_like(is_due).at[groups].set(is_known)
         rises = jnp.full(len(every), jnp.nan, found.dtype).at[groups].set(rises)
         return stats._replace(loss_rise=jnp.where(is_measured, rises, jnp.nan)), is_measured, state
@@ -547,15 +548,6 @@ class _Method:
         rate = 1 / (state.num_trials + 1).astype(means.dtype)
         planned, trial = jnp.where(is_known, means + rate * (rises - means), means)
         return state._replace(planned_rise=planned, trial_rise=trial, num_trials=state.num_trials + is_known)
-
-    def _are_valid(self, gone: jax.Array) -> jax.Array:
-        """Returns whether sets of groups, bool `[num_sets, num_groups]`, leave a valid network, bool `[num_sets]`."""
-        graph, critical = self.target.graph, jnp.asarray(self.target.critical) & self.hierarchical
-
-        def is_valid(gone: jax.Array) -> jax.Array:
-            return spares(spread_death(graph, vertices_of(graph, gone), critical), critical)
-
-        return jax.vmap(is_valid)(gone)
 
     def _move(
         self,

@@ -305,6 +305,21 @@ def spread_death(graph: DependenceGraph, dead: jax.Array, critical: jax.Array) -
     return jax.lax.while_loop(lambda carry: carry[1], step, (dead, jnp.bool_(True)))[0]
 
 
+def are_valid(graph: DependenceGraph, critical: jax.Array, gone: jax.Array) -> jax.Array:
+    """Returns whether the network is valid without each of some sets of groups, bool `[num_sets]`.
+
+    Args:
+        graph: what depends on what.
+        critical: bool `[num_vertices]`, vertices that no set may kill.
+        gone: bool `[num_sets, num_groups]`.
+    """
+
+    def is_valid(gone: jax.Array) -> jax.Array:
+        return spares(spread_death(graph, vertices_of(graph, gone), critical), critical)
+
+    return jax.vmap(is_valid)(gone)
+
+
 # What follows acts on the first axis. Further axes tell several removals apart; as the last ones they are quick to
 # work on, other than those of `jax.vmap`.
 
