@@ -152,7 +152,8 @@ def _search(model: Any, inputs: list[Any], keep: list[str], settings: dict[str, 
         given = dict.fromkeys(flavour_of(owner).needs or ("params",), arrays)
     else:
         owner, given = model, flavour_of(model).initial(model, inputs, settings)
-    return search_space(owner, *inputs, keep=keep, **given, **settings)
+    options: dict[str, Any] = {"keep": keep, **given, **settings}
+    return search_space(owner, *inputs, **options)
 
 
 def _make_model(place: str) -> Any:

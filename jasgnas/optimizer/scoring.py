@@ -73,6 +73,7 @@ def score_groups(
         Molchanov et al., arXiv 1906.10771: what a gradient says of the loss without a part of the network.
     """
     require_space(space)
+    space.candidates.require_no_channels()
     found = find_score(DEFAULT_SCORES["value_fn"] if isinstance(score, str) and score == "default" else score)
     tree, loss_of = _loss_of(space, holder, loss_fn, train)
     scores_of = jax.jit(lambda tree, batch: _measure(space.candidates, loss_of(tree, batch), found))
@@ -146,6 +147,7 @@ def select_groups(
         (0, 2)
     """
     require_space(space)
+    space.candidates.require_no_channels()
     select = partial(
         space.select,
         target_groups=target_groups,

@@ -87,7 +87,7 @@ def page_data(
         "groups": _groups(space, removal),
         "selection": removal.selection,
         "networks": _networks(space, left, full or {}, sub or {}),
-        "largestRemoval": len(space.largest_removal),
+        "largestRemoval": len(space.candidates.largest_removal()),
         "isValid": space.is_valid(() if removal.redundant is None else np.flatnonzero(removal.redundant)),
         "history": None if history is None else history_data(history, len(space.groups)),
     }
@@ -209,19 +209,20 @@ def _selection(state: H2SPGState) -> dict[str, Any] | None:
 
 
 def _groups(space: "SearchSpace", removal: Removal) -> Columns:
+    num = len(space.structures)
     columns: Columns = {
-        "name": [group.name for group in space.groups],
-        "segment": [group.segment for group in space.groups],
-        "params": [group.num_params for group in space.groups],
-        "macs": [int(space.segment_graph.nodes["macs"][group.segment]) for group in space.groups],
-        "paths": [list(group.paths) for group in space.groups],
+        "name": [group.name for group in space.structures],
+        "segment": [group.segment for group in space.structures],
+        "params": [group.num_params for group in space.structures],
+        "macs": [int(space.segment_graph.nodes["macs"][group.segment]) for group in space.structures],
+        "paths": [list(group.paths) for group in space.structures],
     }
     if removal.scores is not None:
-        columns["score"] = [_number(score) for score in removal.scores]
+        columns["score"] = [_number(score) for score in removal.scores[:num]]
     if removal.redundant is not None:
-        columns["redundant"] = removal.redundant.tolist()
+        columns["redundant"] = removal.redundant[:num].tolist()
     if removal.zero is not None:
-        columns["zero"] = removal.zero.tolist()
+        columns["zero"] = removal.zero[:num].tolist()
     return columns
 
 

@@ -1,5 +1,6 @@
 """Arrays of which only some entries are stored."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,11 +32,11 @@ class Sliced(NamedTuple):
         most = max(depth(self.layout), depth(layout))
         shape, before = flattened(self.aval.shape, self.layout, most)
         _, after = flattened(self.aval.shape, layout, most)
-        array = self.array if most == 1 else jnp.reshape(self.array, stored_shape(shape, before))
+        array = self.array if most == 1 else self.array.reshape(stored_shape(shape, before))
         for axis, (old, new) in enumerate(zip(before, after, strict=True)):
             if old is not new:
                 array = _restore(array, axis, filled(old, shape[axis]), filled(new, shape[axis]))
-        array = array if most == 1 else jnp.reshape(array, stored_shape(self.aval.shape, layout))
+        array = array if most == 1 else array.reshape(stored_shape(self.aval.shape, layout))
         return Sliced(array, layout, self.aval)
 
     def full(self) -> Any:
@@ -43,25 +44,43 @@ class Sliced(NamedTuple):
         return self.to(everything(len(self.aval.shape))).array
 
 
+def on_host(change: Callable[[Any], Any], array: Any) -> Any:
+    """Returns a changed array, changed by NumPy where it lies on one device outside any transformation.
+
+    JAX would compile the change for every shape anew, which for hundreds of small arrays takes minutes.
+    """
+    if isinstance(array, np.ndarray):
+        return jnp.asarray(change(array))
+    is_known = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    if not is_known or not isinstance(array.dtype, np.dtype) or len(array.devices()) > 1:
+        return change(array)
+    changed = jnp.asarray(change(np.asarray(array)))
+    return changed if changed.devices() == array.devices() else jax.device_put(changed, array.sharding)
+
+
 def _restore(array: Any, axis: int, old: np.ndarray, new: np.ndarray) -> Any:
     """Moves one axis from the entries `old` to the entries `new`."""
     if np.array_equal(old, new):
         return array
-    if not new.any():
-        return jax.lax.slice_in_dim(array, 0, 0, axis=axis)
     # Position in the stored array of each wanted entry; -1 where it is a zero to be put back.
     source = np.where(old, np.cumsum(old) - 1, -1)[new]
+    runs = np.split(source, np.flatnonzero(np.diff(source) != np.where(source[:-1] < 0, 0, 1)) + 1)
+    if isinstance(array, np.ndarray) or len(runs) > _MOST_PIECES:
+        xp = np if isinstance(array, np.ndarray) else jnp
+        if not array.shape[axis]:
+            return xp.zeros((*array.shape[:axis], len(source), *array.shape[axis + 1 :]), array.dtype)
+        taken = xp.take(array, np.maximum(source, 0), axis=axis)
+        shown = np.reshape(source >= 0, [-1 if i == axis else 1 for i in range(array.ndim)])
+        return taken if shown.all() else xp.where(shown, taken, xp.zeros((), array.dtype))
+    if not len(source):
+        return jax.lax.slice_in_dim(array, 0, 0, axis=axis)
     pieces = []
-    for run in np.split(source, np.flatnonzero(np.diff(source) != np.where(source[:-1] < 0, 0, 1)) + 1):
+    for run in runs:
         if run[0] < 0:
             shape = (*array.shape[:axis], len(run), *array.shape[axis + 1 :])
             pieces.append(jnp.zeros(shape, array.dtype))
         else:
             pieces.append(jax.lax.slice_in_dim(array, int(run[0]), int(run[-1]) + 1, axis=axis))
-    if len(pieces) > _MOST_PIECES:
-        taken = jnp.take(array, np.maximum(source, 0), axis=axis)
-        shown = np.reshape(source >= 0, [-1 if i == axis else 1 for i in range(array.ndim)])
-        return jnp.where(shown, taken, jnp.zeros((), array.dtype))
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
 
 

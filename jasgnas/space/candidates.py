@@ -5,9 +5,11 @@ from functools import cached_property
 
 import numpy as np
 
+from jasgnas.errors import ArgumentError
 from jasgnas.space.groups import OwnerTable
-from jasgnas.space.sizes import Costs, subnet_size
+from jasgnas.space.sizes import Costs, counted_segments, subnet_size
 from jasgnas.space.validity import DependenceGraph, critical_vertices, largest_removal
+from jasgnas.space.widths import Widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,14 +17,15 @@ class Candidates:
     """The groups of a search space, without the network that they are of.
 
     Attributes:
-        num_params: int `[num_groups]`, parameters of each group.
-        segments: int `[num_groups]`, segment that is the structure of each group.
+        num_params: int `[num_groups]`, parameters of each group, of structures and then of channels.
+        segments: int `[num_structures]`, segment of each structure.
         shapes: shapes of the leaves, by path.
         owners: which entries of which leaves belong to which group.
         gates: which of them belong to the gate of their group, see `Group.gate`.
         dependence: what depends on what, which validity is judged on.
-        costs: what each segment contributes to the size of a network.
+        costs: what each segment contributes to the size of a network without channels.
         fingerprint: a number below 2³² that tells search spaces apart.
+        widths: the size of a network as a polynomial, where there are channels: what they save does not add up.
     """
 
     num_params: np.ndarray
@@ -33,11 +36,25 @@ class Candidates:
     dependence: DependenceGraph
     costs: Costs
     fingerprint: int
+    widths: Widths | None = None
 
     @property
     def num_groups(self) -> int:
         """Number of groups."""
         return len(self.num_params)
+
+    @property
+    def num_structures(self) -> int:
+        """Number of groups that are removal structures; they come first."""
+        return len(self.segments)
+
+    def require_no_channels(self) -> None:
+        """Raises an `ArgumentError` if there are channels, among which nothing chooses yet."""
+        if self.widths is not None:
+            raise ArgumentError(
+                "h2spg, scores and space.select do not choose among channels yet: make the space without "
+                "channels=True. A set of your own goes by space.zero(model, indices) and construct_subnet"
+            )
 
     @cached_property
     def critical(self) -> np.ndarray:
@@ -46,15 +63,18 @@ class Candidates:
 
     @cached_property
     def savings(self) -> dict[str, np.ndarray]:
-        """What each group holds and saves by itself, dead branches left out, `[num_groups]`, in every measure."""
+        """What each structure holds and saves by itself, dead branches left out, by measure, `[num_structures]`."""
         return {measure: self.costs.of_groups(self.segments, measure) for measure in self.costs.measures}
 
     def largest_removal(self, measure: str | None = None) -> tuple[int, ...]:
-        """Returns a valid set of as many groups as can be found, or of as much of a measure of size."""
+        """Returns a valid set of as many structures as can be found, or of as much of a measure of size."""
         if measure is None:
-            return largest_removal(self.dependence, self.num_groups)
-        return largest_removal(self.dependence, self.num_groups, self.savings[measure].tolist())
+            return largest_removal(self.dependence, self.num_structures)
+        return largest_removal(self.dependence, self.num_structures, self.savings[measure].tolist())
 
     def subnet_size(self, removed: np.ndarray) -> dict[str, int]:
         """Returns the size of the sub-network without some groups, bool `[num_groups]`, at most, in every measure."""
-        return subnet_size(self.dependence, self.costs, removed)
+        if self.widths is None:
+            return subnet_size(self.dependence, self.costs, removed)
+        counted = counted_segments(self.dependence, removed[: self.num_structures], self.costs.num_segments)
+        return {measure: self.widths.size(measure, removed, counted) for measure in self.widths.measures}

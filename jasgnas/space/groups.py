@@ -1,8 +1,8 @@
 """Groups, and the table that says which entries of which leaves belong to which of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,19 @@ import numpy as np
 
 from jasgnas.bridge import Leaf
 from jasgnas.program.masks import Zeros, join, unknown, zero, zero_at
+from jasgnas.program.sliced import on_host
 
 NOBODY = -1
 """Stands for a group where an entry belongs to none."""
+
+
+def runs_of(indices: np.ndarray) -> list[tuple[int, int]]:
+    """Returns sorted indices as ranges of neighbours, each as first index and index after the last one."""
+    if not len(indices):
+        return []
+    ends = np.flatnonzero(np.diff(indices) != 1)
+    starts, stops = indices[[0, *(ends + 1)]], indices[[*ends, -1]] + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
 class LeafSlice(NamedTuple):
@@ -58,17 +68,18 @@ class LeafSlice(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """The parameters of one minimal removal structure.
+    """The parameters of one minimal removal structure, or of one channel.
 
     Attributes:
         index: its position in the search space.
         name: the modules it covers.
         slices: the leaves and ranges of leaves it holds.
         num_params: number of parameters in them.
-        operators: names of the operators of its structure, in order.
-        segment: index of its structure in the segment graph.
+        operators: names of the operators of its structure, in order; none for a channel.
+        segment: index of its structure in the segment graph; -1 for a channel.
         gate: those of the slices that the result of the structure grows with in proportion, as it would with a gate
             that it is multiplied by; none if there is no such set.
+        kind: `structure` or `channel`.
     """
 
     index: int
@@ -78,11 +89,47 @@ class Group:
     operators: tuple[str, ...]
     segment: int
     gate: tuple[LeafSlice, ...] = ()
+    kind: Literal["structure", "channel"] = "structure"
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The leaf paths; where only a range of a leaf belongs to the group, it follows as in NumPy indexing."""
         return tuple(map(str, self.slices))
+
+
+class Groups(Sequence[Group]):
+    """All groups of a search space: its structures, and then its channels, which are made when they are asked for."""
+
+    def __init__(self, structures: Sequence[Group], num_channels: int, channel: Callable[[int], Group]):
+        """Prepares the sequence.
+
+        Args:
+            structures: the first groups.
+            num_channels: how many more there are.
+            channel: returns one of these, given its index among all groups.
+        """
+        self._structures, self._num_channels, self._channel = tuple(structures), num_channels, channel
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._structures) + self._num_channels
+
+    @overload
+    def __getitem__(self, index: int) -> Group: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Group, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Group | tuple[Group, ...]:
+        """Returns one group, or several of them as a tuple."""
+        if isinstance(index, slice):
+            return tuple(self[each] for each in range(len(self))[index])
+        number = range(len(self))[index]
+        return self._structures[number] if number < len(self._structures) else self._channel(number)
+
+    def __repr__(self) -> str:
+        """Returns how many groups of each kind there are."""
+        return f"<Groups: {len(self._structures)} structures, {self._num_channels} channels>"
 
 
 class Owners(NamedTuple):
@@ -174,10 +221,14 @@ def zeros_of_leaves(table: OwnerTable, leaves: Sequence[Leaf], marked: np.ndarra
 
 def cleared(owners: Sequence[Owners], marked: np.ndarray, array: Any) -> jax.Array:
     """Returns a leaf with the entries of the marked groups, bool `[num_groups]`, set to zero."""
-    array = jnp.asarray(array)
-    for own in owners:
-        array = jnp.where(own.over(own.mask(marked), array.ndim), jnp.zeros((), array.dtype), array)
-    return array
+
+    def clear(array: Any) -> Any:
+        xp = np if isinstance(array, np.ndarray) else jnp
+        for own in owners:
+            array = xp.where(own.over(own.mask(marked), array.ndim), xp.zeros((), array.dtype), array)
+        return array
+
+    return on_host(clear, jnp.asarray(array))
 
 
 def zero_groups(table: OwnerTable, arrays: Mapping[str, Any], num_groups: int) -> np.ndarray:

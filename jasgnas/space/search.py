@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,18 +33,29 @@ from jasgnas.program.jaxpr import Program, inline, inner_programs
 from jasgnas.program.masks import NOTHING, Zeros, everything
 from jasgnas.pytree import leaves_by_path, path_str
 from jasgnas.rules.flow import propagate_needs, propagate_zeros
+from jasgnas.space.alignment import Aligner
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.channels import find_channels
 from jasgnas.space.dependence import build_dependence
-from jasgnas.space.groups import Group, cleared, gate_table, owner_table, zeros_of_leaves
+from jasgnas.space.dimensions import Channels, Dimension, LeafAxis
+from jasgnas.space.groups import NOBODY, Group, Groups, cleared, gate_table, leaf_zeros, owner_table, zeros_of_leaves
 from jasgnas.space.invariance import Effect
 from jasgnas.space.selection import Selection
-from jasgnas.space.sizes import build_costs
-from jasgnas.space.structures import find_groups, num_params
+from jasgnas.space.sizes import build_costs, counted_segments
+from jasgnas.space.structures import FoundGroups, find_groups, num_params
 from jasgnas.space.table import table
 from jasgnas.space.targets import Target, resolve_target
 from jasgnas.space.validity import is_valid
+from jasgnas.space.widths import build_widths
 
 KeepPattern = str | re.Pattern[str]
+
+
+class Kinds(NamedTuple):
+    """Which kinds of groups are searched for."""
+
+    structures: bool
+    channels: bool
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,26 +67,49 @@ class SearchSpace:
         call: the example inputs it was traced with.
         traced: the trace, in inference mode.
         graph: its operators and segments.
-        groups: the parameters of each minimal removal structure.
+        structures: the parameters of each minimal removal structure, which are the first groups.
+        channels: the channel groups, which come after them, and their dimensions.
+        aligner: what knows which axes of the operands and results of an operator are the same.
         reasons: for each segment, why it is or is not removable.
         effects: what the groups do to parameters of other segments than their own.
         kept: indices of the leaves that `keep=` names.
         connected: for each array among the inputs, whether it is one of those that outputs must stay connected to.
+        kinds: which kinds of groups were searched for.
     """
 
     model: Model
     call: Call
     traced: TracedModel
     graph: Graph
-    groups: tuple[Group, ...]
+    structures: tuple[Group, ...]
+    channels: Channels
+    aligner: Aligner
     reasons: tuple[str, ...]
     effects: tuple[Effect, ...]
     kept: frozenset[int]
     connected: tuple[bool, ...]
+    kinds: Kinds
 
     def __reduce__(self) -> Any:
         """Copies and pickles search anew: a trace can be neither copied nor pickled, and the model says it all."""
-        return _search, (self.model, self.call, self.kept, self.connected)
+        return _search, (self.model, self.call, self.kept, self.connected, self.kinds)
+
+    @cached_property
+    def groups(self) -> Sequence[Group]:
+        """The groups: structures, and then channels by dimension and index, each made when it is asked for."""
+        if not self.dimensions:
+            return self.structures
+        sizes = self.candidates.num_params
+
+        def channel(index: int) -> Group:
+            return self.channels.group(index, self.leaves, int(sizes[index]))
+
+        return Groups(self.structures, len(self.channels), channel)
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The widths that can be narrowed; none unless the space was made with `channels=True`."""
+        return self.channels.dimensions
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -104,17 +138,29 @@ class SearchSpace:
     @cached_property
     def candidates(self) -> Candidates:
         """The groups as arrays, without the network."""
-        owners = owner_table(self.groups, self.shapes)
-        described = [[(str(each), self.shapes[each.path]) for each in group.slices] for group in self.groups]
+        structures = owner_table(self.structures, self.shapes)
+        channels = self.channels.owners(self.leaves)
+        owners = {path: (*structures.get(path, ()), *channels.get(path, ())) for path in {**structures, **channels}}
+        described = [[(str(each), self.shapes[each.path]) for each in group.slices] for group in self.structures]
+        fingerprint = zlib.crc32(repr(described).encode())
+        for path, own in channels.items():
+            for axes, groups in own:
+                fingerprint = zlib.crc32(f"{path}{axes}".encode() + groups.astype("<i8").tobytes(), fingerprint)
+        sizes = [group.num_params for group in self.structures]
+        widths = None
+        if self.channels.dimensions:
+            places = self.channels.places
+            widths = build_widths(self.graph, self.leaves, self.effects, places, self.kept, self.aligner)
         return Candidates(
-            num_params=np.array([group.num_params for group in self.groups]),
-            segments=np.array([group.segment for group in self.groups]),
+            num_params=np.array([*sizes, *self.channels.num_params(self.leaves)]),
+            segments=np.array([group.segment for group in self.structures], int),
             shapes=self.shapes,
             owners=owners,
-            gates=gate_table(self.groups, owners),
-            dependence=build_dependence(self.graph, self.groups, owners, self.leaves, self.connected),
+            gates=gate_table(self.structures, owners),
+            dependence=build_dependence(self.graph, self.structures, structures, self.leaves, self.connected),
             costs=build_costs(self.graph, self.leaves, self.effects, self.kept),
-            fingerprint=zlib.crc32(repr(described).encode()),
+            fingerprint=fingerprint,
+            widths=widths,
         )
 
     def subnet_size(self, indices: Iterable[int]) -> tuple[int, int]:
@@ -149,13 +195,14 @@ class SearchSpace:
     @cached_property
     def largest_removal(self) -> tuple[int, ...]:
         """Indices of a valid set of groups, as large as any known."""
-        return self.candidates.largest_removal()
+        channels = [index for each in self.dimensions for index in each.groups[each.min_channels :]]
+        return (*self.candidates.largest_removal(), *channels)
 
     @property
     def _segment_groups(self) -> np.ndarray:
         """Group of each segment, or -1."""
         found = np.full(len(self.graph.segments), -1, np.int32)
-        found[self.candidates.segments] = np.arange(len(self.groups))
+        found[self.candidates.segments] = np.arange(len(self.structures))
         return found
 
     @cached_property
@@ -190,8 +237,35 @@ class SearchSpace:
         return marked
 
     def is_valid(self, indices: Iterable[int]) -> bool:
-        """Tells whether every network output still depends on the network input without these groups."""
-        return is_valid(self.candidates.dependence, self.removed(indices))
+        """Tells whether every network output still depends on the network input without these groups.
+
+        A dimension must keep its `min_channels`, unless all that makes it goes with the structures among the groups.
+        """
+        removed = self.removed(indices)
+        structures = removed[: len(self.structures)]
+        if not is_valid(self.candidates.dependence, structures):
+            return False
+        return all(self._goes_with(dimension, structures) for dimension in self.channels.emptied(removed))
+
+    def _goes_with(self, dimension: Dimension, structures: np.ndarray) -> bool:
+        """Tells whether nothing is left of what makes a dimension without some structures, bool `[num_structures]`."""
+        table = owner_table([group for group in self.structures if structures[group.index]], self.shapes)
+        marked = np.ones(len(self.structures), bool)
+        counted = counted_segments(self.candidates.dependence, structures, len(self.graph.segments))
+        needed = {
+            leaf
+            for segment in np.flatnonzero(counted).tolist()
+            for operator in self.graph.segments[segment].operators
+            for leaf in self.graph.leaves_of(operator)
+        }
+        for each in self.channels.axes:
+            if not each.makes or each.leaf not in needed:
+                continue
+            leaf = self.leaves[each.leaf]
+            gone = leaf_zeros(table.get(leaf.path, ()), marked, len(leaf.shape)).apart.axis(each.axis, len(each.groups))
+            if np.any(~gone & np.isin(each.groups, dimension.groups)):
+                return False
+        return True
 
     def require_valid(self, indices: Iterable[int]) -> None:
         """Raises `InvalidRemovalError` if removing these groups would cut off a network output.
@@ -270,14 +344,25 @@ class SearchSpace:
             TargetError: no valid set of `k` groups is known.
         """
         self.require_reachable(k)
-        order = np.asarray(jax.random.permutation(key, len(self.groups)))
-        chosen: list[int] = []
+        order = np.asarray(jax.random.permutation(key, len(self.groups))).tolist()
+        dependence, num_structures = self.candidates.dependence, len(self.structures)
+        spare = [dimension.size - dimension.min_channels for dimension in self.dimensions]
+        removed = np.zeros(len(self.groups), bool)
+        num_chosen = 0
         for index in order:
-            if len(chosen) < k and self.is_valid([*chosen, int(index)]):
-                chosen.append(int(index))
-        if len(chosen) < k:
-            chosen = [int(index) for index in order if index in self.largest_removal][:k]
-        return tuple(sorted(chosen))
+            if num_chosen == k:
+                break
+            removed[index] = True
+            if index < num_structures:
+                removed[index] = is_valid(dependence, removed[:num_structures])
+            else:
+                dimension = self.channels.dimension_of[index - num_structures]
+                removed[index] = spare[dimension] > 0
+                spare[dimension] -= 1
+            num_chosen += int(removed[index])
+        if num_chosen < k:
+            return tuple(sorted([index for index in order if index in set(self.largest_removal)][:k]))
+        return tuple(np.flatnonzero(removed).tolist())
 
     def select(
         self,
@@ -309,6 +394,7 @@ class SearchSpace:
                 is given, or it is of the wrong kind.
             TargetError: no removal meets the target, or none is needed.
         """
+        self.candidates.require_no_channels()
         values = np.asarray(scores)
         num_groups = len(self.groups)
         is_real = jnp.issubdtype(values.dtype, jnp.floating) or np.issubdtype(values.dtype, np.integer)
@@ -358,17 +444,40 @@ class SearchSpace:
             if path is None or any(_matches(path, leaf) for leaf in owned):
                 operators = ", ".join(self.graph.operators[index].name for index in segment.operators)
                 lines.append(f"{name} ({operators}): {reason}" if name != operators else f"{name}: {reason}")
+        lines += self._explained_axes(path) if self.kinds.channels else []
         if not lines:
             raise ArgumentError(
                 f"no operator owns a parameter path that matches {path!r}; paths look like {self.leaves[0].path!r}"
             )
         return "\n".join(lines)
 
+    def _explained_axes(self, path: KeepPattern | None) -> list[str]:
+        """Says which axes of leaves can be narrowed, and why others cannot, but for those that only meet channels."""
+        said = {
+            (each.leaf, each.axis): f"{_listed([d.name for d in self._dimensions_along(each)])}: can be narrowed"
+            for each in self.channels.axes
+            if each.makes
+        }
+        said |= {place: f"cannot be narrowed: {reason}" for place, reason in self.channels.reasons.items()}
+        return [
+            f"{self.leaves[leaf].path}, axis {axis}: {reason}"
+            for (leaf, axis), reason in sorted(said.items())
+            if path is None or _matches(path, self.leaves[leaf].path)
+        ]
+
+    def _dimensions_along(self, axis: LeafAxis) -> list[Dimension]:
+        groups = axis.groups[axis.groups != NOBODY] - self.channels.first
+        return [self.dimensions[index] for index in np.unique(self.channels.dimension_of[groups]).tolist()]
+
     def __repr__(self) -> str:
         """Returns what the space is about, in one line."""
         total = sum(int(np.prod(leaf.shape)) for leaf in self.leaves if leaf.trainable)
-        inside = sum(group.num_params for group in self.groups)
-        return f"<SearchSpace: {len(self.groups)} groups with {inside:,} of {total:,} parameters; print() shows them>"
+        inside = sum(group.num_params for group in self.structures)
+        narrow = f", {len(self.channels)} channels in {len(self.dimensions)} dimensions" if self.dimensions else ""
+        return (
+            f"<SearchSpace: {len(self.structures)} groups with {inside:,} of {total:,} parameters{narrow}; print() "
+            "shows them>"
+        )
 
     def __str__(self) -> str:
         """Returns a table of the groups, and what else a person wants to know first."""
@@ -405,6 +514,8 @@ def search_space(
     method: Any = None,
     keep: Sequence[KeepPattern] | KeepPattern = (),
     inputs: Sequence[str | int] | str | int | None = None,
+    structures: bool = True,
+    channels: bool = False,
     **kwargs: Any,
 ) -> SearchSpace:
     """Finds what may be removed from a network (arXiv 2305.18030, section 3.1; arXiv 2312.09411, section 3).
@@ -421,6 +532,9 @@ def search_space(
         inputs: the arguments that outputs must stay connected to, by name or position, or `x/image` for a leaf of a
             pytree: every output must depend on one of them. By default all but random keys, typed ones and those under
             the keyword `rngs`; keys that are plain uint32 arrays are left out by naming the others.
+        structures: whether minimal removal structures are candidates.
+        channels: whether single channels are, beside them: indices of an axis that is the same axis everywhere, of the
+            features of a convolution, the width of a residual stream, or the heads of an attention.
         **kwargs: further arguments of the call (`train=False`, for a Linen module also `rngs`).
 
     Returns:
@@ -431,25 +545,36 @@ def search_space(
         DisconnectedOutputError: a network output does not depend on the input.
         NoRemovableStructureError: nothing can be removed.
     """
+    if not (structures or channels):
+        raise ArgumentError("structures=False leaves nothing to search for without channels=True")
     with collector_paused():
         opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
         call = Call.of(args, kwargs)
         chosen = [inputs] if isinstance(inputs, str | int) else inputs
         connected = _connected(call, argument_names(model, method), chosen)
         kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
-        return _search(opened, call, kept, connected)
+        return _search(opened, call, kept, connected, Kinds(structures, channels))
 
 
-def _search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[bool, ...]) -> SearchSpace:
+def _search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[bool, ...], kinds: Kinds) -> SearchSpace:
     traced = trace_model(opened, call)
     program = inline(replace(traced.program, outputs=traced.outputs))
     trainable = [leaf.trainable for leaf in opened.leaves]
     graph = build_graph(program, len(opened.leaves), trainable)
     _require_connected(graph, traced)
-    found = find_groups(graph, opened.leaves, kept)
-    if not found.groups:
-        raise NoRemovableStructureError(_why_nothing(graph, found.reasons))
-    space = SearchSpace(opened, Call(call.avals, call.static, call.treedef), traced, graph, *found, kept, connected)
+    found = find_groups(graph, opened.leaves, kept) if kinds.structures else FoundGroups()
+    aligner, channels = Aligner(), Channels()
+    if kinds.channels:
+        channels = find_channels(graph, opened.leaves, kept, len(found.groups), aligner)
+    if not (found.groups or channels.dimensions):
+        of_axes = [f"{opened.leaves[leaf].path}, axis {axis}: {why}" for (leaf, axis), why in channels.reasons.items()]
+        raise NoRemovableStructureError(_why_nothing(graph, found.reasons, of_axes))
+    groups, reasons, effects = found
+    reasons = reasons or ("structures=False: no structures were searched for",) * len(graph.segments)
+    call = Call(call.avals, call.static, call.treedef)
+    space = SearchSpace(
+        opened, call, traced, graph, groups, channels, aligner, reasons, effects, kept, connected, kinds
+    )
     if not space.is_valid(()):
         raise DisconnectedOutputError(
             "a network output reads only such entries as no network input has an influence on, a class token before "
@@ -512,13 +637,23 @@ def _kept_leaves(leaves: Sequence[Leaf], patterns: Sequence[KeepPattern]) -> fro
     return frozenset(kept)
 
 
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    """Returns names of dimensions in words."""
+    shown = ", ".join(names[:most])
+    others = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"the dimension {shown}" if len(names) == 1 else f"the dimensions {shown}{others}"
+
+
 def _matches(pattern: KeepPattern, path: str) -> bool:
     if not isinstance(pattern, str | re.Pattern):
         raise ArgumentError(f"expected a pattern of parameter paths, such as 'head/*', got {pattern!r}")
     return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
 
 
-def _why_nothing(graph: Graph, reasons: Sequence[str]) -> str:
+def _why_nothing(graph: Graph, reasons: Sequence[str], of_axes: Sequence[str]) -> str:
+    if of_axes:
+        listed = "\n  ".join(of_axes)
+        return f"the network has nothing that could be removed. What was found of axes of parameters:\n  {listed}"
     if not any(segment.additive for segment in graph.segments):
         loops = sorted({eqn.primitive for eqn in graph.program.equations if any(map(_has_joint, inner_programs(eqn)))})
         if loops:

@@ -47,6 +47,11 @@ class Costs(NamedTuple):
     saving_group: np.ndarray
     measures: Mapping[str, Measure]
 
+    @property
+    def num_segments(self) -> int:
+        """Number of segments."""
+        return len(next(iter(self.measures.values())).segments)
+
     def of_groups(self, segments: np.ndarray, measure: str) -> np.ndarray:
         """Returns what each group holds and saves in a measure, `[num_groups]`, given the segment of each."""
         own = self.measures[measure]
@@ -126,8 +131,7 @@ def counted_segments(graph: DependenceGraph, removed: np.ndarray, num_segments: 
 
 def subnet_size(graph: DependenceGraph, costs: Costs, removed: np.ndarray) -> dict[str, int]:
     """Returns the size of the sub-network without some groups, bool `[num_groups]`, at most, in every measure."""
-    num_segments = len(next(iter(costs.measures.values())).segments)
-    counted = counted_segments(graph, removed, num_segments)
+    counted = counted_segments(graph, removed, costs.num_segments)
     saved = removed[costs.saving_group] & counted[costs.saving_segment]
     return {
         name: int(measure.fixed + measure.segments[counted].sum() - measure.savings[saved].sum())

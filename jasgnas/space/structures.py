@@ -26,9 +26,9 @@ class FoundGroups(NamedTuple):
         effects: what they do to parameters of other segments.
     """
 
-    groups: tuple[Group, ...]
-    reasons: tuple[str, ...]
-    effects: tuple[Effect, ...]
+    groups: tuple[Group, ...] = ()
+    reasons: tuple[str, ...] = ()
+    effects: tuple[Effect, ...] = ()
 
 
 def find_groups(graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int]) -> FoundGroups:

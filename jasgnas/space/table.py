@@ -1,5 +1,6 @@
 """A search space as a table of text."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,30 +12,68 @@ if TYPE_CHECKING:
 
 
 def table(space: "SearchSpace") -> str:
-    """Returns a table of the groups of a search space, and what else a person wants to know first."""
+    """Returns tables of the structures and dimensions of a search space, and what else a person wants to know first."""
+    return "\n\n".join(
+        [
+            *([_structures(space)] if space.structures else []),
+            *([_dimensions(space)] if space.dimensions else []),
+            _footer(space),
+        ]
+    )
+
+
+def _structures(space: "SearchSpace") -> str:
     macs = space.segment_graph.nodes["macs"]
     headings = ("group", "name", "parameters", "multiply-adds", "operators")
     rows = [
         (str(g.index), _clip(g.name), f"{g.num_params:,}", f"{macs[g.segment]:,}", _clip(", ".join(g.operators)))
-        for g in space.groups
+        for g in space.structures
     ]
+    return _aligned(headings, rows, "><>><")
+
+
+def _dimensions(space: "SearchSpace") -> str:
+    """Returns a row for each dimension; its parameters are those of all its channels, which others may share."""
+    headings = ("dimension", "channels", "parameters", "made by")
+    sizes = space.candidates.num_params
+    rows = [
+        (
+            _clip(each.name),
+            f"{each.size:,}",
+            f"{sizes[each.groups.start : each.groups.stop].sum():,}",
+            _clip(", ".join(each.paths)),
+        )
+        for each in space.dimensions
+    ]
+    return _aligned(headings, rows, "<>><")
+
+
+def _aligned(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], sides: str) -> str:
+    """Returns rows of cells as text, each column aligned to its side, `<` or `>`."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    rules = ["─" * width for width in widths]
-    lines = [
-        f"{index:>{widths[0]}}  {name:<{widths[1]}}  {params:>{widths[2]}}  {macs:>{widths[3]}}  {operators}".rstrip()
-        for index, name, params, macs, operators in (headings, rules, *rows)
-    ]
+    rules = tuple("─" * width for width in widths)
+    return "\n".join(
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in (headings, rules, *rows)
+    )
+
+
+def _footer(space: "SearchSpace") -> str:
     total = sum(int(np.prod(leaf.shape)) for leaf in space.leaves if leaf.trainable)
-    inside = sum(group.num_params for group in space.groups)
-    footer = [
-        f"{len(space.groups)} groups hold {inside:,} of {total:,} parameters; "
-        f"at most {len(space.largest_removal)} can go together.",
-        f"{len(space.graph.operators)} operators in {len(space.graph.segments)} segments.",
-    ]
+    lines = []
+    if space.structures:
+        inside = sum(group.num_params for group in space.structures)
+        lines.append(
+            f"{len(space.structures)} groups hold {inside:,} of {total:,} parameters; "
+            f"at most {len(space.candidates.largest_removal())} can go together."
+        )
+    if space.dimensions:
+        lines.append(f"{len(space.channels):,} channel groups in {len(space.dimensions)} dimensions.")
+    lines.append(f"{len(space.graph.operators)} operators in {len(space.graph.segments)} segments.")
     equations = space.graph.program.equations
     if unknown := unknown_in(equations[p] for operator in space.graph.operators for p in operator.equations):
-        footer.append(f"Unknown operators, kept as they are: {', '.join(unknown)}.")
-    return "\n".join([*lines, "", *footer])
+        lines.append(f"Unknown operators, kept as they are: {', '.join(unknown)}.")
+    return "\n".join(lines)
 
 
 def _clip(text: str, width: int = 60) -> str:

@@ -7,6 +7,7 @@ model at the shapes and in the mode asked for, and evaluates that program on the
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from jasgnas.program.masks import (
     union,
     unknown,
 )
-from jasgnas.program.sliced import Sliced
+from jasgnas.program.sliced import Sliced, on_host
 from jasgnas.rules.flow import NeedFlow, ZeroFlow, propagate_needs, propagate_zeros
 from jasgnas.space.groups import zero_groups
 from jasgnas.space.search import SearchSpace, require_space
@@ -78,11 +79,11 @@ class Recipe:
 
     def slice(self, values: Sequence[Any]) -> dict[str, Any]:
         """Returns the arrays of the sub-network by path, given those of the full network in the order of leaves."""
-        return {
-            leaf.path: whole(value, leaf.aval).to(layout).array
-            for leaf, layout, value in zip(self.leaves, self.layouts, values, strict=True)
-            if layout != NOTHING
-        }
+        found = {}
+        for leaf, layout, value in zip(self.leaves, self.layouts, values, strict=True):
+            if layout != NOTHING:
+                found[leaf.path] = on_host(partial(_stored, leaf, layout), value)
+        return found
 
     def apply(
         self, model: Model, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -146,6 +147,10 @@ class Recipe:
         if not any(isinstance(value, jax.core.Tracer) for value in traced.program.constants.values()):
             self._calls[key] = prepared
         return prepared
+
+
+def _stored(leaf: Leaf, layout: Layout, value: Any) -> Any:
+    return whole(value, leaf.aval).to(layout).array
 
 
 def construct_subnet(

@@ -15,7 +15,7 @@ from jasgnas.errors import ArgumentError
 from jasgnas.optimizer.layout import Remainder
 from jasgnas.optimizer.state import DONE, LOST_TYPE, H2SPGState, h2spg_state, h2spg_states, single_state
 from jasgnas.program.masks import NOTHING, Layout, everything, same, stored_shape
-from jasgnas.program.sliced import Sliced
+from jasgnas.program.sliced import Sliced, on_host
 from jasgnas.space.search import SearchSpace, require_space
 from jasgnas.subnet.construct import (
     make_recipe,
@@ -143,7 +143,8 @@ def _left_of(array: Any, leaf: Leaf, before: Layout, after: Layout) -> Any:
     if is_empty or same(before, after):
         return array
     if shape == stored_shape(leaf.shape, before):
-        return Sliced(array, before, jax.ShapeDtypeStruct(leaf.shape, array.dtype)).to(after).array
+        aval = jax.ShapeDtypeStruct(leaf.shape, array.dtype)
+        return on_host(lambda array: Sliced(array, before, aval).to(after).array, array)
     if np.size(array) == 1:
         return array
     raise ArgumentError(

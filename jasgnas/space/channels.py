@@ -1,0 +1,350 @@
+"""Finds channel groups: what acts on one index of axes that are the same axis everywhere, and on nothing else.
+
+The output features of a convolution are the features of the batch norm after it, of the addition that follows, and so
+of every other layer whose results are added there. Channel groups are the connected components of the indices of all
+axes of a program, where indices are connected that `alignment.py` says to belong together: dependency graphs (arXiv
+2301.12900) over primitives instead of layers. Those that the same leaves make are a dimension.
+
+Of the entries of leaves on a channel those that make it must be zero: output features of convolutions, scales, biases,
+embeddings. The others, input features of the next convolution for example, only meet zeros. That nothing else is needed
+is proved by what `construct_subnet` goes by: with a channel zero, none of its entries may be needed.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from jasgnas.bridge import Leaf
+from jasgnas.graph.graph import Graph
+from jasgnas.program.jaxpr import Equation, Program
+from jasgnas.program.masks import NOTHING, coarsened, filled, zero_at
+from jasgnas.rules.base import describe
+from jasgnas.rules.flow import all_needed, propagate_needs, propagate_zeros
+from jasgnas.space.alignment import Aligner, regrouping
+from jasgnas.space.dimensions import Channels, Dimension, LeafAxis, Place
+from jasgnas.space.groups import NOBODY
+
+
+def find_channels(graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int], first: int, aligner: Aligner) -> Channels:
+    """Returns the channel groups of a network.
+
+    Args:
+        graph: the network.
+        leaves: the arrays of the model.
+        kept: indices of leaves that are never candidates.
+        first: index of the first channel group.
+        aligner: what knows which axes are the same.
+    """
+    connected = _Connector(graph, leaves, aligner).connect()
+    sorter = _Sorter(graph, leaves, kept, first, connected)
+    channels = sorter.channels()
+    failed = _unproved(graph, leaves, channels)
+    return sorter.channels(failed) if any(failed) else channels
+
+
+class _Connected(NamedTuple):
+    """Which indices of axes belong together.
+
+    Attributes:
+        labels: for each axis of more than one index of a variable, the component of each index.
+        makes: the axes of leaves, and of what is computed from leaves alone, that axes of data come from. On others the
+            entries only meet those of data.
+        num: number of components.
+    """
+
+    labels: Mapping[Place, np.ndarray]
+    makes: set[Place]
+    num: int
+
+
+class _Choice(NamedTuple):
+    """An axis that a reshape merges from several or splits into several, of which one is to be followed.
+
+    Attributes:
+        nodes: its nodes.
+        options: the nodes of each of these axes.
+        indices: for each of these axes, the index along it of each index of the one axis.
+    """
+
+    nodes: np.ndarray
+    options: list[np.ndarray]
+    indices: tuple[np.ndarray, ...]
+
+
+class _Connector:
+    """Connects the nodes of a program. A node is an index of an axis of a variable."""
+
+    def __init__(self, graph: Graph, leaves: Sequence[Leaf], aligner: Aligner):
+        self._graph, self._leaves, self._aligner = graph, leaves, aligner
+        self._program = graph.program
+        self._first: dict[Place, int] = {}
+        self._num_nodes = 0
+        for var, aval in self._program.avals.items():
+            for axis, size in enumerate(aval.shape):
+                if size > 1:
+                    self._first[var, axis] = self._reserve(size)
+        self._edges: list[tuple[np.ndarray, np.ndarray]] = []
+        self._choices: list[_Choice] = []
+        self._mixed: list[Place] = []
+
+    def connect(self) -> _Connected:
+        """Returns which indices belong together."""
+        passed = []
+        for eqn in self._program.equations:
+            passed += self._reshape(eqn) if eqn.primitive == "reshape" else self._align(eqn)
+        self._choose()
+        independent, makes = self._graph.independent, set()
+        for old, new in reversed(passed):
+            if old[0] in independent and (new[0] not in independent or new in makes):
+                makes.add(old)
+        labels = self._components()
+        return _Connected({p: labels[self._nodes(p)] for p in self._first}, makes, labels.max(initial=0) + 1)
+
+    def _reserve(self, size: int) -> int:
+        self._num_nodes += size
+        return self._num_nodes - size
+
+    def _nodes(self, place: Place) -> np.ndarray:
+        first = self._first[place]
+        return np.arange(first, first + self._program.avals[place[0]].shape[place[1]])
+
+    def _align(self, eqn: Equation) -> list[tuple[Place, Place]]:
+        """Connects what an equation aligns; returns which axes of operands go to which of results."""
+        variables = (*eqn.inputs, *eqn.outputs)
+        left = {place for var in eqn.inputs if isinstance(var, int) for place in self._places(var)}
+        goes: list[tuple[Place, Place]] = []
+        operands = [self._graph.full.read(atom) for atom in eqn.inputs]
+        for each in self._aligner.alignments(eqn, operands) if left else ():
+            one, other = variables[each.first[0]], variables[each.second[0]]
+            if not (isinstance(one, int) and isinstance(other, int)):
+                continue
+            old, new = (one, each.first[1]), (other, each.second[1])
+            self._connect(self._nodes(old), each.first_blocks, self._nodes(new), each.second_blocks)
+            if not each.is_summed:
+                goes.append((old, new))
+                left.discard(old)
+            elif one in self._graph.independent or other in self._graph.independent:
+                left -= {old, new}
+        self._mixed += left
+        return goes
+
+    def _places(self, var: int) -> list[Place]:
+        axes = range(len(self._program.avals[var].shape))
+        return [(var, axis) for axis in axes if (var, axis) in self._first]
+
+    def _connect(self, first: np.ndarray, blocks: np.ndarray, second: np.ndarray, others: np.ndarray) -> None:
+        """Connects the nodes of each block."""
+        members = np.concatenate([first[blocks != NOBODY], second[others != NOBODY]])
+        labels = np.concatenate([blocks[blocks != NOBODY], others[others != NOBODY]])
+        _, position, inverse = np.unique(labels, return_index=True, return_inverse=True)
+        heads = members[position][inverse]
+        is_other = heads != members
+        self._edges.append((heads[is_other], members[is_other]))
+
+    def _reshape(self, eqn: Equation) -> list[tuple[Place, Place]]:
+        """Connects axes that a reshape leaves as they are, and notes choices where it merges or splits them."""
+        if not isinstance(eqn.inputs[0], int):
+            return []
+        variables = (eqn.inputs[0], eqn.outputs[0])
+        sizes, axes = regrouping(eqn)
+        virtual = [np.arange(first, first + size) for size in sizes for first in [self._reserve(size)]]
+        consists: dict[Place, tuple[int, ...]] = {}
+        for (position, axis), parts in axes.items():
+            place = variables[position], axis
+            nodes = self._nodes(place)
+            consists[place] = parts
+            indices = np.unravel_index(np.arange(len(nodes)), [sizes[part] for part in parts])
+            if len(parts) == 1:
+                self._edges.append((nodes, virtual[parts[0]]))
+            else:
+                self._choices.append(_Choice(nodes, [virtual[part] for part in parts], indices))
+        before, after = ({p: own for p, own in consists.items() if p[0] == var} for var in variables)
+        self._mixed += [place for place in self._places(variables[0]) if place not in before]
+        return [(old, new) for old, own in before.items() for new, others in after.items() if {*own} & {*others}]
+
+    def _choose(self) -> None:
+        """Follows one of the axes that a merged axis consists of.
+
+        Not one that is mixed later, or that is the network's input or output: of heads × size the heads, of groups ×
+        size the groups of a group norm, of height × width × features the features.
+        """
+        if not self._choices:
+            return
+        labels = self._components()
+        is_bad, has_leaf = np.zeros((2, labels.max(initial=0) + 1), bool)
+        for place in [
+            *self._mixed,
+            *(place for var in ends_of(self._program, self._leaves) for place in self._places(var)),
+        ]:
+            is_bad[labels[self._nodes(place)]] = True
+        for leaf, var in zip(self._leaves, self._program.inputs, strict=False):
+            for place in self._places(var) if leaf.trainable else ():
+                has_leaf[labels[self._nodes(place)]] = True
+        touched = np.zeros(len(is_bad), int)
+        for choice in self._choices:
+            for option in choice.options:
+                touched[np.unique(labels[option])] += 1
+        for nodes, options, indices in self._choices:
+            own = [labels[option] for option in options]
+            possible = [number for number, each in enumerate(own) if not is_bad[each].any()]
+            if possible:
+                best = max(possible, key=lambda i: (has_leaf[own[i]].any(), touched[own[i]].max(), -i))
+                self._edges.append((nodes, options[best][indices[best]]))
+
+    def _components(self) -> np.ndarray:
+        rows = np.concatenate([np.zeros(0, int), *(first for first, _ in self._edges)])
+        columns = np.concatenate([np.zeros(0, int), *(second for _, second in self._edges)])
+        graph = coo_array((np.ones(len(rows), bool), (rows, columns)), (self._num_nodes, self._num_nodes))
+        return connected_components(graph, directed=False)[1]
+
+
+def ends_of(program: Program, leaves: Sequence[Leaf]) -> list[int]:
+    """Returns the variables that are inputs or outputs of the network."""
+    return [*program.inputs[len(leaves) :], *(atom for atom in program.outputs if isinstance(atom, int))]
+
+
+class _Sorter:
+    """Sorts components into dimensions."""
+
+    def __init__(self, graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int], first: int, connected: _Connected):
+        self._graph, self._leaves, self._kept, self._first = graph, leaves, kept, first
+        self._labels = connected.labels
+        self._num_labels = connected.num
+        program = graph.program
+        held = dict(zip(program.inputs, range(len(leaves)), strict=False))
+        # The axes of leaves as leaf, axis and whether it makes what lies along it, in the order of the trace.
+        places = [(held[var], axis) for var in self._in_order(held) for axis in range(len(program.avals[var].shape))]
+        self._axes = [
+            (leaf, axis, (program.inputs[leaf], axis) in connected.makes and leaves[leaf].trainable)
+            for leaf, axis in places
+            if (program.inputs[leaf], axis) in self._labels
+        ]
+        ends = [np.zeros(0, int)]
+        for var in ends_of(program, leaves):
+            ends += [self._labels[place] for place in self._labels if place[0] == var]
+        self._ends = set(np.concatenate(ends).tolist())
+
+    def _in_order(self, held: Mapping[int, int]) -> list[int]:
+        """Returns the variables that hold leaves, in the order in which the program reads them."""
+        read = (atom for eqn in self._graph.program.equations for atom in eqn.inputs if isinstance(atom, int))
+        return list(dict.fromkeys(var for var in read if var in held))
+
+    def channels(self, failed: Sequence[str] = ()) -> Channels:
+        """Returns the channels.
+
+        Args:
+            failed: for each dimension that would be found without it, why it is none, or an empty string.
+        """
+        dimensions: list[Dimension] = []
+        reasons: dict[tuple[int, int], str] = {}
+        group_of = np.full(self._num_labels, NOBODY)
+        names: dict[str, int] = {}
+        number = 0
+        start = self._first
+        for makers, members in self._candidates().items():
+            reason = self._why_not(makers, members)
+            if not reason:
+                reason = failed[number] if failed else ""
+                number += 1
+            if reason:
+                reasons.update((self._axes[maker][:2], reason) for maker in makers)
+                continue
+            order = {label: i for i, label in reversed(list(enumerate(self._along(makers[0]).tolist())))}
+            group_of[sorted(members, key=order.__getitem__)] = np.arange(start, start + len(members))
+            paths = tuple(dict.fromkeys(self._leaves[self._axes[maker][0]].path for maker in makers))
+            name = paths[0].rpartition("/")[0] or paths[0]
+            names[name] = names.get(name, 0) + 1
+            name = name if names[name] == 1 else f"{name}.{names[name]}"
+            dimensions.append(Dimension(name, paths, len(members), range(start, start + len(members))))
+            start += len(members)
+        places = {place: group_of[labels] for place, labels in self._labels.items()}
+        places = {place: groups for place, groups in places.items() if (groups != NOBODY).any()}
+        axes = [
+            LeafAxis(leaf, axis, makes, places[self._graph.program.inputs[leaf], axis])
+            for leaf, axis, makes in self._axes
+            if (self._graph.program.inputs[leaf], axis) in places
+        ]
+        return Channels(self._first, tuple(dimensions), tuple(axes), places, reasons)
+
+    def _along(self, number: int) -> np.ndarray:
+        leaf, axis, _ = self._axes[number]
+        return self._labels[self._graph.program.inputs[leaf], axis]
+
+    def _candidates(self) -> dict[tuple[int, ...], list[int]]:
+        """Returns the components by the axes of leaves that make them."""
+        makers: dict[int, list[int]] = {}
+        for number, (_, _, makes) in enumerate(self._axes):
+            for label in dict.fromkeys(self._along(number).tolist()) if makes else ():
+                makers.setdefault(label, []).append(number)
+        found: dict[tuple[int, ...], list[int]] = {}
+        for label, made_by in makers.items():
+            found.setdefault(tuple(made_by), []).append(label)
+        return found
+
+    def _why_not(self, makers: Sequence[int], members: Sequence[int]) -> str:
+        """Says why some components are no dimension, as far as that is known without following any zeros."""
+        if not self._ends.isdisjoint(members):
+            return "its indices are those of a network input or output"
+        if any(self._axes[maker][0] in self._kept for maker in makers):
+            return "keep= names a parameter that makes it"
+        return "all of its indices belong together" if len(members) == 1 else ""
+
+
+def _unproved(graph: Graph, leaves: Sequence[Leaf], channels: Channels) -> list[str]:
+    """Says of each dimension why it is not enough for a channel that what makes it is zero; empty if it is."""
+    dimension_of = channels.dimension_of
+    sizes = np.array([dimension.size for dimension in channels.dimensions], int)
+    position = np.arange(len(channels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    failed = [""] * len(sizes)
+    for number, marked in enumerate(_separating(len(channels))):
+        # Without all channels of a dimension nothing might be needed at all: one is left.
+        is_full = np.bincount(dimension_of, marked, len(sizes)) == sizes
+        marked &= ~(is_full[dimension_of] & (position == number % sizes[dimension_of]))
+        removed = np.concatenate([np.zeros(channels.first, bool), marked, [False]])
+        # The last that is needed says most: what is before it is needed for it.
+        for var, groups in sorted(_needed(graph, leaves, channels, removed), key=lambda found: -found[0]):
+            for each in np.unique(dimension_of[groups - channels.first]).tolist():
+                failed[each] = failed[each] or f"with what makes a channel at zero, {_described(graph, var)} is needed"
+    return failed
+
+
+def _described(graph: Graph, var: int) -> str:
+    maker = next((eqn for eqn in graph.program.equations if var in eqn.outputs), None)
+    return f"the result of {describe(maker)}" if maker else "its parameter"
+
+
+def _needed(
+    graph: Graph, leaves: Sequence[Leaf], channels: Channels, removed: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the variables in which removed channels are needed though what makes them is zero, and these."""
+    program = graph.program
+    zeros: list[list[np.ndarray | None]] = [[None] * len(leaf.shape) for leaf in leaves]
+    for each in channels.axes:
+        if each.makes:
+            zeros[each.leaf][each.axis] = removed[each.groups]
+    flow = propagate_zeros(program, [zero_at(axes) for axes in zeros])
+    needs = propagate_needs(program, flow, all_needed(program))
+    for (var, axis), groups in channels.places.items():
+        need = coarsened(needs.read(var))
+        if need != NOTHING:
+            left = filled(need[axis], len(groups)) & removed[groups]
+            if left.any():
+                yield var, groups[left]
+
+
+def _separating(num: int) -> Iterator[np.ndarray]:
+    """Yields sets of numbers, bool `[num]`, such that of any two numbers each is in a set without the other.
+
+    Each number is in half of the sets, and no two are in the same half (a Sperner family): as few sets as that takes.
+    """
+    num_sets = next(k for k in itertools.count() if math.comb(k, k // 2) >= num)
+    words = np.arange(1 << num_sets)
+    counts = sum(words >> bit & 1 for bit in range(num_sets))
+    chosen = words[counts == num_sets // 2][:num]
+    for bit in range(num_sets):
+        yield (chosen >> bit & 1).astype(bool)

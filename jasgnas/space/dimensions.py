@@ -1,0 +1,132 @@
+"""Dimensions and their channels, as columns: a large network has more channels than anyone wants Python objects of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from jasgnas.bridge import Leaf
+from jasgnas.space.groups import NOBODY, Group, LeafSlice, Owners, OwnerTable, runs_of
+
+Place = tuple[int, int]
+"""A variable of the program and one of its axes."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Channels that the same leaves make: the width of a layer, or of all layers whose results are added.
+
+    Attributes:
+        name: the module that makes it first, in the order of the trace.
+        paths: paths of the leaves that make it.
+        size: number of its channels.
+        groups: indices of its channel groups in the search space.
+        min_channels: how many channels must stay at least, unless all that makes the dimension goes.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    size: int
+    groups: range
+    min_channels: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LeafAxis:
+    """The channels along one axis of a leaf.
+
+    Attributes:
+        leaf: index of the leaf.
+        axis: the axis.
+        makes: whether its entries make the channels, which are zero if these are; if not, they only meet the channels.
+        groups: int `[size]`, the channel group that each index belongs to, `NOBODY` for none.
+    """
+
+    leaf: int
+    axis: int
+    makes: bool
+    groups: np.ndarray
+
+    @cached_property
+    def order(self) -> tuple[np.ndarray, np.ndarray]:
+        """The indices sorted by their groups, and these."""
+        order = np.argsort(self.groups, kind="stable")
+        return order, self.groups[order]
+
+    def indices_of(self, group: int) -> np.ndarray:
+        """Returns the indices that belong to a group."""
+        order, groups = self.order
+        return order[np.searchsorted(groups, group) : np.searchsorted(groups, group, "right")]
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """All channel groups of a search space.
+
+    Attributes:
+        first: index of the first of them; structures come before.
+        dimensions: the dimensions, in the order of the trace.
+        axes: the axes of leaves that the channels lie along.
+        places: for every axis of a variable that channels lie along, the group of each index.
+        reasons: why other axes of leaves cannot be narrowed, by index of the leaf and axis.
+    """
+
+    first: int = 0
+    dimensions: tuple[Dimension, ...] = ()
+    axes: tuple[LeafAxis, ...] = ()
+    places: Mapping[Place, np.ndarray] = field(default_factory=dict)
+    reasons: Mapping[tuple[int, int], str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of channel groups."""
+        return sum(dimension.size for dimension in self.dimensions)
+
+    @cached_property
+    def dimension_of(self) -> np.ndarray:
+        """The dimension of each channel group, int `[num_channels]`."""
+        return np.repeat(
+            np.arange(len(self.dimensions)), np.array([dimension.size for dimension in self.dimensions], int)
+        )
+
+    def num_params(self, leaves: Sequence[Leaf]) -> np.ndarray:
+        """Returns the number of parameters of each channel group, int64 `[num_channels]`."""
+        total = np.zeros(len(self), np.int64)
+        counted: dict[int, list[tuple[np.ndarray, int]]] = {}
+        for each in self.axes:
+            if each.makes:
+                counts = np.bincount(each.groups[each.groups != NOBODY] - self.first, minlength=len(self))
+                size = int(np.prod(leaves[each.leaf].shape))
+                total += counts * (size // len(each.groups))
+                # Entries on two axes of a leaf in the same group, as of a matrix from a width to itself, count once.
+                for other, length in counted.setdefault(each.leaf, []):
+                    total -= counts * other * (size // len(each.groups) // length)
+                counted[each.leaf].append((counts, len(each.groups)))
+        return total
+
+    def group(self, index: int, leaves: Sequence[Leaf], num_params: int) -> Group:
+        """Returns one channel group, given its index in the search space."""
+        dimension = self.dimensions[self.dimension_of[index - self.first]]
+        slices = [
+            LeafSlice(leaves[each.leaf].path, each.axis, start, stop)
+            for each in self.axes
+            if each.makes
+            for start, stop in runs_of(each.indices_of(index))
+        ]
+        name = f"{dimension.name}[{index - dimension.groups.start}]"
+        return Group(index, name, tuple(slices), num_params, (), NOBODY, kind="channel")
+
+    def owners(self, leaves: Sequence[Leaf]) -> OwnerTable:
+        """Returns which entries of leaves belong to which channel group."""
+        table: dict[str, tuple[Owners, ...]] = {}
+        for each in self.axes:
+            if each.makes:
+                path = leaves[each.leaf].path
+                table[path] = (*table.get(path, ()), Owners((each.axis,), each.groups))
+        return table
+
+    def emptied(self, removed: np.ndarray) -> list[Dimension]:
+        """Returns the dimensions of which fewer channels would be left than must be, given bool `[num_groups]`."""
+        own = removed[self.first :]
+        left = np.bincount(self.dimension_of, ~own, len(self.dimensions))
+        return [each for each, number in zip(self.dimensions, left, strict=True) if number < each.min_channels]

@@ -1,0 +1,210 @@
+"""How large a network is without some structures and channels, as a polynomial in what is left of its axes.
+
+A kernel `[3, 3, 16, 32]` has 9·a·b parameters and a convolution with it 9·a·b multiply-adds per pixel, where a is how
+many input channels are left and b how many output channels. So every part of a leaf and every contraction is a term: a
+coefficient, the axes whose sizes are multiplied with it, and the segment that it goes with.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jasgnas.bridge import Leaf
+from jasgnas.graph.graph import Graph
+from jasgnas.program.jaxpr import Equation
+from jasgnas.program.macs import equation_macs
+from jasgnas.space.alignment import Aligner, kept_axes
+from jasgnas.space.dimensions import Place
+from jasgnas.space.groups import NOBODY
+from jasgnas.space.invariance import Effect
+
+Removers = tuple[np.ndarray, ...]
+"""For each index of an axis the groups, each of which removes it: arrays int `[size]`, `NOBODY` for no group."""
+
+
+class Terms(NamedTuple):
+    """The terms of one measure of size.
+
+    Attributes:
+        coefficients: int64 `[num_terms]`.
+        segments: int32 `[num_terms]`, the segment without which a term is zero, `NOBODY` for none.
+        axes: int32 `[num_terms, most]`, the axes whose live sizes are its factors, `NOBODY` for none.
+    """
+
+    coefficients: np.ndarray
+    segments: np.ndarray
+    axes: np.ndarray
+
+
+class Widths(NamedTuple):
+    """The size of a network as a polynomial.
+
+    Attributes:
+        axes: what removes the indices of each axis; axes that are alike are listed once.
+        measures: the terms, by the names of the measures.
+    """
+
+    axes: tuple[Removers, ...]
+    measures: Mapping[str, Terms]
+
+    def live(self, removed: np.ndarray) -> np.ndarray:
+        """Returns how many indices of each axis are left without some groups, bool `[num_groups]`."""
+        gone = np.append(removed, False)  # NOBODY takes the last entry
+        return np.array([np.count_nonzero(~np.any([gone[own] for own in axis], axis=0)) for axis in self.axes], int)
+
+    def size(self, measure: str, removed: np.ndarray, counted: np.ndarray) -> int:
+        """Returns the size without some groups, at most, given the segments that are left, bool `[num_segments]`."""
+        terms = self.measures[measure]
+        factors = np.append(self.live(removed), 1)[terms.axes].prod(1)
+        return int((terms.coefficients * factors * np.append(counted, True)[terms.segments]).sum())
+
+
+def build_widths(
+    graph: Graph,
+    leaves: Sequence[Leaf],
+    effects: Sequence[Effect],
+    places: Mapping[Place, np.ndarray],
+    kept: frozenset[int],
+    aligner: Aligner,
+) -> Widths:
+    """Returns the size of a network as a polynomial.
+
+    Args:
+        graph: operators and segments.
+        leaves: the arrays of the model.
+        effects: what the removal of structures saves in other segments than their own.
+        places: for every axis of a variable that channels lie along, the group of each index.
+        kept: indices of the leaves that stay whatever is removed.
+        aligner: what knows which axes are the same.
+    """
+    return _Counter(graph, leaves, effects, places, kept, aligner).count()
+
+
+class _Counter:
+    def __init__(
+        self,
+        graph: Graph,
+        leaves: Sequence[Leaf],
+        effects: Sequence[Effect],
+        places: Mapping[Place, np.ndarray],
+        kept: frozenset[int],
+        aligner: Aligner,
+    ):
+        self._graph, self._leaves, self._kept, self._places = graph, leaves, kept, places
+        self._aligner = aligner
+        self._makers = {var: eqn for eqn in graph.program.equations for var in eqn.outputs}
+        self._users: dict[int, list[int]] = {}
+        for operator in graph.operators:
+            for part in operator.parts:
+                self._users.setdefault(part, []).append(operator.index)
+        # By the variable that holds a part, and an axis of it, which structures remove which indices.
+        self._ranges: dict[Place, list[np.ndarray]] = {}
+        for effect in effects:
+            if len(self._users[effect.part]) > 1:
+                continue  # What is of no use to one operator may be needed by another one that reads it.
+            for var in graph.part_vars[effect.part]:
+                self._ranges.setdefault((var, effect.axis), []).append(effect.groups)
+        self._axes: dict[tuple[bytes, ...], int] = {}
+        self._removers: list[Removers] = []
+
+    def count(self) -> Widths:
+        """Returns the terms of all measures."""
+        measures = {"params": _terms(self._params()), "macs": _terms(self._macs())}
+        return Widths(tuple(self._removers), measures)
+
+    def _params(self) -> Iterable[tuple[int, int, list[int]]]:
+        graph = self._graph
+        for part, users in self._users.items():
+            leaf = self._leaves[graph.parts[part].leaf]
+            if not leaf.trainable:
+                continue
+            segments = {graph.segment_of[operator] for operator in users}
+            is_kept = graph.parts[part].leaf in self._kept
+            segment = NOBODY if len(segments) > 1 or is_kept else segments.pop()
+            var = graph.part_vars[part][0]
+            shape = graph.program.avals[var].shape
+            axes = [] if is_kept else [((var, axis),) for axis in range(len(shape))]
+            yield self._term(math.prod(shape), segment, axes)
+
+    def _macs(self) -> Iterable[tuple[int, int, list[int]]]:
+        for operator in self._graph.operators:
+            segment = self._graph.segment_of[operator.index]
+            for position in operator.equations:
+                eqn = self._graph.program.equations[position]
+                if macs := equation_macs(eqn):
+                    yield self._term(macs, segment, self._iterated(eqn))
+
+    def _term(self, total: int, segment: int, axes: Iterable[tuple[Place, ...]]) -> tuple[int, int, list[int]]:
+        """Returns a term, given its value for the full network and the axes it is proportional to."""
+        numbers = []
+        for axis in axes:
+            removers = self._removers_of(axis)
+            if removers:
+                total //= len(removers[0])
+                key = tuple(own.tobytes() for own in removers)
+                if key not in self._axes:
+                    self._axes[key] = len(self._removers)
+                    self._removers.append(removers)
+                numbers.append(self._axes[key])
+        return total, segment, numbers
+
+    def _removers_of(self, axis: Iterable[Place]) -> Removers:
+        """Returns what removes the indices of an axis, given all places where it is."""
+        found = {}
+        for place in axis:
+            own = [] if place not in self._places else [self._places[place]]
+            for groups in own + self._ranges.get(self._origin(place), []):
+                found[groups.astype(np.int64).tobytes()] = groups.astype(np.int64)
+        return tuple(found.values())
+
+    def _origin(self, place: Place) -> Place:
+        """Returns the axis of the part of a leaf that an axis of something computed from it alone is, or the same."""
+        while place not in self._ranges and place[0] in self._graph.independent and place[0] in self._makers:
+            before = [old for old, new in self._same(self._makers[place[0]]) if new == place]
+            if not before:
+                break
+            place = before[0]
+        return place
+
+    def _same(self, eqn: Equation) -> Iterable[tuple[Place, Place]]:
+        """Yields the axes of operands that are, index by index, axes of results or of other operands."""
+        variables = (*eqn.inputs, *eqn.outputs)
+        operands = [self._graph.full.read(atom) for atom in eqn.inputs]
+        if eqn.primitive == "reshape":
+            yield from kept_axes(eqn)
+            return
+        for alignment in self._aligner.alignments(eqn, operands):
+            one, other = variables[alignment.first[0]], variables[alignment.second[0]]
+            if isinstance(one, int) and isinstance(other, int) and alignment.is_identity:
+                yield (one, alignment.first[1]), (other, alignment.second[1])
+
+    def _iterated(self, eqn: Equation) -> Iterable[tuple[Place, ...]]:
+        """Yields the axes that a contraction iterates over, each as all places where it is."""
+        (result,) = eqn.outputs
+        axes = {(result, axis): [(result, axis)] for axis in range(len(eqn.out_avals[0].shape))}
+        reached = {
+            alignment.first
+            for alignment in self._aligner.alignments(eqn, [self._graph.full.read(atom) for atom in eqn.inputs])
+            if not alignment.is_summed
+        }
+        for old, new in self._same(eqn):
+            axes.setdefault(new, [new]).append(old)
+        for number, (atom, aval) in enumerate(zip(eqn.inputs, eqn.in_avals, strict=True)):
+            if isinstance(atom, int) and atom in self._graph.independent:
+                for axis in range(len(aval.shape)):
+                    place = atom, axis
+                    if (number, axis) not in reached and not any(place in own for own in axes.values()):
+                        axes[place] = [place]
+        yield from map(tuple, axes.values())
+
+
+def _terms(listed: Iterable[tuple[int, int, list[int]]]) -> Terms:
+    coefficients, segments, axes = zip(*listed, strict=True)
+    most = max(map(len, axes), default=0)
+    return Terms(
+        np.array(coefficients, np.int64),
+        np.array(segments, np.int32),
+        np.array([[*own, *[NOBODY] * (most - len(own))] for own in axes], np.int32).reshape(len(axes), most),
+    )
