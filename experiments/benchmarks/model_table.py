@@ -1,5 +1,8 @@
 """Sizes of the networks in `models` and of their search spaces: `python -m experiments.model_table [NAMES…]`.
 
+With `--mixtures N`, N random valid sets of structures and channels of every network are removed: the sub-network must
+return what the network with these parameters at zero returns, up to 1e-10 in float64, and be as large as predicted.
+
 With `--verify`, the multiply-adds of `jasgnas.count_macs` are compared with XLA's own cost analysis of compiled forward
 passes, as `xla_cost.py` explains: twice the multiply-adds is what XLA counts for the contractions of every
 network once padding is explicit. Its count for the pass as it is lies further off where padding, which it leaves out,
@@ -22,6 +25,7 @@ from flax import nnx
 
 import jasgnas
 import models
+from experiments.benchmarks.mixtures import Mixtures, check_mixtures
 from experiments.benchmarks.xla_cost import XlaCost, xla_cost
 from experiments.common.cli import check_names
 from experiments.common.machine import machine_facts
@@ -38,6 +42,8 @@ class Config:
     """Names in `models.list_models()`; all of them by default."""
     verify: bool = False
     """Compare the multiply-adds with XLA's cost analysis of compiled forward passes."""
+    mixtures: int = 0
+    """Check so many random sub-networks of each network, in float64; takes memory and minutes for large ones."""
     output: Path = Path("runs/model_table")
     """Folder for the figures (results.json) and the tables (tables.md); an earlier run's are overwritten."""
 
@@ -59,7 +65,11 @@ class Row:
         largest_removal: number of groups in the largest valid removal.
         least_params: parameters that are left after it.
         least_macs: multiply-adds that are left after it.
+        num_dimensions: widths that can be narrowed.
+        num_channels: channel groups in them.
+        channels_seconds: processor time of `jasgnas.search_space(..., channels=True)`.
         xla: what XLA counts, where asked for.
+        mixtures: what random sub-networks showed, where asked for.
     """
 
     name: str
@@ -74,7 +84,11 @@ class Row:
     largest_removal: int
     least_params: int
     least_macs: int
+    num_dimensions: int
+    num_channels: int
+    channels_seconds: float
     xla: XlaCost | None
+    mixtures: Mixtures | None
 
 
 def run(config: Config) -> list[Row]:
@@ -90,7 +104,7 @@ def run(config: Config) -> list[Row]:
     machine = {"cores": str(facts["cores"]), "Python": facts["python"], "jax": facts["jax"], "flax": facts["flax"]}
     rows = []
     for name in config.names or models.list_models():
-        rows.append(measure(name, verify=config.verify))
+        rows.append(measure(name, verify=config.verify, num_mixtures=config.mixtures))
         print(f"{name}: {rows[-1].num_groups} groups in {time_text(rows[-1].space_seconds, 2)} s", flush=True)
     parts = [
         "# Networks and their search spaces",
@@ -100,6 +114,11 @@ def run(config: Config) -> list[Row]:
     ]
     if config.verify:
         parts += ["XLA's count of floating-point operations, relative to twice the multiply-adds.", xla_table(rows)]
+    if config.mixtures:
+        parts += [
+            f"{config.mixtures} random sub-networks of each, against the network with the same parameters at zero.",
+            mixtures_table(rows),
+        ]
     report = "\n\n".join(parts)
     print(report)
     (config.output / "tables.md").write_text(report + "\n")
@@ -109,8 +128,8 @@ def run(config: Config) -> list[Row]:
     return rows
 
 
-def measure(name: str, *, verify: bool) -> Row:
-    """Measures one network, without computing any of its values."""
+def measure(name: str, *, verify: bool, num_mixtures: int) -> Row:
+    """Measures one network; of its values none is computed but for mixtures."""
     model, x = models.create_abstract(name), models.example_input(name)
     graphdef, state = nnx.split(model)
 
@@ -126,6 +145,10 @@ def measure(name: str, *, verify: bool) -> Row:
     start = time.process_time()
     space = jasgnas.search_space(model, x)
     space_seconds = time.process_time() - start
+    jax.clear_caches()
+    start = time.process_time()
+    wide = jasgnas.search_space(model, x, channels=True)
+    channels_seconds = time.process_time() - start
     least_params, least_macs = space.subnet_size(space.largest_removal)
     return Row(
         name,
@@ -140,8 +163,35 @@ def measure(name: str, *, verify: bool) -> Row:
         len(space.largest_removal),
         least_params,
         least_macs,
+        len(wide.dimensions),
+        len(wide.channels),
+        channels_seconds,
         xla_cost(forward, state, x) if verify else None,
+        check_mixtures(model, x, num_mixtures) if num_mixtures else None,
     )
+
+
+def mixtures_table(rows: list[Row]) -> str:
+    """Returns the table of what random sub-networks showed."""
+    headings = (
+        "network",
+        "largest difference",
+        "parameters as predicted",
+        "multiply-adds as predicted",
+        "largest excess",
+    )
+    found = [(row.name, row.mixtures) for row in rows if row.mixtures is not None]
+    cells = (
+        (
+            name,
+            f"{each.error:.0e}",
+            f"{each.same_params} of {each.num}",
+            f"{each.same_macs} of {each.num}",
+            f"{each.excess:.1%}",
+        )
+        for name, each in found
+    )
+    return markdown_table(headings, *cells)
 
 
 def sizes_table(rows: list[Row]) -> str:
@@ -159,6 +209,9 @@ def sizes_table(rows: list[Row]) -> str:
         "largest removal",
         "leaves parameters",
         "and multiply-adds",
+        "dimensions",
+        "channels",
+        "with channels s",
     )
     cells = (
         (
@@ -172,6 +225,9 @@ def sizes_table(rows: list[Row]) -> str:
             str(row.largest_removal),
             f"{row.least_params / 1e6:.3f}",
             f"{row.least_macs / 1e6:.1f}",
+            str(row.num_dimensions),
+            f"{row.num_channels:,}",
+            time_text(row.channels_seconds, 2),
         )
         for row in rows
     )

@@ -68,3 +68,12 @@ def test_table_is_markdown_and_is_saved(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_markdown_columns_are_aligned() -> None:
     assert markdown_table(("a", "number"), ("row", "1")) == "| a   | number |\n| :-- | -----: |\n| row |      1 |"
+
+
+def test_random_sub_networks_are_as_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = run(Config(("demo_net",), mixtures=1, output=tmp_path))
+    assert row.num_channels == 1240
+    assert row.mixtures is not None
+    assert row.mixtures[2:] == (1, 1, 0)
+    assert row.mixtures.error < 1e-10
+    assert "1 of 1" in capsys.readouterr().out
