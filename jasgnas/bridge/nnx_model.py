@@ -24,6 +24,7 @@ class NNXModel(Model):
     """
 
     why = "an nnx.Module holds its own parameters"
+    kind = "nnx.Module"
 
     graphdef: Any
     abstract: nnx.State = field(compare=False)
@@ -38,6 +39,11 @@ class NNXModel(Model):
         """Splits a module; its arrays are only looked at for their shapes."""
         graphdef, state = nnx.split(module)
         return cls(graphdef, abstracted(state))
+
+    @staticmethod
+    def recipe_of(subnet: Any) -> "tuple[Any, NNXModel] | None":
+        """Returns what a sub-network computes with."""
+        return (subnet._recipe, subnet._full) if isinstance(subnet, SubNetwork) else None
 
     @staticmethod
     def parameters(holder: Any) -> Any:

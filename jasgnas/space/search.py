@@ -75,7 +75,7 @@ class SearchSpace:
 
     def __reduce__(self) -> Any:
         """Copies and pickles search anew: a trace can be neither copied nor pickled, and the model says it all."""
-        return _search, (self.model, self.call, self.kept, self.connected)
+        return search, (self.model, self.call, self.kept, self.connected)
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -437,10 +437,11 @@ def search_space(
         chosen = [inputs] if isinstance(inputs, str | int) else inputs
         connected = _connected(call, argument_names(model, method), chosen)
         kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
-        return _search(opened, call, kept, connected)
+        return search(opened, call, kept, connected)
 
 
-def _search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[bool, ...]) -> SearchSpace:
+def search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[bool, ...]) -> SearchSpace:
+    """Makes the search space of a model in inference mode; the arguments are those attributes of the space."""
     traced = trace_model(opened, call)
     program = inline(replace(traced.program, outputs=traced.outputs))
     trainable = [leaf.trainable for leaf in opened.leaves]
