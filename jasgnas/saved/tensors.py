@@ -35,13 +35,13 @@ def is_key(dtype: Any) -> bool:
     return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
-def raw(value: Any) -> np.ndarray:
-    """Returns an array on the host, typed random keys as the numbers they are made of."""
-    return np.asarray(jax.random.key_data(value) if is_key(value.dtype) else value)
+def raw(value: Any) -> Any:
+    """Returns an array as it is, typed random keys as the numbers they are made of."""
+    return jax.random.key_data(value) if is_key(value.dtype) else value
 
 
 def raw_aval(aval: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype of an array, typed random keys as the numbers they are made of."""
+    """Returns shape and dtype of what `raw` returns."""
     return jax.eval_shape(jax.random.key_data, aval) if is_key(aval.dtype) else aval
 
 
@@ -54,19 +54,20 @@ def typed(array: Any, aval: Any) -> Any:
     return jax.random.wrap_key_data(jnp.asarray(array), impl=implementations[0])
 
 
-def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns a safetensors file that holds some arrays.
+def to_bytes(arrays: Mapping[str, Any]) -> bytes:
+    """Returns a safetensors file that holds some arrays, typed random keys as the numbers they are made of.
 
     Raises:
         ArgumentError: the format has no such dtype.
     """
-    for name, array in arrays.items():
+    held = {name: np.asarray(raw(array), order="C") for name, array in arrays.items()}
+    for name, array in held.items():
         if array.dtype not in _DTYPES.values():
             raise ArgumentError(
                 f"{name} is of dtype {array.dtype}, which cannot be written: convert it to one of "
                 + ", ".join(str(dtype) for dtype in _DTYPES.values())
             )
-    return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    return save(held)
 
 
 def from_bytes(data: bytes) -> dict[str, np.ndarray]:
