@@ -1,6 +1,7 @@
 """Loading a saved sub-network: as a function that needs no code of the model, or trainable again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,24 @@ import numpy as np
 
 from jasgnas.bridge import Leaf, Model, flavour_of, open_model
 from jasgnas.bridge.trace import Call
-from jasgnas.errors import ArgumentError, SavedNetworkError, TreeMismatchError
+from jasgnas.errors import (
+    ArgumentError,
+    DisconnectedOutputError,
+    JasgnasError,
+    NoRemovableStructureError,
+    SavedNetworkError,
+    TreeMismatchError,
+)
 from jasgnas.saved.check import Check
-from jasgnas.saved.folder import AGAIN, MANIFEST, read_files, read_manifest, reading
-from jasgnas.saved.manifest import Source
+from jasgnas.saved.folder import MANIFEST, read_files, read_manifest, reading
+from jasgnas.saved.manifest import Source, of_type
 from jasgnas.saved.network import LoadedNetwork, deserialized, network_of
 from jasgnas.saved.tensors import from_bytes, raw_aval, typed
 from jasgnas.saved.trees import rebuilt
 from jasgnas.subnet.construct import Recipe, make_recipe, stored_leaves
 
 _MOST_FAULTS = 8
+_ANOTHER = "this is another model than the one that was saved"
 
 
 def load(path: str | Path, model: Any = None, *, variables: Any = None, params: Any = None, method: Any = None) -> Any:
@@ -66,14 +75,16 @@ def load(path: str | Path, model: Any = None, *, variables: Any = None, params: 
     with reading(folder / MANIFEST):
         source = Source.from_json(manifest)
     opened, holder = _opened(source, model, given)
-    recipe = _recipe(source, opened)
-    typed_arrays = _typed(recipe, arrays, folder)
+    with _calling():
+        recipe = _recipe(source, opened)
+    typed_arrays = _typed(recipe, arrays)
     with reading(folder / "check.safetensors"):
         call = Call.of(*rebuilt(manifest["network"]["arguments"]))
-        check = Check.from_bytes(files["check.safetensors"], float(manifest["check"]["tolerance"]))
+        check = Check.from_bytes(files["check.safetensors"], of_type(manifest["check"]["tolerance"], float))
         _require_inputs(check, call)
     why = "The model computes in another way than the one that was saved: load with the code and settings of that one"
-    check.require_equal(network_of(recipe, opened, call), arrays, call, why)
+    with _calling():
+        check.require_equal(network_of(recipe, opened, call), arrays, call, why)
     return opened.wrap_subnet(recipe, holder, typed_arrays)
 
 
@@ -96,7 +107,7 @@ def _opened(source: Source, model: Any, given: Mapping[str, Any]) -> tuple[Model
     if faults := _faults(source.leaves, opened.leaves):
         rest = f"\n  and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
         raise TreeMismatchError(
-            "this is another model than the one that was saved:\n  "
+            f"{_ANOTHER}:\n  "
             + "\n  ".join(faults[:_MOST_FAULTS])
             + f"{rest}\nPass a model with the settings of that one"
         )
@@ -116,13 +127,29 @@ def _faults(expected: tuple[Leaf, ...], found: tuple[Leaf, ...]) -> list[str]:
     return faults
 
 
+@contextmanager
+def _calling() -> Iterator[None]:
+    """Has the model say that it is another one where it cannot be called as the one that was saved."""
+    try:
+        yield
+    except JasgnasError:
+        raise
+    except Exception as error:
+        raise TreeMismatchError(
+            f"{_ANOTHER}: called as that one was, it fails ({type(error).__name__}: {error})"
+        ) from error
+
+
 def _recipe(source: Source, model: Model) -> Recipe:
     """Finds the sub-network in the full model again.
 
     Raises:
         TreeMismatchError: the search space is another one.
     """
-    space = source.origin.space(model)
+    try:
+        space = source.origin.space(model)
+    except (DisconnectedOutputError, NoRemovableStructureError) as error:
+        raise TreeMismatchError(f"{_ANOTHER}, though its parameters are alike: {error}") from error
     if space.candidates.fingerprint != source.origin.fingerprint:
         raise TreeMismatchError(
             f"the search space of this model is another one than that of the model that was saved (fingerprint "
@@ -134,16 +161,21 @@ def _recipe(source: Source, model: Model) -> Recipe:
     return make_recipe(space, source.origin.removed)
 
 
-def _typed(recipe: Recipe, arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, Any]:
+def _typed(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns the saved arrays as those of the sub-network.
 
     Raises:
-        SavedNetworkError: they are others.
+        TreeMismatchError: they are others.
     """
     avals = {leaf.path: leaf.aval for leaf in stored_leaves(recipe.leaves, recipe.layouts)}
     expected = {path: (each.shape, np.dtype(each.dtype)) for path, aval in avals.items() for each in [raw_aval(aval)]}
-    if {path: (array.shape, array.dtype) for path, array in arrays.items()} != expected:
-        raise SavedNetworkError(f"{folder / 'params.safetensors'} holds other arrays than the sub-network has. {AGAIN}")
+    found = {path: (array.shape, array.dtype) for path, array in arrays.items()}
+    if found != expected:
+        names = [path for path in dict.fromkeys((*found, *expected)) if found.get(path) != expected.get(path)]
+        raise TreeMismatchError(
+            f"the sub-network of this model has other arrays than the one that was saved ({', '.join(names)}): its "
+            "layers compute in another way, or it was saved by a version of jasgnas that keeps others"
+        )
     return {path: typed(array, avals[path]) for path, array in arrays.items()}
 
 

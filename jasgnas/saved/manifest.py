@@ -93,30 +93,30 @@ class Source:
         model, space, removed = manifest["model"], manifest["space"], manifest["removed"]
         args, kwargs = rebuilt(space["arguments"])
         leaves = [
-            Leaf(_of_type(each["path"], str), aval.shape, aval.dtype, _of_type(each["trainable"], bool))
+            Leaf(of_type(each["path"], str), aval.shape, aval.dtype, of_type(each["trainable"], bool))
             for each in model["leaves"]
             for aval in [array_of(each)]
         ]
         origin = Origin(
             call=Call.of(args, kwargs),
-            kept=frozenset(_of_type(index, int) for index in space["kept"]),
-            connected=tuple(_of_type(each, bool) for each in space["connected"]),
-            fingerprint=_of_type(space["fingerprint"], int),
-            removed=tuple(_of_type(each["group"], int) for each in removed),
-            names=tuple(_of_type(each["name"], str) for each in removed),
+            kept=frozenset(of_type(index, int) for index in space["kept"]),
+            connected=tuple(of_type(each, bool) for each in space["connected"]),
+            fingerprint=of_type(space["fingerprint"], int),
+            removed=tuple(of_type(each["group"], int) for each in removed),
+            names=tuple(of_type(each["name"], str) for each in removed),
         )
         if len(origin.connected) != len(origin.call.arrays) or not all(0 <= i < len(leaves) for i in origin.kept):
             raise ValueError("it contradicts itself")
         return cls(
-            kind=_of_type(model["kind"], str),
+            kind=of_type(model["kind"], str),
             leaves=tuple(leaves),
-            given={_of_type(name, str): rebuilt(value) for name, value in model["given"].items()},
-            unwritten={name: _of_type(why, str) for name, why in model["unwritten"].items()},
+            given={of_type(name, str): rebuilt(value) for name, value in model["given"].items()},
+            unwritten={name: of_type(why, str) for name, why in model["unwritten"].items()},
             origin=origin,
         )
 
 
-def _of_type(value: Any, kind: type) -> Any:
+def of_type(value: Any, kind: type) -> Any:
     """Returns a value of a type and of no other: no truth value is a number here.
 
     Raises:

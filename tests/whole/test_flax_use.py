@@ -446,3 +446,19 @@ def test_normalized_weights_shrink():
         train_step(model, optimizer)
         train_step(subnet, sub_optimizer)
     np.testing.assert_allclose(subnet(X), model(X), rtol=1e-3, atol=1e-4)
+
+
+# Reading.
+
+
+def test_tabulate_lists_the_layers(pair):
+    _, subnet = pair
+    table = nnx.tabulate(subnet, X, console_kwargs={"force_terminal": False, "width": 200})
+    rows = [[cell.strip() for cell in line.split("│")[1:]] for line in table.splitlines() if line.startswith("│")]
+    assert {"inputs", "layers/3", "named/right", "pair/1/0", "norm"} <= {row[0] for row in rows}
+    (layer,) = (rows[index : index + 2] for index, row in enumerate(rows) if row[0] == "layers/3")
+    assert [row[4] for row in layer] == ["bias: float32[4]", "kernel: float32[4,4]"]
+    with pytest.raises(jasgnas.ArgumentError, match="cannot be called by itself"):
+        subnet.layers[3](X)
+    with pytest.raises(jasgnas.ArgumentError, match="cannot be called by itself"):
+        subnet.layers[3]()
