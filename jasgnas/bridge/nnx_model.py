@@ -183,10 +183,11 @@ def _is_tabulated(part: nnx.Module) -> bool:
 
 def _list_parts(node: Any) -> None:
     """Calls the parts of a sub-network that `nnx.tabulate` is to list: it lists what is called, and no more."""
-    for child in (node if isinstance(node, Mapping) else vars(node)).values():
+    # Of an `nnx.Dict`, too: its own methods are listed while it is tabulated.
+    for child in (vars(node) if isinstance(node, nnx.Module) else node).values():
         if isinstance(child, _Part):
             child()
-        elif isinstance(child, Mapping) and not isinstance(child, nnx.State):
+        elif isinstance(child, dict):
             _list_parts(child)
 
 

@@ -14,7 +14,6 @@ from jasgnas.errors import (
     DisconnectedOutputError,
     JasgnasError,
     NoRemovableStructureError,
-    SavedNetworkError,
     TreeMismatchError,
 )
 from jasgnas.saved.check import Check
