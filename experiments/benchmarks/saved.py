@@ -81,13 +81,15 @@ def measure(name: str, batch_size: int, repeats: int) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         path, save_seconds = _timed(lambda: jasgnas.save(Path(folder) / "network", subnet))
         sizes = {each.name: each.stat().st_size for each in path.iterdir()}
-        (found, *seconds), _ = in_fresh_process(load_and_call, path, x, repeats)
+        (found, load_seconds, first_seconds, later_seconds), _ = in_fresh_process(load_and_call, path, x, repeats)
     pairs = list(zip(jax.tree.leaves(subnet(x)), found, strict=True))
     return Result(
-        jasgnas.count_params(subnet),
-        sizes,
-        save_seconds,
-        *seconds,
+        params=jasgnas.count_params(subnet),
+        sizes=sizes,
+        save_seconds=save_seconds,
+        load_seconds=load_seconds,
+        first_seconds=first_seconds,
+        later_seconds=later_seconds,
         difference=max(float(np.max(np.abs(np.asarray(a, np.float32) - b))) for a, b in pairs),
         scale=max(float(np.max(np.abs(a))) for a, _ in pairs),
     )
