@@ -14,6 +14,7 @@ from jasgnas.errors import (
     BlindSelectionWarning,
     DisconnectedOutputError,
     EarlySelectionWarning,
+    ExportError,
     InvalidRemovalError,
     JasgnasError,
     MissingPartError,
@@ -22,6 +23,7 @@ from jasgnas.errors import (
     NothingRemovedWarning,
     RevivedGroupsWarning,
     RuleError,
+    SavedNetworkError,
     TargetError,
     TreeMismatchError,
     VerificationError,
@@ -31,6 +33,8 @@ from jasgnas.optimizer.scores import GroupStats
 from jasgnas.optimizer.scoring import score_groups, select_groups
 from jasgnas.optimizer.state import H2SPGState, h2spg_metrics, h2spg_state
 from jasgnas.pages import draw, report
+from jasgnas.saved.load import load
+from jasgnas.saved.save import save
 from jasgnas.space.groups import Group, LeafSlice
 from jasgnas.space.search import SearchSpace, search_space
 from jasgnas.subnet.construct import construct_subnet
@@ -48,6 +52,7 @@ __all__ = [
     "BlindSelectionWarning",
     "DisconnectedOutputError",
     "EarlySelectionWarning",
+    "ExportError",
     "Group",
     "GroupStats",
     "H2SPGState",
@@ -60,6 +65,7 @@ __all__ = [
     "NothingRemovedWarning",
     "RevivedGroupsWarning",
     "RuleError",
+    "SavedNetworkError",
     "SearchSpace",
     "TargetError",
     "TreeMismatchError",
@@ -72,9 +78,11 @@ __all__ = [
     "h2spg",
     "h2spg_metrics",
     "h2spg_state",
+    "load",
     "nnx_value_fn",
     "recalibrate",
     "report",
+    "save",
     "score_groups",
     "search_space",
     "select_groups",

@@ -44,6 +44,14 @@ class RuleError(JasgnasError, RuntimeError):
     """The rule of a primitive has failed: what says which of its entries are zero, needed and computed."""
 
 
+class SavedNetworkError(JasgnasError, ValueError):
+    """A folder that is not, or no longer, one that `jasgnas.save` has written, or that a newer version has."""
+
+
+class ExportError(JasgnasError, RuntimeError):
+    """A sub-network that JAX cannot export."""
+
+
 class MissingPartError(JasgnasError, AttributeError, IndexError):
     """A part of the full network that its sub-network does not have."""
 

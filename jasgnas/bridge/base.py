@@ -51,6 +51,7 @@ class Model(ABC):
         needs: the arguments of `search_space` that must come with a model of this flavour.
         options: those that may come with it.
         why: what to tell a user who has left out what is needed, or given more.
+        kind: what its models are called.
         is_module: whether its models are modules, as opposed to functions of parameters.
         abstract: the pytree of its arrays, shapes and dtypes only.
     """
@@ -58,6 +59,7 @@ class Model(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     why: ClassVar[str]
+    kind: ClassVar[str]
     is_module: ClassVar[bool] = True
 
     abstract: Any
@@ -90,6 +92,15 @@ class Model(ABC):
     def parameters(holder: Any) -> Any:
         """Returns the trainable parameters in what a user of this flavour holds, None for what is of another one."""
         return holder
+
+    @staticmethod
+    @abstractmethod
+    def recipe_of(subnet: Any) -> "tuple[Any, Model] | None":
+        """Returns how a sub-network of this flavour computes, and its full model; None for what is no such thing."""
+
+    def given(self) -> dict[str, Any]:
+        """Returns what must and may come with the model, arrays as shapes and dtypes only."""
+        return {}
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:

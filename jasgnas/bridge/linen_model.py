@@ -32,6 +32,7 @@ class LinenModel(Model):
     needs = ("variables",)
     options = ("method",)
     why = "a Linen module needs its variables, as module.init(…) returns them"
+    kind = "Linen module"
 
     module: nn.Module
     method: Any
@@ -60,6 +61,20 @@ class LinenModel(Model):
         """Returns the variables of a module, shapes and dtypes only."""
         rngs = dict.fromkeys(("params", "dropout"), jax.random.key(0))
         return {"variables": jax.eval_shape(lambda *xs: model.init(rngs, *xs, **settings), *inputs)}
+
+    @staticmethod
+    def recipe_of(subnet: Any) -> "tuple[Any, LinenModel] | None":
+        """Returns what a sub-network computes with."""
+        return (subnet.recipe, subnet.full) if isinstance(subnet, SubNetworkModule) else None
+
+    def given(self) -> dict[str, Any]:
+        """Returns the variables, in plain dictionaries, and the method, by its name if the module has it."""
+        given = {"variables": unfreeze(_as_variables(self.abstract, self.collections))}
+        if self.method is None:
+            return given
+        name = getattr(self.method, "__name__", "")
+        is_own = bool(name) and getattr(type(self.module), name, None) is self.method
+        return {**given, "method": name if is_own else self.method}
 
     @staticmethod
     def parameters(holder: Any) -> Any:

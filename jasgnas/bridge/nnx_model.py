@@ -24,6 +24,7 @@ class NNXModel(Model):
     """
 
     why = "an nnx.Module holds its own parameters"
+    kind = "nnx.Module"
 
     graphdef: Any
     abstract: nnx.State = field(compare=False)
@@ -38,6 +39,11 @@ class NNXModel(Model):
         """Splits a module; its arrays are only looked at for their shapes."""
         graphdef, state = nnx.split(module)
         return cls(graphdef, abstracted(state))
+
+    @staticmethod
+    def recipe_of(subnet: Any) -> "tuple[Any, NNXModel] | None":
+        """Returns what a sub-network computes with."""
+        return (subnet._recipe, subnet._full) if isinstance(subnet, SubNetwork) else None
 
     @staticmethod
     def parameters(holder: Any) -> Any:
@@ -170,6 +176,21 @@ def _like(node: Any, state: Mapping[Any, Any]) -> Any:
     return _Part(children)
 
 
+def _is_tabulated(part: nnx.Module) -> bool:
+    """Tells whether a module is the copy that `nnx.tabulate` works on."""
+    return "_nnx_tabulate_id" in vars(part)
+
+
+def _list_parts(node: Any) -> None:
+    """Calls the parts of a sub-network that `nnx.tabulate` is to list: it lists what is called, and no more."""
+    # Of an `nnx.Dict`, too: its own methods are listed while it is tabulated.
+    for child in (vars(node) if isinstance(node, nnx.Module) else node).values():
+        if isinstance(child, _Part):
+            child()
+        elif isinstance(child, dict):
+            _list_parts(child)
+
+
 class _Part(nnx.Module):
     """A part of a sub-network: the arrays and parts that are left of a part of the full module, as attributes.
 
@@ -186,8 +207,11 @@ class _Part(nnx.Module):
         """Says that only a sub-network as a whole computes.
 
         Raises:
-            ArgumentError: always.
+            ArgumentError: always, but where `nnx.tabulate` looks for what to list.
         """
+        if _is_tabulated(self) and not (args or kwargs):
+            _list_parts(self)
+            return
         raise ArgumentError(
             "a part of a sub-network holds what is left of the arrays of the full model's part, and cannot be called "
             "by itself: call the sub-network, or make a search space of the part alone"
@@ -285,6 +309,8 @@ class SubNetwork(_Part):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the full module would; running statistics and random states are updated."""
+        if _is_tabulated(self):
+            _list_parts(self)
         state = nnx.state(self)
         outputs, changed = self._recipe.apply(self._full, leaves_by_path(state), args, kwargs)
         if changed:

@@ -22,6 +22,7 @@ class PlainModel(Model):
 
     needs = ("params",)
     why = "a function fn(params, x) needs its parameters"
+    kind = "function"
     is_module = False
 
     fn: Callable[..., Any]
@@ -36,6 +37,15 @@ class PlainModel(Model):
     def of(cls, fn: Callable[..., Any], params: Any) -> "PlainModel":
         """Describes a function; the parameters are only looked at for their shapes."""
         return cls(fn, abstracted(params))
+
+    @staticmethod
+    def recipe_of(subnet: Any) -> "tuple[Any, PlainModel] | None":
+        """Returns what a sub-network computes with."""
+        return (subnet.recipe, subnet.full) if isinstance(subnet, SubNetworkFunction) else None
+
+    def given(self) -> dict[str, Any]:
+        """Returns the parameters."""
+        return {"params": self.abstract}
 
     @staticmethod
     def argument_names(model: Any, method: Any) -> tuple[str, ...]:

@@ -84,6 +84,8 @@ class Reshape(Sourced):
         source = _regrouped(layout, new, old, np.logical_and, np.logical_or)
         natural: list = [None] * len(new)
         for sources, targets in matched_axes(old, new):
+            if all(layout[axis] is None for axis in targets):
+                continue  # All of the run is stored, whatever its size; that may be a symbol.
             # The range survives the reshape only if it is a block of the operand as well as of the result.
             before = _joint(source, old, sources, np.logical_and).reshape(-1)
             if np.array_equal(before, _joint(layout, new, targets, np.logical_and).reshape(-1)):

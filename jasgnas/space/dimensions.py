@@ -104,17 +104,20 @@ class Channels:
                 counted[each.leaf].append((counts, len(each.groups)))
         return total
 
+    def name(self, index: int) -> str:
+        """Returns the name of a channel group, given its index in the search space."""
+        dimension = self.dimensions[self.dimension_of[index - self.first]]
+        return f"{dimension.name}[{index - dimension.groups.start}]"
+
     def group(self, index: int, leaves: Sequence[Leaf], num_params: int) -> Group:
         """Returns one channel group, given its index in the search space."""
-        dimension = self.dimensions[self.dimension_of[index - self.first]]
         slices = [
             LeafSlice(leaves[each.leaf].path, each.axis, start, stop)
             for each in self.axes
             if each.makes
             for start, stop in runs_of(each.indices_of(index))
         ]
-        name = f"{dimension.name}[{index - dimension.groups.start}]"
-        return Group(index, name, tuple(slices), num_params, (), NOBODY, kind="channel")
+        return Group(index, self.name(index), tuple(slices), num_params, (), NOBODY, kind="channel")
 
     def owners(self, leaves: Sequence[Leaf]) -> OwnerTable:
         """Returns which entries of leaves belong to which channel group."""

@@ -92,7 +92,7 @@ class SearchSpace:
 
     def __reduce__(self) -> Any:
         """Copies and pickles search anew: a trace can be neither copied nor pickled, and the model says it all."""
-        return _search, (self.model, self.call, self.kept, self.connected, self.kinds)
+        return search, (self.model, self.call, self.kept, self.connected, self.kinds)
 
     @cached_property
     def groups(self) -> Sequence[Group]:
@@ -105,6 +105,10 @@ class SearchSpace:
             return self.channels.group(index, self.leaves, int(sizes[index]))
 
         return Groups(self.structures, len(self.channels), channel)
+
+    def name_of(self, index: int) -> str:
+        """Returns the name of a group, without making the group."""
+        return self.structures[index].name if index < len(self.structures) else self.channels.name(index)
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -275,7 +279,7 @@ class SearchSpace:
         indices = np.flatnonzero(self.removed(indices)).tolist()
         cut = [] if self.is_valid(indices) else ["an output"]
         if cut or (cut := self._cut_off(indices)):
-            names = ", ".join(f"{index} ({self.groups[index].name})" for index in indices)
+            names = ", ".join(f"{index} ({self.name_of(index)})" for index in indices)
             raise InvalidRemovalError(
                 f"without the groups {names} no path is left from the network input to {', '.join(cut)}. "
                 "Check a set with space.is_valid(indices), or let jasgnas.h2spg choose it."
@@ -553,10 +557,11 @@ def search_space(
         chosen = [inputs] if isinstance(inputs, str | int) else inputs
         connected = _connected(call, argument_names(model, method), chosen)
         kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
-        return _search(opened, call, kept, connected, Kinds(structures, channels))
+        return search(opened, call, kept, connected, Kinds(structures, channels))
 
 
-def _search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[bool, ...], kinds: Kinds) -> SearchSpace:
+def search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[bool, ...], kinds: Kinds) -> SearchSpace:
+    """Makes the search space of a model in inference mode; the arguments are those attributes of the space."""
     traced = trace_model(opened, call)
     program = inline(replace(traced.program, outputs=traced.outputs))
     trainable = [leaf.trainable for leaf in opened.leaves]

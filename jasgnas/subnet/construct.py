@@ -37,6 +37,7 @@ from jasgnas.rules.flow import NeedFlow, ZeroFlow, propagate_needs, propagate_ze
 from jasgnas.space.groups import zero_groups
 from jasgnas.space.search import SearchSpace, require_space
 from jasgnas.subnet.evaluate import Plan, choose_layout, evaluate, plan_of, whole
+from jasgnas.subnet.origin import Origin
 from jasgnas.subnet.verify import verify_subnet
 
 
@@ -66,16 +67,18 @@ class Recipe:
         leaves: the leaves of the full network.
         zeros: what is known to be zero in each of them.
         layouts: which entries of each the sub-network holds.
+        origin: the search space, and what was removed.
     """
 
     leaves: tuple[Leaf, ...]
     zeros: tuple[Zeros, ...]
     layouts: tuple[Layout, ...]
+    origin: Origin
     _calls: dict[Any, tuple[TracedModel, Plan]] = field(default_factory=dict, repr=False)
 
     def __reduce__(self) -> Any:
         """Copies and pickles trace their calls anew: what a trace consists of can be neither copied nor pickled."""
-        return Recipe, (self.leaves, self.zeros, self.layouts)
+        return Recipe, (self.leaves, self.zeros, self.layouts, self.origin)
 
     def slice(self, values: Sequence[Any]) -> dict[str, Any]:
         """Returns the arrays of the sub-network by path, given those of the full network in the order of leaves."""
@@ -103,7 +106,7 @@ class Recipe:
             ArgumentError: the call needs parameters that were not needed when the sub-network was constructed.
             TreeMismatchError: the arrays are not those of the sub-network.
         """
-        self._check(arrays)
+        self.check(arrays)
         call = Call.of(args, kwargs)
         traced, plan = self._prepare(model, call)
         inputs = [
@@ -120,7 +123,8 @@ class Recipe:
         }
         return jax.tree.unflatten(traced.out_tree, outputs), changed
 
-    def _check(self, arrays: Mapping[str, Any]) -> None:
+    def check(self, arrays: Mapping[str, Any]) -> None:
+        """Raises a `TreeMismatchError` unless these are the arrays of the sub-network, by path."""
         faults = []
         for leaf in stored_leaves(self.leaves, self.layouts):
             found = np.shape(arrays[leaf.path]) if leaf.path in arrays else "missing"
@@ -203,7 +207,7 @@ def construct_subnet(
 def require_zero(space: SearchSpace, claimed: Iterable[int], zero: Iterable[int], state: H2SPGState | None) -> None:
     """Raises an `ArgumentError` if groups that are to be removed are not entirely zero."""
     if alive := sorted(set(map(int, claimed)).difference(zero)):
-        names = ", ".join(f"{index} ({space.groups[index].name})" for index in alive)
+        names = ", ".join(f"{index} ({space.name_of(index)})" for index in alive)
         said = "" if state is None else f", though the optimizer state ({_progress(state)}) says so. {CHANGED_UPDATES}"
         raise ArgumentError(
             f"the groups {names} are not entirely zero{said}. Nothing but exact zeros is removed: pass the parameters "
@@ -260,7 +264,7 @@ def make_recipe(space: SearchSpace, removed: Sequence[int]) -> Recipe:
         stacked[part.leaf] = max(stacked[part.leaf], len(part.row))
     layouts = map(choose_layout, known, needs, [unknown(len(leaf.shape)) for leaf in space.leaves], full_needs)
     stored = tuple(simplified(coarsened(layout, most)) for layout, most in zip(layouts, stacked, strict=True))
-    return Recipe(space.leaves, tuple(known), stored)
+    return Recipe(space.leaves, tuple(known), stored, Origin.of(space, removed))
 
 
 def _joined(needs: Sequence[Need], traced: TracedModel, found: NeedFlow) -> list[Need]:

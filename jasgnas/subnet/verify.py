@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,37 +36,67 @@ def verify_subnet(space: SearchSpace, recipe: "Recipe", values: Sequence[Any], a
     Raises:
         VerificationError: their outputs differ by more than rounding.
     """
-    rng = np.random.default_rng(0)
     program = space.graph.program
-    variables = program.inputs[len(space.leaves) :]
-    inputs = [
-        _random_array(aval, num_values(program, var), rng)
-        for aval, var in zip(space.call.avals, variables, strict=True)
-    ]
+    inputs = random_inputs(program, len(space.leaves))
 
     def outputs(apply: Callable[..., Any], arrays: Any) -> list[Any]:
         run = jax.jit(lambda arrays, inputs: apply(arrays, *space.call.arguments(inputs))[0])
         return jax.tree.leaves(run(arrays, inputs))
 
     expected, found = outputs(space.model.apply, values), outputs(partial(recipe.apply, space.model), arrays)
-    # The least precise dtype that the network computes in bounds how well two evaluations agree.
-    dtypes = {aval.dtype for aval in space.graph.program.avals.values() if jnp.issubdtype(aval.dtype, jnp.inexact)}
-    tolerance = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) ** 0.5
-    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
-        wide = np.result_type(a.dtype, np.float32)
-        a, b = np.asarray(a, wide), np.asarray(b, wide)
+    tolerance = tolerance_of(program)
+    for index, difference in enumerate(map(Difference.between, expected, found)):
+        if not difference.is_within(tolerance):
+            raise VerificationError(
+                f"output {index} of the sub-network differs by up to {difference.largest:.3g} from the full network's, "
+                f"whose largest entry is {difference.scale:.3g}. This is a defect of jasgnas: please report it with "
+                "the model."
+            )
+
+
+class Difference(NamedTuple):
+    """How far two arrays are apart.
+
+    Attributes:
+        largest: the largest absolute difference, where the first array is finite.
+        scale: the largest absolute value there.
+        is_finite_alike: whether all other entries are equal.
+    """
+
+    largest: float
+    scale: float
+    is_finite_alike: bool
+
+    @classmethod
+    def between(cls, expected: Any, found: Any) -> "Difference":
+        """Compares two arrays of one shape."""
+        wide = np.result_type(expected.dtype, np.float32)
+        a, b = np.asarray(expected, wide), np.asarray(found, wide)
         # Inputs at random may be out of bounds for the full network, too.
         finite = np.isfinite(a)
         error = np.max(np.abs(a[finite] - b[finite]), initial=0)
         scale = np.max(np.abs(a[finite]), initial=0)
-        if not (error <= tolerance * max(scale, 1) and np.array_equal(a[~finite], b[~finite], equal_nan=True)):
-            raise VerificationError(
-                f"output {index} of the sub-network differs by up to {error:.3g} from the full network's, whose "
-                f"largest entry is {scale:.3g}. This is a defect of jasgnas: please report it with the model."
-            )
+        return cls(float(error), float(scale), np.array_equal(a[~finite], b[~finite], equal_nan=True))
+
+    def is_within(self, tolerance: float) -> bool:
+        """Tells whether the arrays are equal up to rounding, relative to numbers of the size of one or larger."""
+        return self.largest <= tolerance * max(self.scale, 1) and self.is_finite_alike
 
 
-def _random_array(aval: jax.ShapeDtypeStruct, num: int, rng: np.random.Generator) -> jax.Array:
+def tolerance_of(program: Program) -> float:
+    """Returns how far two evaluations of a flat program may be apart: the least precise dtype bounds it."""
+    dtypes = {aval.dtype for aval in program.avals.values() if jnp.issubdtype(aval.dtype, jnp.inexact)}
+    return max((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0) ** 0.5
+
+
+def random_inputs(program: Program, num_leaves: int) -> list[jax.Array]:
+    """Draws inputs of a network, given its flat program, of which the first inputs are its leaves."""
+    rng = np.random.default_rng(0)
+    variables = program.inputs[num_leaves:]
+    return [_random_array(program.avals[var], num_values(program, var), rng) for var in variables]
+
+
+def _random_array(aval: Any, num: int, rng: np.random.Generator) -> jax.Array:
     """Draws normal numbers, or integers from 0 to `num` − 1."""
     if jax.dtypes.issubdtype(aval.dtype, np.inexact):
         return jnp.asarray(rng.normal(size=aval.shape), aval.dtype)

@@ -446,3 +446,36 @@ def test_normalized_weights_shrink():
         train_step(model, optimizer)
         train_step(subnet, sub_optimizer)
     np.testing.assert_allclose(subnet(X), model(X), rtol=1e-3, atol=1e-4)
+
+
+class Layers(nnx.Module):
+    """Layers in containers, but no array that is no variable: Flax lists none of a module that has one."""
+
+    def __init__(self, rngs):
+        self.items = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in "abc"])
+        self.named = nnx.Dict(left=nnx.Linear(4, 4, rngs=rngs), right=nnx.Linear(4, 4, rngs=rngs))
+        self.inner = nnx.data({"only": nnx.Linear(4, 4, rngs=rngs)})
+        self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+
+    def __call__(self, x):
+        x = sum(jnp.tanh(layer(x)) for layer in self.items)
+        x = jnp.tanh(self.named["left"](x)) + jnp.sin(self.named["right"](x))
+        return self.norm(self.inner["only"](x))
+
+
+def test_tabulate_lists_the_layers():
+    model = Layers(nnx.Rngs(0))
+    space = jasgnas.search_space(model, X)
+    names = ("items/0", "named/left")
+    removed = [group.index for group in space.groups if group.name in names]
+    subnet = jasgnas.construct_subnet(space, space.zero(model, removed))
+    table = nnx.tabulate(subnet, X, console_kwargs={"force_terminal": False, "width": 200})
+    rows = [[cell.strip() for cell in line.split("│")[1:]] for line in table.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows if row[0]] == [
+        *("inner/only", "items", "items/1", "items/2", "named", "named/right", "norm")
+    ]
+    (layer,) = (rows[index : index + 2] for index, row in enumerate(rows) if row[0] == "items/2")
+    assert [row[5] for row in layer] == ["bias: float32[4]", "kernel: float32[4,4]"]
+    for arguments in ((X,), ()):
+        with pytest.raises(jasgnas.ArgumentError, match="cannot be called by itself"):
+            subnet.items[2](*arguments)

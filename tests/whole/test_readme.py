@@ -25,7 +25,8 @@ def test_python_is_marked_as_such():
     assert not any(re.search(r"jasgnas\.\w+\(|^ *import ", code, re.MULTILINE) for code in others)
 
 
-def test_snippets_run_one_after_the_other(monkeypatch, capsys):
+def test_snippets_run_one_after_the_other(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     # A snippet registers a rule, which is not to stay.
     monkeypatch.setattr(base, "_RULES", dict(base._RULES))
     assert not jax.config.jax_enable_x64
