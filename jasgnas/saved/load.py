@@ -19,7 +19,7 @@ from jasgnas.errors import (
 from jasgnas.saved.check import Check
 from jasgnas.saved.folder import MANIFEST, read_files, read_manifest, reading
 from jasgnas.saved.manifest import Source, of_type
-from jasgnas.saved.network import LoadedNetwork, deserialized, network_of
+from jasgnas.saved.network import LoadedNetwork, deserialized, network_of, require_allowed
 from jasgnas.saved.tensors import from_bytes, raw_aval, typed
 from jasgnas.saved.trees import rebuilt
 from jasgnas.subnet.construct import Recipe, make_recipe, stored_leaves
@@ -71,6 +71,7 @@ def load(path: str | Path, model: Any = None, *, variables: Any = None, params: 
         with reading(folder / "model.jax_export"):
             exported = deserialized(files["model.jax_export"], arrays)
         return LoadedNetwork(exported, arrays)
+    require_allowed(arrays.values())
     with reading(folder / MANIFEST):
         source = Source.from_json(manifest)
     opened, holder = _opened(source, model, given)

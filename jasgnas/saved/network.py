@@ -2,12 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import export
 
 from jasgnas.bridge import Model
@@ -19,6 +19,8 @@ from jasgnas.subnet.construct import Recipe
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Where an exported network runs."""
+
+_WIDE = tuple(map(np.dtype, (np.int64, np.uint64, np.float64)))
 
 Network = Callable[..., Any]
 """A function `network(params, *args, **kwargs)` of arrays by path and of the array arguments of a call, in inference
@@ -161,8 +163,15 @@ def _text(tree: Any) -> str:
 
 def needs_x64(exported: export.Exported) -> bool:
     """Tells whether a network takes or returns numbers of 64 bits, which JAX has to be told to allow."""
-    wide = (jnp.int64, jnp.uint64, jnp.float64)
-    return any(aval.dtype in wide for aval in (*exported.in_avals, *exported.out_avals))
+    return any(aval.dtype in _WIDE for aval in (*exported.in_avals, *exported.out_avals))
+
+
+def require_allowed(values: Iterable[Any]) -> None:
+    """Raises an `ArgumentError` if arrays are of 64 bits, and JAX does not allow them."""
+    if any(value.dtype in _WIDE and jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype for value in values):
+        raise ArgumentError(
+            "this network computes with numbers of 64 bits: call jax.config.update('jax_enable_x64', True) first"
+        )
 
 
 class LoadedNetwork:
@@ -178,10 +187,7 @@ class LoadedNetwork:
         Raises:
             ArgumentError: the network has numbers of 64 bits, and JAX does not allow them.
         """
-        if needs_x64(exported) and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
-            raise ArgumentError(
-                "this network computes with numbers of 64 bits: call jax.config.update('jax_enable_x64', True) first"
-            )
+        require_allowed((*exported.in_avals, *exported.out_avals))
         self._exported = exported
         self._params = jax.device_put(dict(params))
         self._run = jax.jit(exported.call)

@@ -247,6 +247,23 @@ def test_a_folder_that_is_interrupted_is_not_there(saved, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+def test_numbers_of_64_bits(tmp_path):
+    def fn(params, x, key):
+        return jnp.tanh(x @ params["a"]) + x @ params["b"] + jax.random.normal(key, (3,), x.dtype)
+
+    with jax.enable_x64(True):
+        params = {"a": jnp.full((4, 3), 0.2, jnp.float64), "b": jnp.zeros((4, 3), jnp.float64)}
+        x, key = jnp.ones((2, 4), jnp.float64), jax.random.key(3)
+        space = jasgnas.search_space(fn, x, key, params=params)
+        folder = jasgnas.save(tmp_path / "network", *jasgnas.construct_subnet(space, params))
+        np.testing.assert_allclose(jasgnas.load(folder)(x, key), fn(params, x, key), rtol=1e-12)
+        assert jasgnas.load(folder, fn)[1]["a"].dtype == jnp.float64
+    for model in (None, fn):
+        with pytest.raises(jasgnas.ArgumentError, match="jax_enable_x64"):
+            jasgnas.load(folder, model)
+    assert "jax_enable_x64" in (folder / "run.py").read_text()
+
+
 def test_a_narrowed_network_is_saved_and_loaded(tmp_path):
     def fn(p, x):
         return jax.nn.relu(x @ p["a"]) @ p["b"]
