@@ -47,13 +47,14 @@ class GroupedLeaf(NamedTuple):
 
     Attributes:
         position: place of the leaf among the leaves of the tree.
-        owners: which entries of what is left of it belong to which group.
+        owners: which entries of what is left of it belong to which group; several where an entry belongs to a structure
+            and to channels.
         gates: the same for the entries that the gate of their group is made of, `NOBODY` for all others.
     """
 
     position: int
-    owners: Owners
-    gates: Owners
+    owners: tuple[Owners, ...]
+    gates: tuple[Owners, ...]
 
 
 class GroupLayout(NamedTuple):
@@ -115,14 +116,16 @@ def lay_out(candidates: Candidates, params: optax.Params, remainder: Remainder) 
     found = {path: (position, leaf) for position, (path, leaf) in enumerate(leaves_by_path(params).items())}
     grouped, dtypes, faults = [], [], []
     num_params = np.zeros(candidates.num_groups, int)
-    for path, (full,) in candidates.owners.items():
+    for path, full in candidates.owners.items():
         layout = remainder.layouts.get(path, everything(len(candidates.shapes[path])))
         if layout == NOTHING:
             continue
         shape = stored_shape(candidates.shapes[path], layout)
-        owners, gates = _left(full, layout), _left(candidates.gates[path][0], layout)
-        inside = owners.groups[owners.groups != NOBODY]
-        np.add.at(num_params, inside, int(np.prod(shape)) // owners.groups.size)
+        owners = tuple(_left(each, layout) for each in full)
+        gates = tuple(_left(each, layout) for each in candidates.gates[path])
+        for each in owners:
+            inside = each.groups[each.groups != NOBODY]
+            np.add.at(num_params, inside, int(np.prod(shape)) // each.groups.size)
         # In a Linen tree of variables the parameters lie one level down.
         full_path = path if path in found else f"params/{path}"
         if full_path not in found:
@@ -132,7 +135,7 @@ def lay_out(candidates: Candidates, params: optax.Params, remainder: Remainder) 
         dtypes.append(leaf.dtype)
         if np.shape(leaf) != shape:
             faults.append(f"{path} has shape {np.shape(leaf)} instead of {shape}")
-        if len(inside):
+        if any(np.any(each.groups != NOBODY) for each in owners):
             grouped.append(GroupedLeaf(position, owners, gates))
     # A tree without leaves is what `optax.tree_map_params` finds out with which states are shaped like the parameters.
     if faults and found:
@@ -240,10 +243,9 @@ def sum_over_groups(
         if gs is not None:
             g = gs[index].astype(layout.dtype)
             products |= {} if gates_alone else {"x_g": x * g, "g_g": g * g}
-            if np.any(leaf.gates.groups != NOBODY):
-                found["gate"].append(_summed(leaf.gates, x * g))
+            found["gate"] += [_summed(each, x * g) for each in leaf.gates if np.any(each.groups != NOBODY)]
         for name, product in products.items():
-            found[name].append(_summed(leaf.owners, product))
+            found[name] += [_summed(each, product) for each in leaf.owners]
     return GroupSums(**{name: _total(layout, sums) for name, sums in found.items()})
 
 
@@ -252,6 +254,8 @@ def _summed(owners: Owners, products: jax.Array) -> tuple[jax.Array, np.ndarray]
     others = tuple(axis for axis in range(products.ndim) if axis not in owners.axes)
     sums = jnp.sum(products, others).reshape(-1)
     groups = np.setdiff1d(owners.groups, NOBODY)
+    if len(groups) > _MOST_RANGES:
+        return sums, owners.groups.reshape(-1)
     if owners.axes:
         # Where an axis is sharded, devices thus exchange one sum per group and not the whole axis.
         sums = jnp.sum(jnp.where(groups[:, None] == owners.groups.reshape(-1), sums, 0), axis=1)
@@ -263,16 +267,24 @@ def _total(layout: GroupLayout, found: Sequence[tuple[jax.Array, np.ndarray]]) -
     if not found:  # all groups are gone
         return jnp.zeros(layout.num_groups, layout.dtype)
     sums, groups = zip(*found, strict=True)
-    return jax.ops.segment_sum(jnp.concatenate(sums), np.concatenate(groups), layout.num_groups)
+    indices = np.concatenate(groups)
+    # What belongs to no group goes behind the last one, and away.
+    indices = np.where(indices == NOBODY, layout.num_groups, indices)
+    return jax.ops.segment_sum(jnp.concatenate(sums), indices, layout.num_groups + 1)[:-1]
+
+
+_MOST_RANGES = 32
+"""With more groups along an axis, channels that is, to sum each by itself first takes more than it saves."""
 
 
 def without_groups(layout: GroupLayout, xs: list[jax.Array], is_gone: jax.Array) -> list[jax.Array]:
     """Returns the grouped leaves of parameters or gradients with some groups, bool `[num_groups]`, set to zero."""
     marked = jnp.append(is_gone, False)  # NOBODY takes the last entry
-    return [
-        _cleared(x, leaf.owners.over(marked[leaf.owners.groups], x.ndim))
-        for leaf, x in zip(layout.leaves, xs, strict=True)
-    ]
+    left = list(xs)
+    for index, leaf in enumerate(layout.leaves):
+        for each in leaf.owners:
+            left[index] = _cleared(left[index], each.over(marked[each.groups], left[index].ndim))
+    return left
 
 
 def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], moves: GroupMoves) -> list[jax.Array]:
@@ -292,8 +304,9 @@ def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], m
     scale, shift, zero = jax.lax.optimization_barrier((scale, shift, zero))
     moved = []
     for leaf, x, u in zip(layout.leaves, xs, us, strict=True):
-        places = leaf.owners.groups % len(scale)
-        scale_of, shift_of, is_zero = (leaf.owners.over(values[places], x.ndim) for values in (scale, shift, zero))
+        (owners,) = leaf.owners
+        places = owners.groups % len(scale)
+        scale_of, shift_of, is_zero = (owners.over(values[places], x.ndim) for values in (scale, shift, zero))
         # Cleared, not multiplied by zero: x − x is exactly zero in every dtype, even where u is not finite.
         moved.append((scale_of * _cleared(u, is_zero) + shift_of * x).astype(u.dtype))
     return moved

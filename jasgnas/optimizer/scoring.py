@@ -73,8 +73,14 @@ def score_groups(
         Molchanov et al., arXiv 1906.10771: what a gradient says of the loss without a part of the network.
     """
     require_space(space)
-    space.candidates.require_no_channels()
-    found = find_score(DEFAULT_SCORES["value_fn"] if isinstance(score, str) and score == "default" else score)
+    # Each channel by itself would take as many evaluations as there are.
+    most = "grad" if space.dimensions else "value_fn"
+    found = find_score(DEFAULT_SCORES[most] if isinstance(score, str) and score == "default" else score)
+    if found.needs == "value_fn" and space.dimensions:
+        raise ArgumentError(
+            "ablation measures every group by itself, which for each of many channels takes too long: give another "
+            "score, score='gate' for example"
+        )
     tree, loss_of = _loss_of(space, holder, loss_fn, train)
     scores_of = jax.jit(lambda tree, batch: _measure(space.candidates, loss_of(tree, batch), found))
     measured = [scores_of(tree, batch) for batch in checked_batches(batches)]

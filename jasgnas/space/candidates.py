@@ -52,8 +52,8 @@ class Candidates:
         """Raises an `ArgumentError` if there are channels, among which nothing chooses yet."""
         if self.widths is not None:
             raise ArgumentError(
-                "h2spg, scores and space.select do not choose among channels yet: make the space without "
-                "channels=True. A set of your own goes by space.zero(model, indices) and construct_subnet"
+                "h2spg does not choose among channels yet: make the space without channels=True; or choose before "
+                "training, by jasgnas.score_groups and space.select"
             )
 
     @cached_property
@@ -63,14 +63,21 @@ class Candidates:
 
     @cached_property
     def savings(self) -> dict[str, np.ndarray]:
-        """What each structure holds and saves by itself, dead branches left out, by measure, `[num_structures]`."""
-        return {measure: self.costs.of_groups(self.segments, measure) for measure in self.costs.measures}
+        """What each group holds and saves by itself, dead branches left out, by measure, `[num_groups]`."""
+        found = {measure: self.costs.of_groups(self.segments, measure) for measure in self.costs.measures}
+        if self.widths is not None:
+            for measure, own in found.items():
+                channels = self.widths.savings(measure, self.num_groups)[self.num_structures :]
+                found[measure] = np.concatenate([own, channels])
+        return found
 
     def largest_removal(self, measure: str | None = None) -> tuple[int, ...]:
         """Returns a valid set of as many structures as can be found, or of as much of a measure of size."""
         if measure is None:
             return largest_removal(self.dependence, self.num_structures)
-        return largest_removal(self.dependence, self.num_structures, self.savings[measure].tolist())
+        return largest_removal(
+            self.dependence, self.num_structures, self.savings[measure][: self.num_structures].tolist()
+        )
 
     def subnet_size(self, removed: np.ndarray) -> dict[str, int]:
         """Returns the size of the sub-network without some groups, bool `[num_groups]`, at most, in every measure."""

@@ -38,8 +38,19 @@ from jasgnas.space.candidates import Candidates
 from jasgnas.space.channels import find_channels
 from jasgnas.space.dependence import build_dependence
 from jasgnas.space.dimensions import Channels, Dimension, LeafAxis
-from jasgnas.space.groups import NOBODY, Group, Groups, cleared, gate_table, leaf_zeros, owner_table, zeros_of_leaves
+from jasgnas.space.groups import (
+    NOBODY,
+    Group,
+    Groups,
+    Owners,
+    cleared,
+    gate_table,
+    leaf_zeros,
+    owner_table,
+    zeros_of_leaves,
+)
 from jasgnas.space.invariance import Effect
+from jasgnas.space.mixtures import resolve_mixture, select_mixture
 from jasgnas.space.selection import Selection
 from jasgnas.space.sizes import build_costs, counted_segments
 from jasgnas.space.structures import FoundGroups, find_groups, num_params
@@ -145,6 +156,7 @@ class SearchSpace:
         structures = owner_table(self.structures, self.shapes)
         channels = self.channels.owners(self.leaves)
         owners = {path: (*structures.get(path, ()), *channels.get(path, ())) for path in {**structures, **channels}}
+        gates = gate_table(self.structures, structures)
         described = [[(str(each), self.shapes[each.path]) for each in group.slices] for group in self.structures]
         fingerprint = zlib.crc32(repr(described).encode())
         for path, own in channels.items():
@@ -160,7 +172,7 @@ class SearchSpace:
             segments=np.array([group.segment for group in self.structures], int),
             shapes=self.shapes,
             owners=owners,
-            gates=gate_table(self.structures, owners),
+            gates={path: (*gates.get(path, ()), *channels.get(path, ())) for path in owners},
             dependence=build_dependence(self.graph, self.structures, structures, self.leaves, self.connected),
             costs=build_costs(self.graph, self.leaves, self.effects, self.kept),
             fingerprint=fingerprint,
@@ -391,14 +403,15 @@ class SearchSpace:
             per_cost: whether scores are in units of the loss, minus its rise when the group goes. A target in
                 parameters or multiply-adds is then met at little cost: groups go by rising cost per unit saved. By
                 falling score without it.
-            hierarchical: False ignores whether the network stays valid; for comparisons only.
+            hierarchical: False ignores whether the network stays valid; for comparisons only, of structures.
+
+        Where there are channels the target is a size, and structures and channels go by one order.
 
         Raises:
             ArgumentError: the scores are not one number for each group, or all of them are NaN; not exactly one target
                 is given, or it is of the wrong kind.
             TargetError: no removal meets the target, or none is needed.
         """
-        self.candidates.require_no_channels()
         values = np.asarray(scores)
         num_groups = len(self.groups)
         is_real = jnp.issubdtype(values.dtype, jnp.floating) or np.issubdtype(values.dtype, np.integer)
@@ -415,6 +428,10 @@ class SearchSpace:
             "target_params": target_params,
             "target_macs": target_macs,
         }
+        if self.dimensions:
+            mixture = resolve_mixture(self.candidates, self.channels, self._inner_of, targets)
+            taken = select_mixture(mixture, jnp.asarray(values.astype(np.float64), float), by_cost=per_cost)
+            return tuple(np.flatnonzero(taken).tolist())
         target = resolve_target(self.candidates, targets, 1, hierarchical)
         reachable = np.isin(np.arange(num_groups), target.reachable)
         floats = jnp.asarray(values.astype(np.float64), float)  # as wide as JAX has them
@@ -422,6 +439,20 @@ class SearchSpace:
         target = replace(target, reachable=())
         selected = _select(target, floats, reachable, by_cost=per_cost, hierarchical=hierarchical)
         return tuple(np.flatnonzero(selected.redundant).tolist())
+
+    @cached_property
+    def _inner_of(self) -> np.ndarray:
+        """For each dimension the one structure that all of what makes it belongs to, `NOBODY` for none."""
+        owners = owner_table(self.structures, self.shapes)
+        found: list[set[int]] = [set() for _ in self.dimensions]
+        for each in self.channels.axes:
+            if each.makes:
+                along = _owned_along(owners.get(self.leaves[each.leaf].path, ()), each)
+                is_channel = each.groups != NOBODY
+                dimensions = self.channels.dimension_of[each.groups[is_channel] - self.channels.first]
+                for dimension, owner in np.unique([dimensions, along[is_channel]], axis=1).T.tolist():
+                    found[dimension].add(owner)
+        return np.array([each.pop() if len(each) == 1 else NOBODY for each in found], int)
 
     def require_reachable(self, k: int) -> None:
         """Raises `TargetError` if no valid set of `k` groups is known."""
@@ -492,6 +523,14 @@ class SearchSpace:
         from jasgnas.pages.page import embedded  # here, because the report is made of spaces
 
         return embedded(self)
+
+
+def _owned_along(owners: Sequence[Owners], axis: LeafAxis) -> np.ndarray:
+    """Returns the structure that holds all of each index of an axis of a leaf, `NOBODY` where none does."""
+    for axes, groups in owners:
+        if axes in ((), (axis.axis,)):
+            return np.broadcast_to(groups, axis.groups.shape)
+    return np.full(axis.groups.shape, NOBODY)
 
 
 def require_space(space: Any) -> None:

@@ -90,7 +90,7 @@ def select_redundant(
         The selected groups, bool `[num_groups]`.
     """
     order = falling_order(scores, accepted)
-    selected, is_met = take(order, _accept_greedily(graph, jnp.asarray(critical), order))
+    selected, is_met = take(order, accept_greedily(graph, jnp.asarray(critical), order))
     return accepted | jax.lax.cond(is_met, lambda: selected, lambda: take(order, jnp.asarray(fallback))[0])
 
 
@@ -239,6 +239,16 @@ def is_positive(digits: jax.Array) -> jax.Array:
     return carry >= 0
 
 
+def normalized(digits: jax.Array) -> jax.Array:
+    """Returns the digits of numbers, `[..., num_digits]`, of which those given may exceed their base."""
+    carry, found = jnp.zeros_like(digits[..., 0]), []
+    for place in range(digits.shape[-1]):
+        carry = digits[..., place] + carry
+        found.append(carry & (1 << _DIGIT_BITS) - 1)
+        carry >>= _DIGIT_BITS
+    return jnp.stack(found, -1)
+
+
 def from_digits(digits: jax.Array) -> jax.Array:
     """Returns numbers that are not negative as float32, rounded; their digits are those of `is_positive`."""
     carry, value = jnp.int32(0), jnp.float32(0)
@@ -265,7 +275,7 @@ class _Search(NamedTuple):
     critical: jax.Array
 
 
-def _accept_greedily(graph: DependenceGraph, critical: jax.Array, order: jax.Array) -> jax.Array:
+def accept_greedily(graph: DependenceGraph, critical: jax.Array, order: jax.Array) -> jax.Array:
     """Returns the groups that a greedy visit of all groups in `order` accepts, bool `[num_groups]`."""
     num_groups = order.shape[0]
 

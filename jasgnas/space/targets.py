@@ -27,8 +27,8 @@ from jasgnas.space.selection import (
 from jasgnas.space.sizes import UNITS
 from jasgnas.space.validity import DependenceGraph
 
-_GROUP_TARGETS = ("target_groups", "target_sparsity")
-_SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS}
+GROUP_TARGETS = ("target_groups", "target_sparsity")
+SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS}
 
 
 @partial(
@@ -115,9 +115,9 @@ def resolve_target(candidates: Candidates, given: Mapping[str, Any], periods: in
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
         names = ", ".join(f"{name}={value!r}" for name, value in chosen.items()) or "none"
-        raise ArgumentError(f"expected exactly one of {', '.join((*_GROUP_TARGETS, *_SIZE_TARGETS))}, got {names}")
+        raise ArgumentError(f"expected exactly one of {', '.join((*GROUP_TARGETS, *SIZE_TARGETS))}, got {names}")
     ((name, value),) = chosen.items()
-    if name in _SIZE_TARGETS:
+    if name in SIZE_TARGETS:
         return _resolve_size(candidates, name, value, periods, hierarchical)
     return _resolve_number(candidates, name, value, periods, hierarchical)
 
@@ -146,10 +146,7 @@ def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int,
 
 def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:
     """Returns a target in parameters or multiply-adds; what the network must lose is divided equally."""
-    is_fraction = isinstance(value, float | np.floating) and 0 < value < 1
-    if not is_fraction:
-        check_integer(name, value, 1, otherwise="or a fraction in (0, 1) of the full network's")
-    measure = _SIZE_TARGETS[name]
+    measure = SIZE_TARGETS[name]
 
     def size_without(groups: Sequence[int]) -> int:
         return candidates.subnet_size(np.isin(np.arange(candidates.num_groups), groups))[measure]
@@ -160,21 +157,36 @@ def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, h
         removals = [candidates.largest_removal(), candidates.largest_removal(measure)]
     reachable = min(removals, key=size_without)
     full, least = size_without(()), size_without(reachable)
-    if is_fraction:
-        value = max(1, int(value * full + 1e-9))
-    if value < least:
-        raise TargetError(
-            f"cannot shrink the network to {name}={value}: the smallest sub-network found that still reaches every "
-            f"network output has {least:,} of its {full:,} {UNITS[measure]}"
-        )
-    if value >= full:
-        raise TargetError(
-            f"nothing has to go for {name}={value}: the full network has {full:,} {UNITS[measure]}. Give a smaller "
-            f"target; the smallest sub-network found has {least:,}"
-        )
+    value = checked_size(name, value, full, least)
     sizes = [full - (full - value) * number // periods for number in range(1, periods + 1)]
     costs = candidates.costs
     own = costs.measures[measure]
     size_costs = SizeCosts(to_digits(own.segments), costs.saving_segment, costs.saving_group, to_digits(own.savings))
     amounts = to_digits(np.array(sizes) - own.fixed)
     return Target(candidates.dependence, candidates.critical, tuple(reachable), amounts, size_costs)
+
+
+def checked_size(name: str, value: Any, full: int, least: int) -> int:
+    """Returns a target in parameters or multiply-adds as a number, given that of the full and of a smallest network.
+
+    Raises:
+        ArgumentError: it is neither a number nor a fraction.
+        TargetError: no removal meets it, or none is needed to.
+    """
+    is_fraction = isinstance(value, float | np.floating) and 0 < value < 1
+    if not is_fraction:
+        check_integer(name, value, 1, otherwise="or a fraction in (0, 1) of the full network's")
+    unit = UNITS[SIZE_TARGETS[name]]
+    if is_fraction:
+        value = max(1, int(value * full + 1e-9))
+    if value < least:
+        raise TargetError(
+            f"cannot shrink the network to {name}={value}: the smallest sub-network found that still reaches every "
+            f"network output has {least:,} of its {full:,} {unit}"
+        )
+    if value >= full:
+        raise TargetError(
+            f"nothing has to go for {name}={value}: the full network has {full:,} {unit}. Give a smaller "
+            f"target; the smallest sub-network found has {least:,}"
+        )
+    return int(value)

@@ -60,6 +60,20 @@ class Widths(NamedTuple):
         factors = np.append(self.live(removed), 1)[terms.axes].prod(1)
         return int((terms.coefficients * factors * np.append(counted, True)[terms.segments]).sum())
 
+    def savings(self, measure: str, num_groups: int) -> np.ndarray:
+        """Returns what the indices that each group removes count in the full network, float64 `[num_groups]`."""
+        terms = self.measures[measure]
+        sizes = np.array([len(axis[0]) for axis in self.axes] + [1])
+        values = terms.coefficients * sizes[terms.axes].prod(1)
+        per_index = (
+            np.bincount(terms.axes.ravel() % len(sizes), np.repeat(values, terms.axes.shape[1]), len(sizes)) / sizes
+        )
+        saved = np.zeros(num_groups + 1)
+        for axis, value in zip(self.axes, per_index, strict=False):
+            for groups in axis:
+                np.add.at(saved, groups, value)
+        return saved[:-1]
+
 
 def build_widths(
     graph: Graph,

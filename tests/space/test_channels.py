@@ -14,6 +14,7 @@ from jax import lax
 import jasgnas
 import models
 from jasgnas import ArgumentError, NoRemovableStructureError
+from jasgnas.pytree import leaves_by_path
 from models.convnext import ConvNeXt
 from models.decoder import DecoderTransformer
 from models.demo_net import DemoNet
@@ -434,14 +435,81 @@ def test_nothing_to_find_is_an_error_that_says_why():
         jasgnas.search_space(DemoNet(rngs=nnx.Rngs(0)), jnp.ones((1, 8, 8, 1)), structures=False)
 
 
-def test_nothing_chooses_among_channels_yet(demo):
+def test_what_does_not_look_at_channels_says_so(demo):
     model, space = demo
     with pytest.raises(ArgumentError, match="channels=True"):
         jasgnas.h2spg(space, learning_rate=0.1, target_groups=1, warmup_steps=1, projection_steps=1)
-    with pytest.raises(ArgumentError, match="channels=True"):
-        space.select(np.zeros(len(space.groups)), target_macs=0.5)
-    with pytest.raises(ArgumentError, match="channels=True"):
-        jasgnas.score_groups(space, model, lambda model, batch: model(batch).sum(), [jnp.ones((2, 8, 8, 1))])
+    batches = [jnp.ones((2, 8, 8, 1), jnp.float32)]
+    with pytest.raises(ArgumentError, match="score='gate'"):
+        jasgnas.score_groups(space, model, lambda model, batch: model(batch).sum(), batches, score="ablation")
+    with pytest.raises(ArgumentError, match="target_macs"):
+        space.select(np.zeros(len(space.groups)), target_groups=3)
+
+
+@pytest.mark.parametrize("target", [{"target_macs": 0.5}, {"target_params": 0.3}, {"target_macs": 0.2}])
+@pytest.mark.parametrize("per_cost", [False, True])
+def test_a_size_is_met_by_structures_and_channels(demo, target, per_cost):
+    _, space = demo
+    scores = -np.random.default_rng(0).random(len(space.groups))
+    scores[: len(space.structures)] *= 20
+    removed = space.select(scores, per_cost=per_cost, **target)
+    assert space.is_valid(removed)
+    full, left = space.subnet_size(()), space.subnet_size(removed)
+    index = 0 if "target_params" in target else 1
+    (limit,) = target.values()
+    assert left[index] <= int(limit * full[index])
+    # Whatever channel is given back, the one with the lowest score first, the size is not met any more; but for those
+    # of dimensions whose structure is gone.
+    kept = [group for group in removed if group >= len(space.structures)]
+    if kept and not per_cost:
+        fewer = set(removed) - {min(kept, key=scores.__getitem__)}
+        assert space.subnet_size(fewer)[index] > int(limit * full[index])
+
+
+def test_channels_alone_go_by_falling_score(demo):
+    """With no structure worth taking, what goes is a prefix of the order, but for what each dimension must keep."""
+    _, space = demo
+    scores = np.random.default_rng(1).random(len(space.groups))
+    scores[: len(space.structures)] = -1
+    removed = space.select(scores, target_macs=0.6)
+    assert min(removed) >= len(space.structures)
+    last = min(removed, key=scores.__getitem__)
+    expected = set()
+    for index in np.argsort(-scores).tolist():
+        if index < len(space.structures):
+            continue
+        dimension = next(each for each in space.dimensions if index in each.groups)
+        if len(expected & set(dimension.groups)) < dimension.size - 1:
+            expected.add(index)
+        if index == last:
+            break
+    assert set(removed) == expected
+
+
+def test_scores_of_channels_are_those_of_their_entries(demo):
+    model, space = demo
+    rng = np.random.default_rng(0)
+    batch = jnp.asarray(rng.normal(size=(4, 8, 8, 1)), jnp.float32)
+
+    def loss_fn(model, batch):
+        return jnp.mean(model(batch) ** 2)
+
+    model.eval()
+    magnitude = jasgnas.score_groups(space, model, loss_fn, [batch], score="magnitude")
+    gate = jasgnas.score_groups(space, model, loss_fn, [batch], score="gate")
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    grads = jax.grad(lambda params: loss_fn(nnx.merge(graphdef, params, rest, copy=True), batch))(params)
+    xs, gs = leaves_by_path(params), leaves_by_path(grads)
+    for dimension in space.dimensions:
+        for index in (dimension.groups[0], dimension.groups[-1]):
+            slices = [(each.path, each.indices) for each in space.groups[index].slices]
+            square = sum(float(jnp.sum(xs[path][at] ** 2)) for path, at in slices)
+            slope = sum(float(jnp.sum(xs[path][at] * gs[path][at])) for path, at in slices)
+            assert magnitude[index] == pytest.approx(-(square**0.5), rel=1e-4)
+            assert gate[index] == pytest.approx(-(slope**2), rel=1e-3, abs=1e-9)
+    removed = space.select(gate, target_macs=0.5, per_cost=True)
+    subnet = jasgnas.construct_subnet(space, space.zero(model, removed))
+    assert jasgnas.count_macs(subnet, batch[:1]) <= 0.5 * jasgnas.count_macs(model, batch[:1])
 
 
 def test_print_shows_dimensions(demo):
