@@ -15,7 +15,9 @@ import optax
 from jax.typing import ArrayLike
 
 from jasgnas.checks import loss_value
+from jasgnas.errors import ArgumentError
 from jasgnas.optimizer.layout import GroupLayout, grouped_leaves, with_grouped_leaves, without_groups
+from jasgnas.space.candidates import Candidates
 
 FORWARD_PASSES = 0.5
 """Evaluations of the loss per scored update, on average, unless told otherwise."""
@@ -91,6 +93,15 @@ class Loss(NamedTuple):
         is_evaluated = jnp.arange(len(gone)) < number
         rises = jnp.where(jnp.isfinite(losses[own:]), losses[own:] - before, jnp.inf)
         return jnp.where(is_evaluated & jnp.isfinite(before), rises, jnp.nan)
+
+
+def require_few_groups(candidates: Candidates) -> None:
+    """Raises an `ArgumentError` if there are channels, too many to measure each by itself."""
+    if candidates.channels is not None:
+        raise ArgumentError(
+            "ablation measures every group by itself, which for each of many channels takes too long: give another "
+            "score, score='gate' for example, or make the space without channels=True"
+        )
 
 
 def finite_rises(rises: ArrayLike) -> jax.Array:

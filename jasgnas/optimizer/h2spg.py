@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, BlindSelectionWarning
-from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss, Turns, costs_beside, finite_rises
+from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss, Turns, costs_beside, finite_rises, require_few_groups
 from jasgnas.optimizer.layout import (
     GroupLayout,
     GroupMoves,
@@ -38,8 +38,9 @@ from jasgnas.optimizer.projection import project, shrinking_strengths
 from jasgnas.optimizer.scores import DEFAULT_SCORES, SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
 from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import are_valid
-from jasgnas.space.targets import Target, resolve_target
+from jasgnas.space.targets import Target
 from jasgnas.space.validity import is_valid
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def h2spg(
             "default" is `ablation` where `update` is given a `value_fn` and the updates suffice to measure every group,
             else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so six
             times, `ablation` measures sets as well: groups are measured beside what is planned to go, and a set on
-            trial takes the place of the plan if the loss rises less without it, on the same batches.
+            trial takes the place of the plan if the loss rises less without it, on the same batches. A space with
+            channels has too many groups for `ablation`, which is then left out; its target is a size.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
         forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
             one in two updates.
@@ -199,6 +201,8 @@ def h2spg(
     if not isinstance(forward_passes, NUMBERS) or not 0 < forward_passes < np.inf:
         raise ArgumentError(f"forward_passes must be a number above 0, got {forward_passes!r}")
     found = None if isinstance(score, str) and score == "default" else find_score(score)
+    if found is not None and found.needs == "value_fn":
+        require_few_groups(candidates)
     if per_cost:
         if found is None or isinstance(score, str):
             raise ArgumentError(
@@ -222,7 +226,7 @@ def h2spg(
         candidates=candidates,
         learning_rate=learning_rate,
         inner=None if inner is None else optax.with_extra_args_support(inner),
-        target=resolve_target(candidates, targets, periods, hierarchical),
+        target=resolve(candidates, targets, periods, hierarchical),
         phases=phases,
         settle=settle,
         lmbda=lmbda,
@@ -252,7 +256,7 @@ class _Method:
     candidates: Candidates
     learning_rate: optax.ScalarOrSchedule
     inner: optax.GradientTransformationExtraArgs | None
-    target: Target
+    target: Target | Mixture
     phases: Phases
     settle: bool
     lmbda: float | jax.Array
@@ -379,11 +383,12 @@ class _Method:
     def _resolved_score(self, grad: Any, loss: Loss | None) -> Score:
         """Returns the score that is asked for, or the best that what is given allows."""
         knows_grad, knows_loss = grad is not None, loss is not None
-        given = {"": True, "any": True, "grad": knows_grad, "gate": knows_grad, "value_fn": knows_loss}
+        can_ablate = knows_loss and self.candidates.channels is None
+        given = {"": True, "any": True, "grad": knows_grad, "gate": knows_grad, "value_fn": can_ablate}
         if self.score is None:
             # With too few updates to measure every group, the gradient says more.
-            most = 0 if loss is None else self._all_turns(loss).num_measured
-            can_measure = knows_loss and (most >= self._ablated.sum() or not knows_grad)
+            most = self._all_turns(loss).num_measured if can_ablate and loss is not None else 0
+            can_measure = can_ablate and (not knows_grad or most >= self._ablated.sum())
             needs = next(needs for needs in DEFAULT_SCORES if given[needs] and (needs != "value_fn" or can_measure))
             if not needs:
                 warnings.warn(
@@ -561,10 +566,14 @@ class _Method:
         """Returns the updates of the grouped leaves, redundant groups projected, and which groups are zero then."""
         left = self.phases.fraction_left(state.step - state.selected_at).astype(layout.dtype)
         moves = project(sums, pull, self.epsilon, left * state.start_norms if self.guarantee_target else None)
+        # An entry in several redundant groups goes with the structure, or with the channel that is to be shorter.
+        is_structure = np.arange(layout.num_groups) < self.candidates.num_structures
+        bounds = jnp.where(is_structure, -1, left * state.start_norms)
         moves = GroupMoves(
             jnp.where(state.redundant, moves.scale, 1),
             jnp.where(state.redundant, moves.shift, 0),
             state.zero | (state.redundant & moves.zero),
+            jnp.where(state.redundant, bounds, jnp.inf),
         )
         # Until they are found to be zero, those revived are not believed to be.
         return move_groups(layout, xs, us, moves), moves.zero & ~state.revived

@@ -95,11 +95,13 @@ class GroupMoves(NamedTuple):
         scale: float, factor on the update u.
         shift: float, factor on the parameters x: the group's update is `scale·u + shift·x`.
         zero: bool, the group is to be exactly zero instead.
+        bounds: float, an entry in several groups goes with that of the least bound; infinite for one that stays.
     """
 
     scale: jax.Array
     shift: jax.Array
     zero: jax.Array
+    bounds: jax.Array | None = None
 
 
 def lay_out(candidates: Candidates, params: optax.Params, remainder: Remainder) -> GroupLayout:
@@ -300,16 +302,32 @@ def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], m
     scale = jnp.append(jnp.where(moves.zero, 1, moves.scale), 1)
     shift = jnp.append(jnp.where(moves.zero, -1, moves.shift), 0)
     zero = jnp.append(moves.zero, False)
+    bounds = None if moves.bounds is None else jnp.append(moves.bounds, jnp.inf)
     # Keeps the compiler from doing the arithmetic on groups again for every single parameter.
     scale, shift, zero = jax.lax.optimization_barrier((scale, shift, zero))
     moved = []
     for leaf, x, u in zip(layout.leaves, xs, us, strict=True):
-        (owners,) = leaf.owners
-        places = owners.groups % len(scale)
-        scale_of, shift_of, is_zero = (owners.over(values[places], x.ndim) for values in (scale, shift, zero))
+        first, *others = leaf.owners
+        scale_of, shift_of, is_zero = (_values_of(first, values, x.ndim) for values in (scale, shift, zero))
+        least = None if bounds is None or not others else _values_of(first, bounds, x.ndim)
+        for each in others:
+            assert bounds is not None
+            assert least is not None
+            bound = _values_of(each, bounds, x.ndim)
+            is_zero_too, is_less = _values_of(each, zero, x.ndim), bound < least
+            scale_of = jnp.where(is_less, _values_of(each, scale, x.ndim), scale_of)
+            shift_of = jnp.where(is_less, _values_of(each, shift, x.ndim), shift_of)
+            is_zero, least = is_zero | is_zero_too, jnp.minimum(bound, least)
+        if others:
+            scale_of, shift_of = jnp.where(is_zero, 1, scale_of), jnp.where(is_zero, -1, shift_of)
         # Cleared, not multiplied by zero: x − x is exactly zero in every dtype, even where u is not finite.
         moved.append((scale_of * _cleared(u, is_zero) + shift_of * x).astype(u.dtype))
     return moved
+
+
+def _values_of(owners: Owners, values: jax.Array, ndim: int) -> jax.Array:
+    """Returns the value of the group that each entry belongs to, given those of all groups and one for no group."""
+    return owners.over(values[owners.groups % len(values)], ndim)
 
 
 def _cleared(x: jax.Array, is_zero: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jasgnas.checks import checked_batches, loss_value
 from jasgnas.errors import ArgumentError, NonFiniteError
-from jasgnas.optimizer.ablation import Loss, costs_beside, finite_rises
+from jasgnas.optimizer.ablation import Loss, costs_beside, finite_rises, require_few_groups
 from jasgnas.optimizer.layout import Remainder, grouped_leaves, lay_out, sum_over_groups, with_grouped_leaves
 from jasgnas.optimizer.scores import DEFAULT_SCORES, Score, ScoreFn, find_score, group_stats
 from jasgnas.space.candidates import Candidates
@@ -76,11 +76,8 @@ def score_groups(
     # Each channel by itself would take as many evaluations as there are.
     most = "grad" if space.dimensions else "value_fn"
     found = find_score(DEFAULT_SCORES[most] if isinstance(score, str) and score == "default" else score)
-    if found.needs == "value_fn" and space.dimensions:
-        raise ArgumentError(
-            "ablation measures every group by itself, which for each of many channels takes too long: give another "
-            "score, score='gate' for example"
-        )
+    if found.needs == "value_fn":
+        require_few_groups(space.candidates)
     tree, loss_of = _loss_of(space, holder, loss_fn, train)
     scores_of = jax.jit(lambda tree, batch: _measure(space.candidates, loss_of(tree, batch), found))
     measured = [scores_of(tree, batch) for batch in checked_batches(batches)]
@@ -153,7 +150,7 @@ def select_groups(
         (0, 2)
     """
     require_space(space)
-    space.candidates.require_no_channels()
+    require_few_groups(space.candidates)
     select = partial(
         space.select,
         target_groups=target_groups,

@@ -82,15 +82,10 @@ class H2SPGState(NamedTuple):
 
 
 def candidates_of(space: Any) -> Candidates:
-    """Returns the candidates of a search space, or what is given if it is `Candidates` already.
-
-    Raises:
-        ArgumentError: it is neither, or a space with channels, among which nothing selects yet.
-    """
+    """Returns the candidates of a search space, or what is given if it is `Candidates` already."""
     candidates = space if isinstance(space, Candidates) else getattr(space, "candidates", None)
     if not isinstance(candidates, Candidates):
         raise ArgumentError(f"expected a search space, as jasgnas.search_space returns it, got {type(space).__name__}")
-    candidates.require_no_channels()
     return candidates
 
 

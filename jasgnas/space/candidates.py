@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from jasgnas.errors import ArgumentError
+from jasgnas.space.dimensions import Channels
 from jasgnas.space.groups import OwnerTable
 from jasgnas.space.sizes import Costs, counted_segments, subnet_size
 from jasgnas.space.validity import DependenceGraph, critical_vertices, largest_removal
@@ -25,6 +25,8 @@ class Candidates:
         dependence: what depends on what, which validity is judged on.
         costs: what each segment contributes to the size of a network without channels.
         fingerprint: a number below 2³² that tells search spaces apart.
+        channels: the channels among the groups, None for structures alone.
+        inner_of: int `[num_dimensions]`, the structure that all of what makes a dimension is in, `NOBODY` for none.
         widths: the size of a network as a polynomial, where there are channels: what they save does not add up.
     """
 
@@ -36,6 +38,8 @@ class Candidates:
     dependence: DependenceGraph
     costs: Costs
     fingerprint: int
+    channels: Channels | None = None
+    inner_of: np.ndarray | None = None
     widths: Widths | None = None
 
     @property
@@ -47,14 +51,6 @@ class Candidates:
     def num_structures(self) -> int:
         """Number of groups that are removal structures; they come first."""
         return len(self.segments)
-
-    def require_no_channels(self) -> None:
-        """Raises an `ArgumentError` if there are channels, among which nothing chooses yet."""
-        if self.widths is not None:
-            raise ArgumentError(
-                "h2spg does not choose among channels yet: make the space without channels=True; or choose before "
-                "training, by jasgnas.score_groups and space.select"
-            )
 
     @cached_property
     def critical(self) -> np.ndarray:

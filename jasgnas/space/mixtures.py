@@ -17,9 +17,9 @@ import numpy as np
 
 from jasgnas.errors import ArgumentError
 from jasgnas.space.candidates import Candidates
-from jasgnas.space.dimensions import Channels
 from jasgnas.space.groups import NOBODY
 from jasgnas.space.selection import (
+    Selection,
     accept_greedily,
     from_digits,
     is_positive,
@@ -28,7 +28,7 @@ from jasgnas.space.selection import (
     to_digits,
     vertices_of,
 )
-from jasgnas.space.targets import SIZE_TARGETS, checked_size
+from jasgnas.space.targets import SIZE_TARGETS, Target, checked_size, resolve_target
 from jasgnas.space.validity import DependenceGraph
 from jasgnas.space.widths import Widths
 
@@ -68,8 +68,8 @@ class SizeTerms(NamedTuple):
         "dimension_of",
         "most_removed",
         "inner_of",
-        "reachable",
-        "size",
+        "fallback",
+        "sizes",
     ),
     meta_fields=(),
 )
@@ -86,8 +86,8 @@ class Mixture:
         most_removed: int32 `[num_dimensions]`, how many channels of each may go.
         inner_of: int32 `[num_dimensions]`, the structure that makes all of a dimension, `NOBODY` for none: without it
             its channels are gone and count nothing.
-        reachable: bool `[num_structures]`, a valid set that is as good as any known at meeting small sizes.
-        size: the target as digits, int32 `[num_digits]`.
+        fallback: bool `[num_groups]`, a valid set that is as good as any known at meeting small sizes.
+        sizes: the size that each round has to meet, as digits, int32 `[num_rounds, num_digits]`.
     """
 
     graph: DependenceGraph
@@ -97,8 +97,60 @@ class Mixture:
     dimension_of: jax.Array
     most_removed: jax.Array
     inner_of: jax.Array
-    reachable: jax.Array
-    size: jax.Array
+    fallback: jax.Array
+    sizes: jax.Array
+
+    @property
+    def reachable(self) -> tuple[int, ...]:
+        """Groups that meet the target together."""
+        return tuple(np.flatnonzero(self.fallback).tolist())
+
+    def select(
+        self,
+        scores: jax.Array,
+        number: int | jax.Array,
+        planned: jax.Array,
+        accepted: jax.Array,
+        is_fixed: bool | jax.Array = False,
+        *,
+        by_cost: bool,
+        hierarchical: bool = True,
+    ) -> Selection:
+        """Plans the whole target anew around what is redundant already, and adds a round's share; see `Target.select`.
+
+        Args:
+            scores: float `[num_groups]`, larger is removed sooner, NaN last.
+            number: the round, -1 for the last one.
+            planned: bool `[num_groups]`, a set that meets the target, which is what is planned if `is_fixed`.
+            accepted: bool `[num_groups]`, groups that are redundant already.
+            is_fixed: whether only the round's share of `planned` is selected.
+            by_cost: whether minus the score is the rise of the loss when a group goes. Groups then go by rising cost
+                per unit of size saved, those that cost nothing first; otherwise by falling score.
+            hierarchical: True, since of a dimension a channel has to stay.
+        """
+        assert hierarchical
+        order = self._order(scores, accepted, by_cost)
+        everything = jnp.ones_like(accepted)
+        found = _take(self, order, self.sizes[-1], everything, accepted)
+        planned = jnp.where(is_fixed, planned, found)
+        redundant = _take(self, order, self.sizes[number], planned, accepted)
+        possible = ~planned & _possible(self, order, everything)
+        runner_up = jnp.where(jnp.any(possible), order[jnp.argmax(possible[order])], -1)
+        return Selection(planned, redundant, runner_up.astype(jnp.int32))
+
+    def _order(self, scores: jax.Array, accepted: jax.Array, by_cost: bool) -> jax.Array:
+        """Returns the group indices in the order in which they are to go, those accepted before all others."""
+        if not by_cost:
+            return jnp.lexsort((jnp.where(jnp.isnan(scores), jnp.inf, -scores), ~accepted))
+        full = savings_without(self, jnp.zeros_like(accepted))
+        everything = jnp.ones_like(accepted)
+
+        def again(_: Any, savings: jax.Array) -> jax.Array:
+            taken = _take(self, _order_by_cost(-scores, savings, accepted), self.sizes[-1], everything, accepted)
+            return (full + savings_without(self, taken)) / 2
+
+        savings = jax.lax.fori_loop(0, _NUM_ROUNDS - 1, again, full)
+        return _order_by_cost(-scores, savings, accepted)
 
 
 def size_terms(widths: Widths, measure: str, num_groups: int, num_segments: int) -> SizeTerms:
@@ -123,16 +175,20 @@ def size_terms(widths: Widths, measure: str, num_groups: int, num_segments: int)
     )
 
 
-def resolve_mixture(
-    candidates: Candidates, channels: Channels, inner_of: np.ndarray, given: Mapping[str, Any]
-) -> Mixture:
+def resolve(candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool) -> Target | Mixture:
+    """Returns the target that a user has given, see `resolve_target` and `resolve_mixture`."""
+    resolved = resolve_target if candidates.channels is None else resolve_mixture
+    return resolved(candidates, given, periods, hierarchical)
+
+
+def resolve_mixture(candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool) -> Mixture:
     """Returns what a selection of structures and channels is made from.
 
     Args:
         candidates: what may go.
-        channels: the channels among them.
-        inner_of: for each dimension the structure that makes all of it, `NOBODY` for none, int `[num_dimensions]`.
         given: the targets by name, all but one of them None.
+        periods: number of rounds.
+        hierarchical: True; there is no comparison without validity where there are channels.
 
     Raises:
         ArgumentError: not exactly one target is given, or it is of the wrong kind or not in a size.
@@ -144,8 +200,12 @@ def resolve_mixture(
         raise ArgumentError(
             f"expected exactly one of {', '.join(SIZE_TARGETS)} for structures and channels together, got {names}"
         )
+    if not hierarchical:
+        raise ArgumentError("hierarchical=False is for structures alone: make the space without channels=True")
     ((name, value),) = chosen.items()
-    measure = SIZE_TARGETS[name]
+    measure, channels = SIZE_TARGETS[name], candidates.channels
+    assert candidates.widths is not None
+    assert channels is not None
     most = np.array([dimension.size - dimension.min_channels for dimension in channels.dimensions])
     spare = np.concatenate(
         [dimension.groups[: int(number)] for dimension, number in zip(channels.dimensions, most, strict=True)]
@@ -163,8 +223,7 @@ def resolve_mixture(
     reachable = min(map(without, removals), key=size)
     full = size(np.zeros(candidates.num_groups, bool))
     target = checked_size(name, value, full, size(reachable))
-    assert candidates.widths is not None
-    num_structures = candidates.num_structures
+    sizes = [full - (full - target) * number // periods for number in range(1, periods + 1)]
     return Mixture(
         candidates.dependence,
         jnp.asarray(candidates.critical),
@@ -172,73 +231,84 @@ def resolve_mixture(
         jnp.asarray(candidates.segments, jnp.int32),
         jnp.asarray(channels.dimension_of, jnp.int32),
         jnp.asarray(most, jnp.int32),
-        jnp.asarray(inner_of, jnp.int32),
-        jnp.asarray(reachable[:num_structures]),
-        jnp.asarray(to_digits(target)),
+        jnp.asarray(candidates.inner_of, jnp.int32),
+        jnp.asarray(reachable),
+        jnp.asarray(to_digits(np.array(sizes))),
     )
 
 
-@partial(jax.jit, static_argnames="by_cost")
-def select_mixture(mixture: Mixture, scores: jax.Array, *, by_cost: bool) -> jax.Array:
-    """Selects structures and channels without which the network is not above a size, bool `[num_groups]`.
+def _order_by_cost(rises: jax.Array, savings: jax.Array, accepted: jax.Array) -> jax.Array:
+    """Returns the group indices, those that cost nothing by falling saving, and then by cost per unit saved.
 
-    Args:
-        mixture: what may go, and the size.
-        scores: float `[num_groups]`, larger is removed sooner, NaN last.
-        by_cost: whether minus the score is the rise of the loss when a group goes. Groups then go by rising cost per
-            unit of size saved, those that cost nothing first; otherwise by falling score.
+    Those accepted already come before all others, and those of unknown cost after them.
     """
-    if not by_cost:
-        return _take(mixture, jnp.argsort(jnp.where(jnp.isnan(scores), jnp.inf, -scores), stable=True))
-    full = savings_without(mixture, jnp.zeros(len(scores), bool))
-
-    def again(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        savings = carry[1]
-        taken = _take(mixture, _order_by_cost(-scores, savings))
-        return taken, (full + savings_without(mixture, taken)) / 2
-
-    start = jnp.zeros(len(scores), bool), full
-    return jax.lax.fori_loop(0, _NUM_ROUNDS, again, start)[0]
-
-
-def _order_by_cost(rises: jax.Array, savings: jax.Array) -> jax.Array:
-    """Returns the group indices, those that cost nothing by falling saving, and then by cost per unit saved."""
     free, costly = rises <= 0, rises > 0
     ratios = rises / jnp.where(savings > 0, savings / jnp.maximum(jnp.max(savings), 1), 1)
     kinds = jnp.select([free, costly & (savings > 0), costly], [0, 1, 2], 3)
-    return jnp.lexsort((-savings, jnp.where(costly, ratios, 0), kinds))
+    return jnp.lexsort((-savings, jnp.where(costly, ratios, 0), kinds, ~accepted))
 
 
-def _take(mixture: Mixture, order: jax.Array) -> jax.Array:
-    """Returns the first groups in an order that meet the size, as far as they may go; at least one."""
+class _Ranks(NamedTuple):
+    """An order, and what may go by it.
+
+    Attributes:
+        rank: int32 `[num_groups]`, place of each group in the order.
+        structures: bool `[num_structures]`, structures that a visit in this order accepts.
+        channels: bool `[num_channels]`, channels that may go: the first ones of each dimension.
+    """
+
+    rank: jax.Array
+    structures: jax.Array
+    channels: jax.Array
+
+
+def _ranks(mixture: Mixture, order: jax.Array, eligible: jax.Array) -> _Ranks:
+    """Returns what may go by an order, group indices int `[num_groups]`, among eligible groups."""
     num_groups, num_structures = len(order), len(mixture.structure_segment)
+    # What is not eligible comes last, and takes no place from the others.
+    order = order[jnp.argsort(~eligible[order], stable=True)]
     rank = jnp.zeros(num_groups, jnp.int32).at[order].set(jnp.arange(num_groups, dtype=jnp.int32))
-    channels = jnp.arange(num_structures, num_groups)
-    # Places of the channels among those of their dimension.
-    by_dimension = jnp.lexsort((rank[channels], mixture.dimension_of))
-    sorted_dimensions = mixture.dimension_of[by_dimension]
-    starts = jnp.searchsorted(sorted_dimensions, sorted_dimensions)
-    place = (
-        jnp.zeros(len(channels), jnp.int32).at[by_dimension].set((jnp.arange(len(channels)) - starts).astype(jnp.int32))
-    )
+    by_dimension = jnp.lexsort((rank[num_structures:], mixture.dimension_of))
+    dimensions = mixture.dimension_of[by_dimension]
+    place = (jnp.arange(len(dimensions)) - jnp.searchsorted(dimensions, dimensions)).astype(jnp.int32)
+    place = jnp.zeros_like(place).at[by_dimension].set(place)
+    accepted = jnp.zeros(num_structures, bool)
+    if num_structures:
+        visits = jnp.argsort(rank[:num_structures]).astype(jnp.int32)
+        accepted = accept_greedily(mixture.graph, mixture.critical, visits)
     can_go = place < mixture.most_removed[mixture.dimension_of]
-    visits = jnp.argsort(rank[:num_structures]).astype(jnp.int32)
-    accepted = accept_greedily(mixture.graph, mixture.critical, visits)
+    return _Ranks(rank, accepted & eligible[:num_structures], can_go & eligible[num_structures:])
 
-    def first(structures: jax.Array, until: jax.Array) -> jax.Array:
-        """Returns some structures, and the channels before a place in the order."""
+
+def _possible(mixture: Mixture, order: jax.Array, eligible: jax.Array) -> jax.Array:
+    """Returns the groups that may go by an order, bool `[num_groups]`."""
+    ranks = _ranks(mixture, order, eligible)
+    return jnp.concatenate([ranks.structures, ranks.channels])
+
+
+def _take(mixture: Mixture, order: jax.Array, size: jax.Array, eligible: jax.Array, accepted: jax.Array) -> jax.Array:
+    """Returns the first groups in an order that meet a size beside those accepted, as far as they may go."""
+    num_groups, num_structures = len(order), len(mixture.structure_segment)
+    rank, structures_in_order, channels_in_order = _ranks(mixture, order, eligible)
+
+    def with_channels(structures: jax.Array, until: jax.Array) -> jax.Array:
+        """Returns some structures, and the channels before a place in the order that are not gone with them."""
         inner = mixture.inner_of[mixture.dimension_of]
         is_gone = (inner >= 0) & jnp.append(structures, False)[inner]
-        return jnp.concatenate([structures, can_go & (rank[num_structures:] < until) & ~is_gone])
+        channels = channels_in_order & (rank[num_structures:] < until) & ~is_gone
+        return accepted | jnp.concatenate([structures, channels])
 
     def before(until: jax.Array) -> jax.Array:
-        return first(accepted & (rank[:num_structures] < until), until)
+        structures = structures_in_order & (rank[:num_structures] < until)
+        return with_channels(structures | accepted[:num_structures], until)
 
-    until = _least(lambda until: is_met(mixture, before(until)), num_groups)
+    found = before(_least(lambda until: is_met(mixture, before(until), size), num_groups))
     # The greedy order may end before the size is met, which what is known to be small does.
-    structures = jnp.where(is_met(mixture, before(until)), before(until)[:num_structures], mixture.reachable)
+    fallback = (mixture.fallback & eligible) | accepted
+    structures = jnp.where(is_met(mixture, found, size), found, fallback)[:num_structures]
     # The last structure may save so much that channels taken before it need not go.
-    return first(structures, _least(lambda until: is_met(mixture, first(structures, until)), num_groups))
+    enough = _least(lambda until: is_met(mixture, with_channels(structures, until), size), num_groups)
+    return with_channels(structures, enough)
 
 
 def _least(is_enough: Any, most: int) -> jax.Array:
@@ -254,10 +324,10 @@ def _least(is_enough: Any, most: int) -> jax.Array:
     return jax.lax.fori_loop(0, most.bit_length(), halve, bounds)[1]
 
 
-def is_met(mixture: Mixture, removed: jax.Array) -> jax.Array:
+def is_met(mixture: Mixture, removed: jax.Array, size: jax.Array) -> jax.Array:
     """Returns whether the network is not above the size without some groups, bool `[num_groups]`."""
     total = jnp.sum(_values(mixture.terms, *_left(mixture, removed)), 0, dtype=jnp.int32)
-    return ~is_positive(total - mixture.size)
+    return ~is_positive(total - size)
 
 
 def savings_without(mixture: Mixture, removed: jax.Array) -> jax.Array:
@@ -281,7 +351,8 @@ def _left(mixture: Mixture, removed: jax.Array) -> tuple[jax.Array, jax.Array]:
     gone = jnp.any(jnp.append(removed, False)[terms.entry_groups], axis=1)
     live = jnp.asarray(terms.sizes) - jax.ops.segment_sum(gone.astype(jnp.int32), terms.entry_axis, len(terms.sizes))
     everything = jnp.ones(graph.group.shape, bool)
-    structures = removed[: len(mixture.structure_segment)]
+    # There may be no structures; what belongs to none finds the appended entry.
+    structures = jnp.append(removed[: len(mixture.structure_segment)], False)
     zero, useful = spread_zeros(graph, vertices_of(graph, structures), everything)
     counted = jnp.zeros(len(terms.is_counted), bool).at[jnp.asarray(graph.segment)].max(useful & ~zero)
     return live, counted

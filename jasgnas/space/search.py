@@ -50,12 +50,12 @@ from jasgnas.space.groups import (
     zeros_of_leaves,
 )
 from jasgnas.space.invariance import Effect
-from jasgnas.space.mixtures import resolve_mixture, select_mixture
+from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import Selection
 from jasgnas.space.sizes import build_costs, counted_segments
 from jasgnas.space.structures import FoundGroups, find_groups, num_params
 from jasgnas.space.table import table
-from jasgnas.space.targets import Target, resolve_target
+from jasgnas.space.targets import Target
 from jasgnas.space.validity import is_valid
 from jasgnas.space.widths import build_widths
 
@@ -176,6 +176,8 @@ class SearchSpace:
             dependence=build_dependence(self.graph, self.structures, structures, self.leaves, self.connected),
             costs=build_costs(self.graph, self.leaves, self.effects, self.kept),
             fingerprint=fingerprint,
+            channels=self.channels if self.dimensions else None,
+            inner_of=self._inner_of if self.dimensions else None,
             widths=widths,
         )
 
@@ -428,15 +430,11 @@ class SearchSpace:
             "target_params": target_params,
             "target_macs": target_macs,
         }
-        if self.dimensions:
-            mixture = resolve_mixture(self.candidates, self.channels, self._inner_of, targets)
-            taken = select_mixture(mixture, jnp.asarray(values.astype(np.float64), float), by_cost=per_cost)
-            return tuple(np.flatnonzero(taken).tolist())
-        target = resolve_target(self.candidates, targets, 1, hierarchical)
+        target = resolve(self.candidates, targets, 1, hierarchical)
         reachable = np.isin(np.arange(num_groups), target.reachable)
         floats = jnp.asarray(values.astype(np.float64), float)  # as wide as JAX has them
         # Which groups are known to reach the target is no constant of the program, and so compiles none anew.
-        target = replace(target, reachable=())
+        target = replace(target, reachable=()) if isinstance(target, Target) else target
         selected = _select(target, floats, reachable, by_cost=per_cost, hierarchical=hierarchical)
         return tuple(np.flatnonzero(selected.redundant).tolist())
 
@@ -543,7 +541,9 @@ def require_space(space: Any) -> None:
 
 
 @partial(jax.jit, static_argnames=("by_cost", "hierarchical"))
-def _select(target: Target, scores: jax.Array, reachable: jax.Array, *, by_cost: bool, hierarchical: bool) -> Selection:
+def _select(
+    target: Target | Mixture, scores: jax.Array, reachable: jax.Array, *, by_cost: bool, hierarchical: bool
+) -> Selection:
     """Selects what is to go all at once; compiled once for all scores and amounts of one space."""
     nothing = jnp.zeros_like(reachable)
     return target.select(scores, -1, reachable, nothing, by_cost=by_cost, hierarchical=hierarchical)
