@@ -437,8 +437,6 @@ def test_nothing_to_find_is_an_error_that_says_why():
 
 def test_what_does_not_look_at_channels_says_so(demo):
     model, space = demo
-    with pytest.raises(ArgumentError, match="channels=True"):
-        jasgnas.h2spg(space, learning_rate=0.1, target_groups=1, warmup_steps=1, projection_steps=1)
     batches = [jnp.ones((2, 8, 8, 1), jnp.float32)]
     with pytest.raises(ArgumentError, match="score='gate'"):
         jasgnas.score_groups(space, model, lambda model, batch: model(batch).sum(), batches, score="ablation")
