@@ -133,3 +133,28 @@ class Channels:
         own = removed[self.first :]
         left = np.bincount(self.dimension_of, ~own, len(self.dimensions))
         return [each for each, number in zip(self.dimensions, left, strict=True) if number < each.min_channels]
+
+    def inner_of(self, owners: OwnerTable, leaves: Sequence[Leaf]) -> np.ndarray:
+        """Returns the structure that all of what makes each dimension is in, `NOBODY` for none, int `[num_dimensions]`.
+
+        Args:
+            owners: what the structures hold of the leaves.
+            leaves: the arrays of the model.
+        """
+        found: list[set[int]] = [set() for _ in self.dimensions]
+        for each in self.axes:
+            if each.makes:
+                along = _owned_along(owners.get(leaves[each.leaf].path, ()), each)
+                is_channel = each.groups != NOBODY
+                dimensions = self.dimension_of[each.groups[is_channel] - self.first]
+                for dimension, owner in np.unique([dimensions, along[is_channel]], axis=1).T.tolist():
+                    found[dimension].add(owner)
+        return np.array([each.pop() if len(each) == 1 else NOBODY for each in found], int)
+
+
+def _owned_along(owners: Sequence[Owners], axis: LeafAxis) -> np.ndarray:
+    """Returns the structure that holds all of each index of an axis of a leaf, `NOBODY` where none does."""
+    for axes, groups in owners:
+        if axes in ((), (axis.axis,)):
+            return np.broadcast_to(groups, axis.groups.shape)
+    return np.full(axis.groups.shape, NOBODY)

@@ -5,7 +5,6 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -26,10 +25,10 @@ from jasgnas.errors import (
     TreeMismatchError,
 )
 from jasgnas.graph.build import build_graph
-from jasgnas.graph.graph import ADDITIVE, Graph
+from jasgnas.graph.graph import Graph
 from jasgnas.graph.graphs_tuple import segment_graph, trace_graph
 from jasgnas.graph.names import operator_label, segment_label
-from jasgnas.program.jaxpr import Program, inline, inner_programs
+from jasgnas.program.jaxpr import inline
 from jasgnas.program.masks import NOTHING, Zeros, everything
 from jasgnas.pytree import leaves_by_path, path_str
 from jasgnas.rules.flow import propagate_needs, propagate_zeros
@@ -37,12 +36,11 @@ from jasgnas.space.alignment import Aligner
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.channels import find_channels
 from jasgnas.space.dependence import build_dependence
-from jasgnas.space.dimensions import Channels, Dimension, LeafAxis
+from jasgnas.space.dimensions import Channels, Dimension
+from jasgnas.space.explanation import KeepPattern, explanation, matches, why_nothing
 from jasgnas.space.groups import (
-    NOBODY,
     Group,
     Groups,
-    Owners,
     cleared,
     gate_table,
     leaf_zeros,
@@ -57,9 +55,7 @@ from jasgnas.space.structures import FoundGroups, find_groups, num_params
 from jasgnas.space.table import table
 from jasgnas.space.targets import Target
 from jasgnas.space.validity import is_valid
-from jasgnas.space.widths import build_widths
-
-KeepPattern = str | re.Pattern[str]
+from jasgnas.space.widths import WidthCounter
 
 
 class Kinds(NamedTuple):
@@ -166,7 +162,8 @@ class SearchSpace:
         widths = None
         if self.channels.dimensions:
             places = self.channels.places
-            widths = build_widths(self.graph, self.leaves, self.effects, places, self.kept, self.aligner)
+            counter = WidthCounter(self.graph, self.leaves, self.effects, places, self.kept, self.aligner)
+            widths = counter.count()
         return Candidates(
             num_params=np.array([*sizes, *self.channels.num_params(self.leaves)]),
             segments=np.array([group.segment for group in self.structures], int),
@@ -177,7 +174,7 @@ class SearchSpace:
             costs=build_costs(self.graph, self.leaves, self.effects, self.kept),
             fingerprint=fingerprint,
             channels=self.channels if self.dimensions else None,
-            inner_of=self._inner_of if self.dimensions else None,
+            inner_of=self.channels.inner_of(structures, self.leaves) if self.dimensions else None,
             widths=widths,
         )
 
@@ -263,9 +260,10 @@ class SearchSpace:
         structures = removed[: len(self.structures)]
         if not is_valid(self.candidates.dependence, structures):
             return False
-        return all(self._goes_with(dimension, structures) for dimension in self.channels.emptied(removed))
+        emptied = self.channels.emptied(removed)
+        return not emptied or all(self._is_gone(dimension, structures) for dimension in emptied)
 
-    def _goes_with(self, dimension: Dimension, structures: np.ndarray) -> bool:
+    def _is_gone(self, dimension: Dimension, structures: np.ndarray) -> bool:
         """Tells whether nothing is left of what makes a dimension without some structures, bool `[num_structures]`."""
         table = owner_table([group for group in self.structures if structures[group.index]], self.shapes)
         marked = np.ones(len(self.structures), bool)
@@ -438,20 +436,6 @@ class SearchSpace:
         selected = _select(target, floats, reachable, by_cost=per_cost, hierarchical=hierarchical)
         return tuple(np.flatnonzero(selected.redundant).tolist())
 
-    @cached_property
-    def _inner_of(self) -> np.ndarray:
-        """For each dimension the one structure that all of what makes it belongs to, `NOBODY` for none."""
-        owners = owner_table(self.structures, self.shapes)
-        found: list[set[int]] = [set() for _ in self.dimensions]
-        for each in self.channels.axes:
-            if each.makes:
-                along = _owned_along(owners.get(self.leaves[each.leaf].path, ()), each)
-                is_channel = each.groups != NOBODY
-                dimensions = self.channels.dimension_of[each.groups[is_channel] - self.channels.first]
-                for dimension, owner in np.unique([dimensions, along[is_channel]], axis=1).T.tolist():
-                    found[dimension].add(owner)
-        return np.array([each.pop() if len(each) == 1 else NOBODY for each in found], int)
-
     def require_reachable(self, k: int) -> None:
         """Raises `TargetError` if no valid set of `k` groups is known."""
         most = len(self.largest_removal)
@@ -471,36 +455,7 @@ class SearchSpace:
         Raises:
             ArgumentError: no parameter matches.
         """
-        lines = []
-        for segment, name, reason in zip(self.graph.segments, self.segment_names, self.reasons, strict=True):
-            owned = [self.leaves[i].path for o in segment.operators for i in self.graph.leaves_of(o)]
-            if path is None or any(_matches(path, leaf) for leaf in owned):
-                operators = ", ".join(self.graph.operators[index].name for index in segment.operators)
-                lines.append(f"{name} ({operators}): {reason}" if name != operators else f"{name}: {reason}")
-        lines += self._explained_axes(path) if self.kinds.channels else []
-        if not lines:
-            raise ArgumentError(
-                f"no operator owns a parameter path that matches {path!r}; paths look like {self.leaves[0].path!r}"
-            )
-        return "\n".join(lines)
-
-    def _explained_axes(self, path: KeepPattern | None) -> list[str]:
-        """Says which axes of leaves can be narrowed, and why others cannot, but for those that only meet channels."""
-        said = {
-            (each.leaf, each.axis): f"{_listed([d.name for d in self._dimensions_along(each)])}: can be narrowed"
-            for each in self.channels.axes
-            if each.makes
-        }
-        said |= {place: f"cannot be narrowed: {reason}" for place, reason in self.channels.reasons.items()}
-        return [
-            f"{self.leaves[leaf].path}, axis {axis}: {reason}"
-            for (leaf, axis), reason in sorted(said.items())
-            if path is None or _matches(path, self.leaves[leaf].path)
-        ]
-
-    def _dimensions_along(self, axis: LeafAxis) -> list[Dimension]:
-        groups = axis.groups[axis.groups != NOBODY] - self.channels.first
-        return [self.dimensions[index] for index in np.unique(self.channels.dimension_of[groups]).tolist()]
+        return explanation(self, path)
 
     def __repr__(self) -> str:
         """Returns what the space is about, in one line."""
@@ -521,14 +476,6 @@ class SearchSpace:
         from jasgnas.pages.page import embedded  # here, because the report is made of spaces
 
         return embedded(self)
-
-
-def _owned_along(owners: Sequence[Owners], axis: LeafAxis) -> np.ndarray:
-    """Returns the structure that holds all of each index of an axis of a leaf, `NOBODY` where none does."""
-    for axes, groups in owners:
-        if axes in ((), (axis.axis,)):
-            return np.broadcast_to(groups, axis.groups.shape)
-    return np.full(axis.groups.shape, NOBODY)
 
 
 def require_space(space: Any) -> None:
@@ -612,7 +559,7 @@ def search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[boo
         channels = find_channels(graph, opened.leaves, kept, len(found.groups), aligner)
     if not (found.groups or channels.dimensions):
         of_axes = [f"{opened.leaves[leaf].path}, axis {axis}: {why}" for (leaf, axis), why in channels.reasons.items()]
-        raise NoRemovableStructureError(_why_nothing(graph, found.reasons, of_axes))
+        raise NoRemovableStructureError(why_nothing(graph, found.reasons, of_axes))
     groups, reasons, effects = found
     reasons = reasons or ("structures=False: no structures were searched for",) * len(graph.segments)
     call = Call(call.avals, call.static, call.treedef)
@@ -672,49 +619,10 @@ def _require_connected(graph: Graph, traced: TracedModel) -> None:
 def _kept_leaves(leaves: Sequence[Leaf], patterns: Sequence[KeepPattern]) -> frozenset[int]:
     kept: set[int] = set()
     for pattern in patterns:
-        found = {index for index, leaf in enumerate(leaves) if _matches(pattern, leaf.path)}
+        found = {index for index, leaf in enumerate(leaves) if matches(pattern, leaf.path)}
         if not found:
             raise ArgumentError(
                 f"keep={pattern!r} matches no parameter path; paths look like {leaves[0].path!r} (`*` also matches `/`)"
             )
         kept |= found
     return frozenset(kept)
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    """Returns names of dimensions in words."""
-    shown = ", ".join(names[:most])
-    others = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"the dimension {shown}" if len(names) == 1 else f"the dimensions {shown}{others}"
-
-
-def _matches(pattern: KeepPattern, path: str) -> bool:
-    if not isinstance(pattern, str | re.Pattern):
-        raise ArgumentError(f"expected a pattern of parameter paths, such as 'head/*', got {pattern!r}")
-    return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
-
-
-def _why_nothing(graph: Graph, reasons: Sequence[str], of_axes: Sequence[str]) -> str:
-    if of_axes:
-        listed = "\n  ".join(of_axes)
-        return f"the network has nothing that could be removed. What was found of axes of parameters:\n  {listed}"
-    if not any(segment.additive for segment in graph.segments):
-        loops = sorted({eqn.primitive for eqn in graph.program.equations if any(map(_has_joint, inner_programs(eqn)))})
-        if loops:
-            return (
-                "the network has no removable structure: its additions and concatenations are inside a "
-                f"{' or '.join(loops)} over data, which is taken as one operator. The layers of a scan over stacked "
-                "parameters are told apart; another loop may be written out."
-            )
-        return (
-            "the network has no removable structure: it is a plain chain without an addition or concatenation of "
-            "branches, so that no part can be taken out without cutting it. Give it parallel branches or residual "
-            "connections."
-        )
-    listed = "\n  ".join(dict.fromkeys(reasons))
-    return f"the network has no removable structure. What was found of its segments:\n  {listed}"
-
-
-def _has_joint(program: Program) -> bool:
-    flat = inline(program)
-    return any(eqn.primitive in ADDITIVE or any(map(_has_joint, inner_programs(eqn))) for eqn in flat.equations)

@@ -75,28 +75,9 @@ class Widths(NamedTuple):
         return saved[:-1]
 
 
-def build_widths(
-    graph: Graph,
-    leaves: Sequence[Leaf],
-    effects: Sequence[Effect],
-    places: Mapping[Place, np.ndarray],
-    kept: frozenset[int],
-    aligner: Aligner,
-) -> Widths:
-    """Returns the size of a network as a polynomial.
+class WidthCounter:
+    """Counts a network as a polynomial."""
 
-    Args:
-        graph: operators and segments.
-        leaves: the arrays of the model.
-        effects: what the removal of structures saves in other segments than their own.
-        places: for every axis of a variable that channels lie along, the group of each index.
-        kept: indices of the leaves that stay whatever is removed.
-        aligner: what knows which axes are the same.
-    """
-    return _Counter(graph, leaves, effects, places, kept, aligner).count()
-
-
-class _Counter:
     def __init__(
         self,
         graph: Graph,
@@ -106,6 +87,16 @@ class _Counter:
         kept: frozenset[int],
         aligner: Aligner,
     ):
+        """Prepares a network.
+
+        Args:
+            graph: operators and segments.
+            leaves: the arrays of the model.
+            effects: what the removal of structures saves in other segments than their own.
+            places: for every axis of a variable that channels lie along, the group of each index.
+            kept: indices of the leaves that stay whatever is removed.
+            aligner: what knows which axes are the same.
+        """
         self._graph, self._leaves, self._kept, self._places = graph, leaves, kept, places
         self._aligner = aligner
         self._makers = {var: eqn for eqn in graph.program.equations for var in eqn.outputs}
