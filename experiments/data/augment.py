@@ -1,9 +1,11 @@
 """Random changes to batches of training images, decided by numbers that belong to each image.
 
-Every function takes the randomness as an argument, so a batch is the same whoever computes it and in whatever order.
+Every function takes the randomness as an argument, so a batch is the same whoever computes it and in whatever order:
+also on an accelerator, inside jit. What changes images takes arrays of NumPy and of JAX alike, and returns the same.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -79,9 +81,9 @@ def augment_images(images: np.ndarray, uniforms: np.ndarray, options: Augmentati
     if options.pad_crop:
         images = pad_crop(images, options.pad_crop, u_y, u_x)
     if options.flip:
-        images = np.where((u_flip < 0.5)[:, None, None, None], images[:, :, ::-1], images)
+        images = _namespace(images).where((u_flip < 0.5)[:, None, None, None], images[:, :, ::-1], images)
     if options.color_jitter:
-        factors = 1 + options.color_jitter * (2 * np.stack(u_factors) - 1)
+        factors = 1 + options.color_jitter * (2 * _namespace(images).stack(u_factors) - 1)
         images = color_jitter(images, *factors)
     if options.cutout:
         images = cutout(images, options.cutout, u_cut_y, u_cut_x, fill)
@@ -91,8 +93,9 @@ def augment_images(images: np.ndarray, uniforms: np.ndarray, options: Augmentati
 def pad_crop(images: np.ndarray, padding: int, u_y: np.ndarray, u_x: np.ndarray) -> np.ndarray:
     """Returns images `[batch, height, width, channels]` moved by at most `padding` pixels, black where nothing was."""
     batch, height, width, _ = images.shape
-    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    top, left = (np.floor(u * (2 * padding + 1)).astype(int)[:, None] for u in (u_y, u_x))
+    xp = _namespace(images)
+    padded = xp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    top, left = (xp.floor(u * (2 * padding + 1)).astype(int)[:, None] for u in (u_y, u_x))
     rows, columns = top + np.arange(height), left + np.arange(width)
     return padded[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
@@ -100,7 +103,7 @@ def pad_crop(images: np.ndarray, padding: int, u_y: np.ndarray, u_x: np.ndarray)
 def cutout(images: np.ndarray, side: int, u_y: np.ndarray, u_x: np.ndarray, fill: np.ndarray) -> np.ndarray:
     """Returns images with a square painted over whose centre lies anywhere; what is outside the image is cut off."""
     _, height, width, _ = images.shape
-    return np.where(_boxes(u_y, u_x, side / height, side / width, (height, width)), fill, images)
+    return _namespace(images).where(_boxes(u_y, u_x, side / height, side / width, (height, width)), fill, images)
 
 
 def color_jitter(
@@ -124,14 +127,27 @@ def _gray(images: np.ndarray) -> np.ndarray:
     return images @ np.array([[0.299], [0.587], [0.114]], images.dtype)
 
 
+def own_shares(uniforms: np.ndarray, mixup: float, cutmix: float) -> np.ndarray:
+    """Returns the share of itself that each image keeps when it is mixed, float32 `[batch]`: Beta-distributed.
+
+    Args:
+        uniforms: four random numbers for each image, `[batch, 4]`, as for `mix_images`.
+        mixup: α of MixUp, or 0.
+        cutmix: α of CutMix, or 0; one of the two must be on.
+    """
+    alpha = np.where(_is_cut(uniforms[:, 0], mixup, cutmix), cutmix or 1, mixup or 1)
+    return special.betaincinv(alpha, alpha, uniforms[:, 1]).astype(np.float32)
+
+
 def mix_images(
-    images: np.ndarray, uniforms: np.ndarray, mixup: float, cutmix: float
+    images: np.ndarray, uniforms: np.ndarray, shares: np.ndarray, mixup: float, cutmix: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mixes every image with the one before it in the batch.
 
     Args:
         images: uint8 `[batch, height, width, channels]`.
         uniforms: four random numbers for each image, `[batch, 4]`.
+        shares: what `own_shares` returns for them.
         mixup: α of MixUp, or 0.
         cutmix: α of CutMix, or 0; one of the two must be on.
 
@@ -139,19 +155,24 @@ def mix_images(
         The mixed images, the index of each image's partner `[batch]`, and the share of its own label `[batch]`.
     """
     batch, height, width, _ = images.shape
-    u_which, u_share, u_y, u_x = uniforms.T
-    partners = np.roll(np.arange(batch), 1)
-    by_cutmix = u_which < (0.5 if mixup and cutmix else float(cutmix > 0))
-    alpha = np.where(by_cutmix, cutmix or 1, mixup or 1)
-    share = special.betaincinv(alpha, alpha, u_share)
+    xp = _namespace(images)
+    u_which, _, u_y, u_x = uniforms.T
+    partners = xp.roll(xp.arange(batch), 1)
+    by_cutmix = _is_cut(u_which, mixup, cutmix)
     # CutMix: the box has 1 − share of the area, less what lies outside the image.
-    side = np.sqrt(1 - share)
+    side = xp.sqrt(1 - shares)
     boxes = _boxes(u_y, u_x, side, side, (height, width)) & by_cutmix[:, None, None, None]
-    share = np.where(by_cutmix, 1 - boxes.mean(axis=(1, 2, 3)), share)
-    weight = np.where(by_cutmix, 1, share).astype(np.float32)[:, None, None, None]
+    weight = xp.where(by_cutmix, 1, shares).astype(np.float32)
+    labels = xp.where(by_cutmix, 1 - boxes.mean(axis=(1, 2, 3)), shares).astype(np.float32)
     others = images[partners]
-    mixed = _to_uint8(weight * np.where(boxes, others, images) + (1 - weight) * others)
-    return mixed, partners, share.astype(np.float32)
+    weight = weight[:, None, None, None]
+    mixed = _to_uint8(weight * xp.where(boxes, others, images) + (1 - weight) * others)
+    return mixed, partners, labels
+
+
+def _is_cut(u_which: np.ndarray, mixup: float, cutmix: float) -> np.ndarray:
+    """Tells which images CutMix takes, bool `[batch]`; MixUp takes the others."""
+    return u_which < (0.5 if mixup and cutmix else float(cutmix > 0))
 
 
 def _boxes(
@@ -159,13 +180,19 @@ def _boxes(
 ) -> np.ndarray:
     """Returns masks `[batch, *shape, 1]` of boxes around random centres; height and width are shares of the image's."""
     inside = []
+    xp = _namespace(u_y)
     for u, extent, size in ((u_y, height, shape[0]), (u_x, width, shape[1])):
-        length = np.round(np.broadcast_to(extent, u.shape) * size).astype(int)
-        start = np.floor(u * size).astype(int) - length // 2
-        positions = np.arange(size)
+        length = xp.round(xp.broadcast_to(extent, u.shape) * size).astype(int)
+        start = xp.floor(u * size).astype(int) - length // 2
+        positions = xp.arange(size)
         inside.append((positions >= start[:, None]) & (positions < (start + length)[:, None]))
     return inside[0][:, :, None, None] & inside[1][:, None, :, None]
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
-    return np.rint(values).clip(0, 255).astype(np.uint8)
+    return _namespace(values).rint(values).clip(0, 255).astype(np.uint8)
+
+
+def _namespace(array: Any) -> Any:
+    """Returns `numpy` or `jax.numpy`, whichever an array belongs to (the Python array API standard)."""
+    return array.__array_namespace__()

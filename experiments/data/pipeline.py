@@ -2,14 +2,23 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain.python as grain
 import numpy as np
 from absl import flags
 
 from experiments.common.errors import DataError
-from experiments.data.augment import CHANGE, CROP, MIX, Augmentation, augment_images, mix_images, uniforms
+from experiments.data.augment import (
+    CHANGE,
+    CROP,
+    MIX,
+    Augmentation,
+    augment_images,
+    mix_images,
+    own_shares,
+    uniforms,
+)
 from experiments.data.datasets import Dataset, Images, RandomCrop
 
 _READ_AHEAD = 4
@@ -152,13 +161,14 @@ class _Places:
     def __getitem__(self, step: int) -> np.ndarray:
         """Returns epoch and index of the images of a batch, int `[batch, 2]`."""
         epoch, step = divmod(step, self.num_images // self.batch_size)
-        order = _permutation(self.seed, epoch, self.num_images)
+        order = epoch_order(self.seed, epoch, self.num_images)
         indices = order[step * self.batch_size :][: self.batch_size][self.shard.index :: self.shard.count]
         return np.stack([np.full_like(indices, epoch), indices], axis=1)
 
 
 @functools.lru_cache(2)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Returns the order of `size` training images in an epoch, int64 `[size]`."""
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
@@ -169,7 +179,7 @@ class _LoadTrain:
         self._images = dataset.train
         self._augmentation = augmentation
         self._seed = seed
-        self._fill = np.rint(255 * np.array(dataset.normalisation[0])).astype(np.uint8)
+        self._fill = mean_color(dataset)
 
     def __call__(self, places: np.ndarray) -> Batch:
         """Returns the batch of the images at `places`, int `[batch, 2]`: epoch and index."""
@@ -178,11 +188,49 @@ class _LoadTrain:
         u = uniforms(self._seed, epochs, indices)
         crop = RandomCrop(options.random_resized_crop, u[:, CROP]) if options.random_resized_crop else None
         images, labels = self._images.load(indices, crop)
-        images = augment_images(images, u[:, CHANGE], options, self._fill)
-        if not (options.mixup or options.cutmix):
-            return Batch(images, labels, labels, np.ones(len(labels), np.float32))
-        images, partners, shares = mix_images(images, u[:, MIX], options.mixup, options.cutmix)
-        return Batch(images, labels, labels[partners], shares)
+        return changed_batch(images, labels, u, drawn_shares(u, options), options, self._fill)
+
+
+def mean_color(dataset: Dataset) -> np.ndarray:
+    """Returns the mean colour of a data set, which is what cutout fills with, uint8 `[channels]`."""
+    return np.rint(255 * np.array(dataset.normalisation[0])).astype(np.uint8)
+
+
+def drawn_shares(uniforms: np.ndarray, options: Augmentation) -> np.ndarray:
+    """Returns the share that images keep of themselves where they are mixed, float32 `[batch]`; ones where not.
+
+    Args:
+        uniforms: the random numbers of each image, `[batch, NUM_UNIFORMS]`.
+        options: what is changed.
+    """
+    if not (options.mixup or options.cutmix):
+        return np.ones(len(uniforms), np.float32)
+    return own_shares(uniforms[:, MIX], options.mixup, options.cutmix)
+
+
+def changed_batch(
+    images: Any,
+    labels: Any,
+    uniforms: Any,
+    shares: Any,
+    options: Augmentation,
+    fill: np.ndarray,
+) -> Batch:
+    """Returns the batch of changed images. It takes arrays of NumPy, or of JAX, also inside jit.
+
+    Args:
+        images: uint8 `[batch, height, width, channels]`, cropped already where `options` asks for resized crops.
+        labels: int32 `[batch]`.
+        uniforms: the random numbers of each image, `[batch, NUM_UNIFORMS]`.
+        shares: what `drawn_shares` returns for them.
+        options: what is changed.
+        fill: colour of what is cut out, uint8 `[channels]`.
+    """
+    images = augment_images(images, uniforms[:, CHANGE], options, fill)
+    if not (options.mixup or options.cutmix):
+        return Batch(images, labels, labels, shares)
+    images, partners, shares = mix_images(images, uniforms[:, MIX], shares, options.mixup, options.cutmix)
+    return Batch(images, labels, labels[partners], shares)
 
 
 class _LoadTest:

@@ -66,7 +66,7 @@ def open_raw(path: Path) -> RawImages:
     """
     if not path.exists():
         raise DataError(f"there is no folder or file {path}")
-    if path.is_dir() and any(path.glob("*-idx3-ubyte.gz")):
+    if is_idx_folder(path):
         return _IdxImages(path)
     places = [place for place, _ in _placed_files(path)]
     if not places:
@@ -147,15 +147,29 @@ class _IdxImages:
 
     def read(self, split: str) -> Iterator[RawImage]:
         """See `RawImages`."""
-        prefix = _IDX_PREFIXES[split]
-        images = read_idx(self.path / f"{prefix}-images-idx3-ubyte.gz", ndim=3)
-        labels = read_idx(self.path / f"{prefix}-labels-idx1-ubyte.gz", ndim=1)
-        if len(images) != len(labels):
-            raise DataError(f"{self.path} holds {len(images)} images but {len(labels)} labels of the split {split}")
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for index, (image, label) in enumerate(zip(*read_idx_split(self.path, split), strict=True)):
             content = io.BytesIO()
             Image.fromarray(image).save(content, "PNG")
             yield RawImage(int(label), f"{index:05d}.png", content.getvalue())
+
+
+def is_idx_folder(path: Path) -> bool:
+    """Tells whether a path is a folder of idx.gz files."""
+    return path.is_dir() and any(path.glob("*-idx3-ubyte.gz"))
+
+
+def read_idx_split(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images `[size, height, width]` and labels `[size]` of a split, both uint8, in a folder of idx.gz files.
+
+    Raises:
+        DataError: a file is missing or damaged, or the two differ in number.
+    """
+    prefix = _IDX_PREFIXES[split]
+    images = read_idx(path / f"{prefix}-images-idx3-ubyte.gz", ndim=3)
+    labels = read_idx(path / f"{prefix}-labels-idx1-ubyte.gz", ndim=1)
+    if len(images) != len(labels):
+        raise DataError(f"{path} holds {len(images)} images but {len(labels)} labels of the split {split}")
+    return images, labels
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def add_h2spg(
     optimizer: str,
     schedule: optax.Schedule,
     num_steps: int,
-    seed: int = 0,
+    seed: int | jax.Array = 0,
 ) -> optax.GradientTransformation:
     """Returns the chain of an optimizer and H2SPG; the seed decides what the score `random` selects.
 
@@ -94,7 +94,7 @@ def _phase_steps(config: H2SPGConfig, num_steps: int) -> tuple[int, int]:
     return max(1, round(config.warmup_fraction * num_steps)), max(1, round(config.projection_fraction * num_steps))
 
 
-def _random_score(seed: int) -> ScoreFn:
+def _random_score(seed: int | jax.Array) -> ScoreFn:
     """Returns a score that looks at nothing: the same random numbers at every step."""
 
     def score(stats: GroupStats) -> jax.Array:

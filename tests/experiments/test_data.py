@@ -11,7 +11,7 @@ from PIL import Image
 from experiments.common.errors import DataError
 from experiments.data import Augmentation, Dataset, EvalBatches, Shard, TrainBatches, open_dataset
 from experiments.data import augment as augment_module
-from experiments.data.augment import augment_images, mix_images, uniforms
+from experiments.data.augment import augment_images, mix_images, own_shares, uniforms
 from experiments.data.datasets import ArrayImages
 from experiments.data.images import center_crop, random_resized_crop
 from experiments.data.prepare import Prepare, prepare
@@ -360,7 +360,8 @@ def test_color_jitter_changes_by_the_given_factors() -> None:
 def test_mixed_images_hold_the_shares_of_both(mixup: float, cutmix: float) -> None:
     values = np.array([0, 200] * 200, np.uint8)
     images = np.broadcast_to(values[:, None, None, None], (400, 10, 10, 1))
-    mixed, partners, shares = mix_images(images, np.random.default_rng(0).random((400, 4)), mixup, cutmix)
+    numbers = np.random.default_rng(0).random((400, 4))
+    mixed, partners, shares = mix_images(images, numbers, own_shares(numbers, mixup, cutmix), mixup, cutmix)
     np.testing.assert_array_equal(partners, np.roll(np.arange(400), 1))
     expected = shares * values + (1 - shares) * values[partners]
     np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)), expected, atol=0.51)

@@ -1,0 +1,98 @@
+"""What a GPU that can be had for minutes is to show, from the command line: `python -m experiments.gpu --help`."""
+
+import dataclasses
+import shlex
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from experiments.common.cli import parse, run_command
+from experiments.common.errors import ConfigError
+from experiments.data import Dataset, open_dataset
+from experiments.gpu.checks import checks
+from experiments.gpu.files import read_files
+from experiments.gpu.journal import Journal
+from experiments.gpu.page import write_page
+from experiments.gpu.races import RACES, Deadline, Race, Races
+from experiments.gpu.speed import measurements
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Checks, times and trains on the device at hand, in order of value, until the minutes are over.
+
+    Each thing done is a line in the results; what is recorded is not done again, so that two commands make twice the
+    minutes, and one that was interrupted goes on where it was. Where trainings are left, they get as many epochs as
+    there is time for three seeds of each.
+    """
+
+    minutes: float = 8.0
+    """Time to take, compilation included."""
+    files: Path | None = None
+    """Folder of the files that the data sets are published in, as `python -m experiments.gpu.bundle` collects them; by
+    default the data sets are those that `experiments.prepare` has made."""
+    data_dir: Path | None = None
+    """Folder of the TFDS copies; by default TFDS's own, ~/tensorflow_datasets or the variable TFDS_DATA_DIR."""
+    scale: Literal["full", "smoke"] = "full"
+    """`smoke` tries the command out on a CPU: small networks, and the embedded digits."""
+    rows: tuple[str, ...] = tuple(race.name for race in RACES)
+    """Rows to train."""
+    results: Path = Path("experiments/results/gpu")
+    """Folder of the results."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be done."""
+        if not self.minutes > 0:
+            raise ConfigError(f"minutes must be positive, got {self.minutes}")
+        if unknown := set(self.rows) - {race.name for race in RACES}:
+            known = ", ".join(race.name for race in RACES)
+            raise ConfigError(f"there are no rows {', '.join(sorted(unknown))}: there are {known}")
+
+
+def run(config: Gpu, command: str) -> None:
+    """Does what is not done yet, and writes the tables.
+
+    Args:
+        config: the settings.
+        command: what was asked for, for the records.
+    """
+    deadline = Deadline(config.minutes)
+    tiny = config.scale == "smoke"
+    journal = Journal(config.results / "gpu.jsonl", config.scale, command)
+
+    @lru_cache
+    def images(name: str, size: int | None) -> Dataset:
+        return open_dataset(name, config.data_dir, size) if tiny or not config.files else read_files(name, config.files)
+
+    def open_images(race: Race) -> Dataset:
+        return images(race.config.data.name, race.config.data.image_size)
+
+    chosen = [race.small if tiny else race for race in RACES if race.name in config.rows]
+    try:
+        races = Races(chosen, journal, open_images)
+        with ThreadPoolExecutor() as pool:
+            for part, name, work in checks(tiny=tiny):
+                pool.submit(journal.do, part, name, work)
+        races.wait()  # what compiles meanwhile would disturb what is timed
+        timed = list(measurements(tiny=tiny))
+        first = 2 if len(timed) > 2 else len(timed)
+        for name, work in timed[:first]:
+            journal.do("speed", name, work)
+        races.run(deadline)
+        for name, work in timed[first:]:
+            if deadline.remaining > 60:
+                journal.do("speed", name, work)
+    finally:
+        print(f"Written in {write_page(config.results, config.scale)}", flush=True)
+
+
+def main() -> None:
+    """Does what the command line asks for."""
+    command = shlex.join(["python", "-m", "experiments.gpu", *sys.argv[1:]])
+    run_command(lambda: run(parse(Gpu, "gpu"), command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The journal as tables that people read."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common.files import write_atomically
+from experiments.common.text import markdown_table
+from experiments.gpu.journal import Line, read_lines
+
+
+def write_page(folder: Path, scale: str) -> Path:
+    """Writes the tables of all lines of a scale in a journal's folder, and returns the page's path."""
+    lines = {line.key: line for line in read_lines(folder / "gpu.jsonl") if line.scale == scale}
+    path = folder / ("gpu.md" if scale == "full" else f"gpu-{scale}.md")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "\n\n".join(_sections(list(lines.values()))) + "\n")
+    return path
+
+
+def _sections(lines: list[Line]) -> Iterator[str]:
+    yield "# On a GPU"
+    devices = sorted({line.device for line in lines})
+    versions = sorted({f"jax {line.machine['jax']}, flax {line.machine['flax']}" for line in lines})
+    yield (
+        f"Device: {', '.join(devices) or 'none'}; {'; '.join(versions)}. Made by `python -m experiments.gpu`, from the "
+        "lines of `gpu.jsonl` beside this page."
+    )
+    good = [line for line in lines if "fault" not in line.figures]
+    for part, section in (
+        ("exactness", _exactness),
+        ("selection", _selection),
+        ("speed", _speed),
+        ("training", _training),
+    ):
+        if found := [line for line in good if line.part == part]:
+            yield from section(found)
+    if faults := [line for line in lines if "fault" in line.figures]:
+        yield "## What failed"
+        yield "\n".join(f"- {line.part}, {line.name}: {line.figures['fault']}" for line in faults)
+
+
+def _exactness(lines: Sequence[Line]) -> Iterator[str]:
+    yield "## Exactness"
+    yield (
+        "The largest difference between the outputs of the sub-network and of the full network with zeros where the "
+        "groups were, as a part of the largest output. Parameters are random, the sets are random valid ones."
+    )
+    rows = [
+        (line.name, f"{f['removed']} of {f['groups']}", *(f"{n:,}" for n in f["params"]), f"{f['error']:.1e}")
+        for line in lines
+        for f in [line.figures]
+    ]
+    yield markdown_table(("network", "removed", "parameters", "left", "difference"), *sorted(rows))
+
+
+def _selection(lines: Sequence[Line]) -> Iterator[str]:
+    yield "H2SPG's selection after the same gradients is the CPU's:"
+    rows = [(line.name, str(line.figures["selected"]), str(line.figures["groups"])) for line in lines]
+    yield markdown_table(("network", "selected", "groups"), *sorted(rows))
+
+
+def _speed(lines: Sequence[Line]) -> Iterator[str]:
+    yield "## Time"
+    networks = [line for line in lines if "step_ms" in line.figures]
+    if networks:
+        yield (
+            "Training steps and forward passes, computed in bfloat16; medians of interleaved calls. The sub-network is "
+            "a random valid one."
+        )
+        names = list(networks[0].figures["step_ms"])
+        rows = [
+            (
+                line.name,
+                f"{f['step_ms']['plain']:.2f}",
+                *(f"{f['step_ms'][n] / f['step_ms']['plain']:.2f}" for n in names[1:]),
+            )
+            for line in networks
+            for f in [line.figures]
+        ]
+        yield markdown_table(("network", "plain step, ms", *(f"{name} ÷ plain" for name in names[1:])), *rows)
+        yield markdown_table(
+            (
+                "network",
+                "multiply-adds left",
+                "forward, ms",
+                "sub ÷ full",
+                "compiling, s",
+                "with H2SPG",
+                "memory, MiB",
+                "with H2SPG",
+            ),
+            *(_costs(line) for line in networks),
+        )
+    for line in lines:
+        if "groups" in line.figures and "ms" in line.figures:
+            f = line.figures
+            yield f"One selection among {f['groups']:,} groups takes {f['ms']:.1f} ms, once compiled."
+
+
+def _costs(line: Line) -> tuple[str, ...]:
+    f = line.figures
+    forward, compiling, memory = f["forward_ms"], f["compile_seconds"], f["temporary_mib"]
+    return (
+        line.name,
+        f"{f['macs_share']:.2f}",
+        f"{forward['full']:.2f}",
+        f"{forward['sub-network'] / forward['full']:.2f}",
+        *(f"{compiling[key]:.1f}" for key in ("plain", "H2SPG")),
+        *(f"{memory[key]:.0f}" for key in ("plain", "H2SPG")),
+    )
+
+
+def _training(lines: Sequence[Line]) -> Iterator[str]:
+    yield "## Trained"
+    yield (
+        "Test accuracy in percent: mean and standard deviation over the seeds. All variants of a row make equally many "
+        "steps from the same initialisations; `random` is a random valid selection of the same size. Shares are of the "
+        "full network's parameters and multiply-adds, the means over the seeds."
+    )
+    by_row: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for line in lines:
+        f = line.figures
+        by_row.setdefault(f["row"], {}).setdefault(f["variant"], []).append(f)
+    rows = [
+        _row(row if place == 0 else "", variant, found)
+        for row, variants in by_row.items()
+        for place, (variant, found) in enumerate(variants.items())
+    ]
+    yield markdown_table(("row", "variant", "epochs", "seeds", "accuracy", "params", "macs", "s / epoch"), *rows)
+    checked = [line for line in lines if "subnet_error" in line.figures]
+    if checked:
+        worst = max(line.figures["subnet_error"] for line in checked)
+        yield (
+            f"{len(checked)} of the sub-networks were constructed, and tested on all test images: their logits differ "
+            f"from the trained network's by at most {worst:.1e} of the largest one."
+        )
+
+
+def _row(row: str, variant: str, found: list[dict[str, Any]]) -> tuple[str, ...]:
+    accuracies = [f["accuracy"] for f in found]
+    spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(found) > 1 else ""
+    shares = [f"{100 * np.mean([f['size'][place] / f['full_size'][place] for f in found]):.1f} %" for place in range(2)]
+    epochs = " ".join(sorted({str(f["epochs"]) for f in found}))
+    seconds = f"{np.mean([f['epoch_seconds'] for f in found]):.2f}"
+    return row, variant, epochs, str(len(found)), f"{np.mean(accuracies):.2f}{spread}", *shares, seconds

@@ -1,0 +1,167 @@
+"""What H2SPG costs on the device, and what a smaller network saves there."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import jasgnas
+import models
+from experiments.benchmarks.measure import interleaved_seconds
+from experiments.data import Batch
+from experiments.engine.networks import Network
+from experiments.engine.steps import StepOptions, init_state, make_train_step
+from jasgnas.space.mixtures import resolve_mixture
+
+NETWORKS = (("resnet18_cifar", 256), ("demo_net", 256), ("vit_s16", 64), ("stacked_unets", 256))
+"""Names and batch sizes, in order of value."""
+
+_CALLS = 10
+"""Steps, or forward passes, that are started one after the other before the last one is waited for."""
+
+_ROUNDS = 5
+_WARMUP_STEPS = _PROJECTION_STEPS = 10_000
+_NUM_CLASSES = 10
+_LEARNING_RATE = 1e-3
+_WIDTH, _DEPTH = 1_000, 100
+
+
+def measurements(*, tiny: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yields name and work of each measurement, which returns its figures."""
+    for name, batch_size in (("demo_net", 4),) if tiny else NETWORKS:
+        yield f"{name}, batch {batch_size}", partial(measure_network, name, batch_size)
+        if name == NETWORKS[0][0] or tiny:
+            width, depth = (10, 4) if tiny else (_WIDTH, _DEPTH)
+            yield f"selection among {width * depth:,} channels", partial(measure_selection, width, depth)
+
+
+def measure_network(name: str, batch_size: int) -> dict[str, Any]:
+    """Measures training steps and forward passes of a network and of a random sub-network, computing in bfloat16.
+
+    Returns:
+        Milliseconds of a training step: plain, with H2SPG in each of its phases, of the sub-network; of a forward pass
+        of both; seconds of compilation; MiB of temporary memory; and the sub-network's share of the multiply-adds.
+    """
+    with jax.default_device(jax.devices("cpu")[0]):
+        model = models.create(name, num_classes=_NUM_CLASSES, dtype=jnp.bfloat16)
+        x = models.example_input(name, batch_size=batch_size)
+        space = jasgnas.search_space(model, x)
+        removed = space.random_redundant(jax.random.key(0), (len(space.largest_removal) + 1) // 2)
+        subnet = jasgnas.construct_subnet(space, space.zero(model, removed))
+        macs = [jasgnas.count_macs(each, x) for each in (model, subnet)]
+        plain = optax.sgd(_LEARNING_RATE, momentum=0.9)
+        h2spg = jasgnas.h2spg(
+            space,
+            learning_rate=_LEARNING_RATE,
+            target_groups=len(removed),
+            warmup_steps=_WARMUP_STEPS,
+            projection_steps=_PROJECTION_STEPS,
+            selection_steps=_WARMUP_STEPS // 2,
+        )
+        states = {
+            "plain": (model, plain),
+            "H2SPG": (model, optax.chain(plain, h2spg)),
+            "sub-network": (subnet, plain),
+        }
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, x.shape).astype(np.uint8)
+        labels = rng.integers(0, _NUM_CLASSES, batch_size).astype(np.int32)
+        initial = {key: init_state(Network.variables(each), tx, 0.0) for key, (each, tx) in states.items()}
+    batch = jax.device_put(Batch(images, labels, labels, np.ones(batch_size, np.float32)), jax.devices()[0])
+    zeros, ones = np.zeros(x.shape[-1], np.float32), np.full(x.shape[-1], 255, np.float32)
+    options = StepOptions(zeros, ones, _NUM_CLASSES, 0.0, 0.0, 1, 0.0)
+
+    def compiled(key: str) -> tuple[Any, float]:
+        network, tx = states[key]
+        step = make_train_step(Network(network), tx, options, None)
+        started = time.perf_counter()
+        executable = jax.jit(step, donate_argnums=0).lower(initial[key], batch).compile()
+        return executable, time.perf_counter() - started
+
+    def compiled_forward(network: nnx.Module) -> Any:
+        arguments = jax.device_put(Network.variables(network), jax.devices()[0]), options.normalised(batch.images)
+        executable = jax.jit(Network(network).evaluate).lower(*arguments).compile()
+        return partial(_repeated, partial(executable, *arguments))
+
+    steps = {key: compiled(key) for key in ("plain", "H2SPG")}  # one by one: their times of compilation are compared
+    with ThreadPoolExecutor(3) as pool:
+        forward = dict(zip(("full", "sub-network"), pool.map(compiled_forward, (model, subnet)), strict=True))
+        steps["sub-network"] = pool.submit(compiled, "sub-network").result()
+    runs = {key: _Training(steps[key][0], initial[key], batch) for key in ("plain", "sub-network")}
+    momentum, state = initial["H2SPG"].opt_state
+    chosen = np.isin(np.arange(len(space.groups)), removed)
+    phases = {
+        "warm-up": (0, state.redundant),
+        "scoring": (_WARMUP_STEPS - 1000, state.redundant),
+        "projection": (_WARMUP_STEPS, chosen),
+        "target met": (_WARMUP_STEPS + _PROJECTION_STEPS, chosen),
+    }
+    for phase, (number, redundant) in phases.items():
+        there = momentum, state._replace(step=jnp.int32(number), redundant=jnp.asarray(redundant))
+        runs[f"H2SPG, {phase}"] = _Training(steps["H2SPG"][0], initial["H2SPG"]._replace(opt_state=there), batch)
+    seconds = interleaved_seconds(runs, _ROUNDS)
+    forward_seconds = interleaved_seconds(forward, _ROUNDS)
+    return {
+        "macs_share": macs[1] / macs[0],
+        "removed": len(removed),
+        "step_ms": {key: 1e3 * value / _CALLS for key, value in seconds.items()},
+        "forward_ms": {key: 1e3 * value / _CALLS for key, value in forward_seconds.items()},
+        "compile_seconds": {key: value for key, (_, value) in steps.items()},
+        "temporary_mib": {key: each.memory_analysis().temp_size_in_bytes / 2**20 for key, (each, _) in steps.items()},
+    }
+
+
+class _Training:
+    """A training that makes some steps whenever it is called."""
+
+    def __init__(self, step: Callable[..., Any], state: Any, batch: Batch):
+        self._step, self._batch = step, batch
+        self._state = jax.device_put(jax.tree.map(np.asarray, state), jax.devices()[0])
+
+    def __call__(self) -> Any:
+        """Returns what the last step reports."""
+        for _ in range(_CALLS):
+            self._state, metrics = self._step(self._state, self._batch)
+        return metrics
+
+
+def _repeated(call: Callable[[], Any]) -> Any:
+    return [call() for _ in range(_CALLS)][-1]
+
+
+def measure_selection(width: int, depth: int) -> dict[str, Any]:
+    """Measures one selection by cost among the channels of a stack of dense layers, to half of its multiply-adds."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        layers = nnx.eval_shape(lambda: _Stack(width, depth, nnx.Rngs(0)))
+        space = jasgnas.search_space(layers, jax.ShapeDtypeStruct((1, width), jnp.float32), channels=True)
+        mixture = resolve_mixture(space.candidates, {"target_macs": 0.5}, 1, True)
+        scores = np.random.default_rng(0).normal(size=len(space.groups)).astype(np.float32)
+    none = jnp.zeros(len(space.groups), bool)
+    select = jax.jit(lambda scores: mixture.select(scores, -1, none, none, by_cost=True).redundant)
+    started = time.perf_counter()
+    jax.block_until_ready(select(scores))
+    first = time.perf_counter() - started
+    seconds = interleaved_seconds({"": lambda: select(scores)}, _ROUNDS)[""]
+    return {"groups": len(space.groups), "ms": 1e3 * seconds, "first_call_seconds": first}
+
+
+class _Stack(nnx.Module):
+    """Dense layers with ReLU between them."""
+
+    def __init__(self, width: int, depth: int, rngs: nnx.Rngs):
+        """Makes `depth` layers of one width, and one more that returns the output."""
+        self.layers = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(depth + 1)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the output `[batch, width]`."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = nnx.relu(layer(x))
+        return last(x)
