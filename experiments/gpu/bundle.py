@@ -1,6 +1,6 @@
 """Collects what a machine with a GPU and without a network lacks: `python -m experiments.gpu.bundle FOLDER`.
 
-The folder holds the code, the wheels and the files of the data sets, and a script that runs `experiments.gpu` from there
+The folder holds code, wheels and the files of the data sets, and a script that runs `experiments.gpu` from there
 alone. The machine must have Python and jax for its device.
 """
 
@@ -28,7 +28,7 @@ WITH_JAX = ("jax", "jaxlib", "numpy", "scipy", "ml-dtypes", "opt-einsum")
 
 _EXTRA = "experiments"
 _UNUSED = ("tensorflow-datasets",)
-"""Packages of that extra that the command there does not need: the data sets come as the files they are published in."""
+"""Packages of that extra that the command does not need there: the data sets come as they are published."""
 
 _CODE = ("jasgnas", "models", "experiments")
 _PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17)) + (
