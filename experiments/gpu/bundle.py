@@ -77,7 +77,7 @@ def run(config: Bundle) -> None:
             raise ConfigError(
                 f"{name} {path}: expected one of {', '.join(NORMALISATION)} and the folder or tar of its files"
             )
-    present = {canonicalize_name(name) for name in WITH_JAX}
+    present: set[str] = {canonicalize_name(name) for name in WITH_JAX}
     if config.present is not None:
         present |= set(_frozen(config.present.read_text()))
     folder = config.folder / "wheels"

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import write_atomically
 from experiments.common.machine import machine_facts
 
 
@@ -67,6 +68,8 @@ class Journal:
             ConfigError: a line is none of this journal's.
         """
         self._path, self._scale, self._command = path, scale, command
+        if path.exists() and not (text := path.read_text()).endswith("\n"):
+            write_atomically(path, text[: text.rfind("\n") + 1])  # the command was killed while it wrote a line
         self._lines = {line.key: line for line in read_lines(path)}
         self._lock = threading.Lock()
 
@@ -105,15 +108,12 @@ def read_lines(path: Path) -> Iterator[Line]:
     """Yields the lines of a journal, in order; a later one with the same key takes the place of an earlier one.
 
     Raises:
-        ConfigError: a line is none of a journal's. One that was cut off at the end of the file is passed over.
+        ConfigError: a line is none of a journal's.
     """
-    texts = path.read_text().splitlines(keepends=True) if path.exists() else []
-    for number, text in enumerate(texts, start=1):
+    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
         try:
             yield Line(**json.loads(text))
         except (json.JSONDecodeError, TypeError) as error:
-            if number == len(texts) and not text.endswith("\n"):
-                return  # the command was killed while it wrote
             raise ConfigError(f"line {number} of {path} is none of this command's: {error}") from None
 
 

@@ -1,0 +1,154 @@
+"""The command for a GPU that can be had for minutes, tried on the CPU."""
+
+import dataclasses
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from packaging.utils import canonicalize_name
+
+import jasgnas
+from experiments.common.errors import ConfigError, DataError
+from experiments.data import Augmentation, TrainBatches, open_dataset
+from experiments.data.datasets import ArrayImages, Dataset
+from experiments.data.pipeline import changed_batch, mean_color
+from experiments.engine.config import Config, H2SPGConfig, ModelConfig
+from experiments.engine.networks import Network, create_module
+from experiments.engine.optimizers import make_optimizer, make_schedule
+from experiments.engine.steps import StepOptions, init_state, make_train_step
+from experiments.gpu import bundle
+from experiments.gpu.files import read_files
+from experiments.gpu.journal import Journal, read_lines
+from experiments.gpu.page import write_page
+from experiments.gpu.races import RACES, Deadline, Races
+from experiments.gpu.training import FULL, Trainer, Variant
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Config, Dataset]:
+    """Settings of a training of two epochs of four steps, and its images."""
+    config = Config(
+        model=ModelConfig("demo_net", {"width": 0.125}),
+        h2spg=H2SPGConfig(target_groups=2, warmup_fraction=0.5, projection_fraction=0.25),
+        epochs=2,
+        batch_size=16,
+        seed=0,
+    )
+    augmentation = Augmentation(pad_crop=1, flip=True, color_jitter=0.4, cutout=3, mixup=0.2, cutmix=1.0)
+    config = replace(config, data=replace(config.data, num_train=64, num_test=64, augmentation=augmentation))
+    return config, open_dataset("digits")
+
+
+def test_batches_on_the_device_are_those_of_the_host(small: tuple[Config, Dataset]) -> None:
+    config, dataset = small
+    trainer = Trainer(config, dataset)
+    taken = dataset.take(64, 64)
+    images, labels = (jax.numpy.asarray(each) for each in taken.train.load(np.arange(64)))
+    options, fill = config.data.augmentation, mean_color(dataset)
+    change = jax.jit(lambda place: changed_batch(images[place[0]], labels[place[0]], *place[1:], options, fill))
+    expected = list(TrainBatches(taken, 16, seed=3, epochs=2, augmentation=options))
+    found = [change(tuple(each[step] for each in trainer.places(3, epoch))) for epoch in range(2) for step in range(4)]
+    assert len(expected) == len(found)
+    for one, other in zip(expected, found, strict=True):
+        # Products of float32 may be rounded otherwise inside jit: a pixel by one, the area of a box not at all.
+        assert np.abs(one.images.astype(int) - np.asarray(other.images).astype(int)).max() <= 1
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.other_labels, other.other_labels)
+        np.testing.assert_allclose(one.shares, other.shares, rtol=1e-6)
+
+
+def test_training_on_the_device_ends_with_the_target_and_an_exact_sub_network(small: tuple[Config, Dataset]) -> None:
+    config, dataset = small
+    trainer = Trainer(config, dataset)
+    program = trainer.compile(Variant("h2spg", "default"), 2)
+    state, seconds = trainer.train(program, 0)
+    assert seconds > 0
+    assert int(jasgnas.h2spg_state(state.opt_state).zero.sum()) == 2
+    logits, accuracy = trainer.test(state)
+    assert program.space is not None
+    subnet_logits, subnet_accuracy, size = trainer.test_subnet(program.space, state)
+    np.testing.assert_allclose(subnet_logits, logits, atol=1e-4 * np.abs(logits).max())
+    assert logits.shape == (64, 10) and 0 <= accuracy == subnet_accuracy
+    assert size[0] < trainer.full_size[0] and size[1] < trainer.full_size[1]
+
+
+def test_full_training_is_the_engines(small: tuple[Config, Dataset]) -> None:
+    """The learning rates come from a table, and the images from the device: neither changes what is learned."""
+    config, dataset = small
+    config = replace(config, data=replace(config.data, augmentation=Augmentation()))
+    trainer = Trainer(config, dataset)
+    state, _ = trainer.train(trainer.compile(FULL, 2), 0)
+    taken = dataset.take(64, 64)
+    module = create_module(config, 10, 1)
+    tx = make_optimizer(config.optimizer, make_schedule(config.optimizer, 4, 8))
+    expected = init_state(Network.variables(module), tx, 0.0)
+    step = jax.jit(make_train_step(Network(module), tx, StepOptions.of(config, dataset), None))
+    for batch in TrainBatches(taken, 16, seed=0, epochs=2):
+        expected, _ = step(expected, batch)
+    for one, other in zip(jax.tree.leaves(expected.variables), jax.tree.leaves(state.variables), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+def test_journal_keeps_what_is_done_and_passes_over_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    journal = Journal(path, "smoke", "command")
+    assert journal.do("speed", "a", lambda: {"ms": 1.5}) == {"ms": 1.5}
+    assert journal.do("speed", "b", lambda: 1 / 0) is None  # type: ignore[arg-type, return-value]
+    path.write_text(path.read_text() + '{"part": "speed", "na')
+    again = Journal(path, "smoke", "command")
+    assert again.do("speed", "a", lambda: {"ms": 2.5}) == {"ms": 1.5}
+    assert again.figures("speed", "b") is None, "what failed is done anew"
+    assert Journal(path, "full", "command").figures("speed", "a") is None, "another scale is another thing"
+    assert [line.figures for line in read_lines(path)] == [
+        {"ms": 1.5},
+        {"fault": "ZeroDivisionError: division by zero"},
+    ]
+    page = write_page(tmp_path, "smoke").read_text()
+    assert "ZeroDivisionError" in page
+    again.do("speed", "c", lambda: {"ms": 3.5})
+    assert [line.name for line in read_lines(path)] == ["a", "b", "c"], "a new line begins where one was cut off"
+    path.write_text("{}\n")
+    with pytest.raises(ConfigError, match="line 1"):
+        Journal(path, "smoke", "command")
+
+
+def test_no_time_left_trains_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "gpu.jsonl", "smoke", "command")
+    Races([RACES[0].small], journal, lambda data: open_dataset(data.name, None, data.image_size)).run(Deadline(0))
+    assert not (tmp_path / "gpu.jsonl").exists()
+
+
+def test_files_are_read_as_they_are_published(tmp_path: Path) -> None:
+    folder = tmp_path / "fashion_mnist"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
+    for prefix in ("train", "t10k"):
+        header = bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes()
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(bytes([0, 0, 8, 1]) + np.array([5], ">u4").tobytes() + bytes(range(5)))
+        )
+    dataset = read_files("fashion_mnist", tmp_path)
+    assert isinstance(dataset.train, ArrayImages) and dataset.image_shape == (28, 28, 1)
+    np.testing.assert_array_equal(dataset.train.images[..., 0], images)
+    np.testing.assert_array_equal(dataset.test.load(np.arange(5))[1], range(5))
+    with pytest.raises(DataError, match="cifar10"):
+        read_files("cifar10", tmp_path)
+
+
+def test_bundle_collects_what_the_command_imports() -> None:
+    names = set(bundle.needed("jasgnas", "experiments", "3.12"))
+    assert {"flax", "grain", "jraph", "tyro"} <= names
+    assert names == {canonicalize_name(name) for name in names}
+    assert not names & {"jasgnas", "tensorflow-datasets", "pytest"}
+
+
+def test_recorded_page_is_made_from_the_recorded_lines(tmp_path: Path) -> None:
+    folder = Path("experiments/results/gpu")
+    (tmp_path / "gpu.jsonl").write_text((folder / "gpu.jsonl").read_text())
+    assert write_page(tmp_path, "full").read_text() == (folder / "gpu.md").read_text()
+    assert all("/" not in json.dumps(dataclasses.asdict(line)["command"]) for line in read_lines(folder / "gpu.jsonl"))
