@@ -1,3 +1,4 @@
+import itertools
 import os
 import random
 from importlib.metadata import version
@@ -20,10 +21,27 @@ os.environ.setdefault("JASGNAS_SEED", str(random.randrange(1, 2**16)))
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src import pjit  # noqa: E402
+from jax._src.interpreters import pxla  # noqa: E402
 
 # No test is timed: a compilation may fall into any example.
 hypothesis.settings.register_profile("jasgnas", deadline=None)
 hypothesis.settings.load_profile("jasgnas")
+
+# JAX keeps up to 2048 programs as MLIR, each in a context of its own, and MLIR looks through all contexts of a process
+# whenever it makes another one: with that many, small programs take twice as long to compile.
+MAX_CONTEXTS = 256
+compilations = itertools.count(1)
+
+
+def forget_contexts(event: str, *_: float, **__: str | int) -> None:
+    """Has JAX forget what it has compiled from, not what it has compiled, every now and then."""
+    if event == "/jax/core/compile/backend_compile_duration" and next(compilations) % MAX_CONTEXTS == 0:
+        pjit._pjit_lower.cache_clear()
+        pxla._cached_lowering_to_hlo.cache_clear()
+
+
+jax.monitoring.register_event_duration_secs_listener(forget_contexts)
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Helpers that tests of several modules share: networks with nothing left at its initial value, comparisons."""
 
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from jasgnas.pytree import leaves_by_path, path_str
@@ -64,6 +66,13 @@ def subsets(num):
     return [subset for size in range(num + 1) for subset in combinations(range(num), size)]
 
 
+def sampled(cases, every):
+    """Cases of a sweep as parameters of a test: the first, and one in `every`, run with all tests; all, in a sweep."""
+    return [
+        pytest.param(*case, marks=[pytest.mark.sweep] if number % every else []) for number, case in enumerate(cases)
+    ]
+
+
 def arrays(holder):
     """The arrays of a module or pytree by path."""
     return leaves_by_path(nnx.state(holder) if isinstance(holder, nnx.Module) else holder)
@@ -75,12 +84,12 @@ def parameters(model):
 
 def gradients(model, x, seed=0, wrt=nnx.Param):
     """Gradients of a random combination of all outputs with respect to the parameters, by path."""
-    graphdef, params, rest = nnx.split(model, wrt, ...)
+    return leaves_by_path(_gradients(*nnx.split(model, wrt, ...), x, seed))
 
-    def loss(params):
-        return combination(nnx.merge(graphdef, params, rest, copy=True)(x), seed)
 
-    return leaves_by_path(jax.grad(loss)(params))
+@partial(jax.jit, static_argnames=("graphdef", "seed"))
+def _gradients(graphdef, params, rest, x, seed):
+    return jax.grad(lambda params: combination(nnx.merge(graphdef, params, rest, copy=True)(x), seed))(params)
 
 
 def combination(outputs, seed=0):

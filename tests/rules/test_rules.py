@@ -273,6 +273,7 @@ def test_what_is_not_needed_does_not_matter(row):
 @pytest.mark.usefixtures("double")
 def test_sliced_evaluation_agrees(row):
     equation = equation_of(row)
+    cases = []
     for seed in range(NUM_SHARED_SLICES if executes(row) in SHARED else NUM_SLICES):
         rng, known, operands = case(row, equation, seed)
         wanted, needs = draw_needs(equation, rng, known)
@@ -285,7 +286,9 @@ def test_sliced_evaluation_agrees(row):
                 equation.inputs, operands, needs, equation.in_avals, known, strict=True
             )
         ]
-        results = evaluate(equation, stored, layouts)
+        cases.append((operands, wanted, stored, layouts))
+    evaluated = evaluate(equation, [(stored, layouts) for _, _, stored, layouts in cases])
+    for (operands, wanted, _, layouts), results in zip(cases, evaluated, strict=True):
         for need, layout, result, whole in zip(wanted, layouts, results, bind(equation, operands), strict=True):
             if layout == NOTHING or need == NOTHING:
                 continue
@@ -294,18 +297,23 @@ def test_sliced_evaluation_agrees(row):
             assert_close(restored(result)[entries], whole[entries])
 
 
-def evaluate(eqn, stored, layouts):
-    """Evaluates an equation on sliced operands, compiled as one: its slices one by one take longer to compile."""
-    arrays = {i: value.array for i, value in enumerate(stored) if isinstance(eqn.inputs[i], int)}
+def evaluate(eqn, cases):
+    """Evaluates an equation on each case's sliced operands, compiled as one: one by one they take longer to compile."""
+    arrays = [
+        {i: value.array for i, value in enumerate(stored) if isinstance(eqn.inputs[i], int)} for stored, _ in cases
+    ]
 
-    @jax.jit
-    def run(arrays):
+    def run(arrays, stored, layouts):
         operands = [value._replace(array=arrays.get(i, value.array)) for i, value in enumerate(stored)]
         operands = [value.to(coarsened(value.layout)) for value in operands]
         results = rule_for(eqn.primitive).execute(eqn, operands, list(map(coarsened, layouts)))
         return [value.to(layout).array for value, layout in zip(results, layouts, strict=True)]
 
-    return map(Sliced, run(arrays), layouts, eqn.out_avals)
+    run_all = jax.jit(lambda arrays: [run(values, *case) for values, case in zip(arrays, cases, strict=True)])
+    return [
+        map(Sliced, results, layouts, eqn.out_avals)
+        for results, (_, layouts) in zip(run_all(arrays), cases, strict=True)
+    ]
 
 
 def assert_close(found, expected):
