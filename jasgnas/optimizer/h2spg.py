@@ -38,6 +38,7 @@ from jasgnas.optimizer.projection import project, shrinking_strengths
 from jasgnas.optimizer.scores import DEFAULT_SCORES, SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
 from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import are_valid
 from jasgnas.space.targets import Target
@@ -55,10 +56,12 @@ def h2spg(
     *,
     learning_rate: optax.ScalarOrSchedule,
     inner: optax.GradientTransformation | None = None,
-    target_groups: int | None = None,
-    target_sparsity: float | None = None,
+    target_groups: int | Mapping[str, int] | None = None,
+    target_sparsity: float | Mapping[str, float] | None = None,
     target_params: int | float | None = None,
     target_macs: int | float | None = None,
+    min_channels: Limit = 1,
+    multiple_of: Limit = 1,
     warmup_steps: int,
     projection_steps: int,
     selection_steps: int | None = None,
@@ -112,13 +115,20 @@ def h2spg(
         space: the search space of the network, from `jasgnas.search_space`, or its `candidates` alone.
         learning_rate: α of the links before, number or optax schedule; it must be what they multiply with.
         inner: the optimizer, if `h2spg` is to run it itself instead of being its last link.
-        target_groups: how many groups to remove. Exactly one of the four targets is needed.
+        target_groups: how many groups to remove, of a space with structures and channels by kind: `{"structure": 3,
+            "channel": 100}`. Channels that go with a structure do not count. Exactly one of the four targets is needed.
         target_sparsity: the same as a fraction of the number of groups, rounded down.
         target_params: the most trainable parameters that the sub-network may have, as `jasgnas.count_params` counts
             them, dead branches left out; a float in (0, 1) is a fraction of the full network's. Groups are accepted
             until it has no more; those that it can do with after all are kept, so that every group that goes is needed.
         target_macs: the same for multiply-adds at the inputs that the space was made with, as `jasgnas.count_macs`
             counts them.
+        min_channels: how many channels of a dimension stay at least, unless all that makes it goes: a number for all,
+            or a mapping from patterns of parameter paths to numbers. A dimension goes by the first pattern that matches
+            a parameter that makes it, and without one has no limit.
+        multiple_of: a number, in the same form, that the number of channels that stay is a multiple of, unless all of
+            them stay: it is rounded up. So channels go several at a time; the last of a number of channels
+            (`target_groups`) may take others with it.
         warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be.
         projection_steps: updates over which redundant groups go to zero, at least `periods`.
         selection_steps: how many of the last warm-up updates the scores are averaged over; updates before these cost
@@ -142,7 +152,7 @@ def h2spg(
             else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so six
             times, `ablation` measures sets as well: groups are measured beside what is planned to go, and a set on
             trial takes the place of the plan if the loss rises less without it, on the same batches. A space with
-            channels has too many groups for `ablation`, which is then left out; its target is a size.
+            channels has too many groups for `ablation`, which is then left out.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
         forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
             one in two updates.
@@ -154,10 +164,11 @@ def h2spg(
         and `value_fn`.
 
     Raises:
-        ArgumentError: an option is of the wrong kind or out of range, or not exactly one target is given; by `update`,
+        ArgumentError: an option is of the wrong kind or out of range, not exactly one target is given, or a limit on
+            channels for a space without any; by `update`,
             there are no parameters, the state is none of `h2spg`, the score needs what is not given, or too few updates
             are scored to measure every group.
-        TargetError: no valid removal reaches the target.
+        TargetError: no valid removal reaches the target within the limits.
         TreeMismatchError: by `init` and `update`, parameters, updates or a state that do not belong to the search
             space, or not to each other.
 
@@ -226,7 +237,7 @@ def h2spg(
         candidates=candidates,
         learning_rate=learning_rate,
         inner=None if inner is None else optax.with_extra_args_support(inner),
-        target=resolve(candidates, targets, periods, hierarchical),
+        target=resolve(candidates, targets, periods, hierarchical, Limits(min_channels, multiple_of)),
         phases=phases,
         settle=settle,
         lmbda=lmbda,

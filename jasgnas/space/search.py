@@ -3,7 +3,7 @@
 import contextlib
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ from jasgnas.space.dependence import build_dependence
 from jasgnas.space.dimensions import Channels, Dimension
 from jasgnas.space.explanation import KeepPattern, explanation, matches, why_nothing
 from jasgnas.space.groups import (
+    NOBODY,
     Group,
     Groups,
     cleared,
@@ -48,6 +49,7 @@ from jasgnas.space.groups import (
     zeros_of_leaves,
 )
 from jasgnas.space.invariance import Effect
+from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import Selection
 from jasgnas.space.sizes import build_costs, counted_segments
@@ -178,6 +180,13 @@ class SearchSpace:
             widths=widths,
         )
 
+    def channels_left(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """Returns how many channels of each dimension are left without some groups, 0 where all that makes it goes."""
+        removed = self.removed(indices)
+        structures, channels = np.split(removed, [len(self.structures)])
+        left = np.bincount(self.channels.dimension_of, ~channels, len(self.dimensions)).astype(int)
+        return tuple(np.where(self._gone_with(structures), 0, left).tolist())
+
     def subnet_size(self, indices: Iterable[int]) -> tuple[int, int]:
         """Returns the parameters and multiply-adds that are left without some groups, at most.
 
@@ -261,10 +270,17 @@ class SearchSpace:
         if not is_valid(self.candidates.dependence, structures):
             return False
         emptied = self.channels.emptied(removed)
-        return not emptied or all(self._is_gone(dimension, structures) for dimension in emptied)
+        return not emptied or bool(self._gone_with(structures)[emptied].all())
 
-    def _is_gone(self, dimension: Dimension, structures: np.ndarray) -> bool:
-        """Tells whether nothing is left of what makes a dimension without some structures, bool `[num_structures]`."""
+    def _gone_with(self, structures: np.ndarray) -> np.ndarray:
+        """Returns the dimensions of which nothing is left that makes them without some structures.
+
+        Args:
+            structures: bool `[num_structures]`.
+
+        Returns:
+            bool `[num_dimensions]`.
+        """
         table = owner_table([group for group in self.structures if structures[group.index]], self.shapes)
         marked = np.ones(len(self.structures), bool)
         counted = counted_segments(self.candidates.dependence, structures, len(self.graph.segments))
@@ -274,14 +290,17 @@ class SearchSpace:
             for operator in self.graph.segments[segment].operators
             for leaf in self.graph.leaves_of(operator)
         }
+        gone = np.ones(len(self.dimensions), bool)
         for each in self.channels.axes:
             if not each.makes or each.leaf not in needed:
                 continue
             leaf = self.leaves[each.leaf]
-            gone = leaf_zeros(table.get(leaf.path, ()), marked, len(leaf.shape)).apart.axis(each.axis, len(each.groups))
-            if np.any(~gone & np.isin(each.groups, dimension.groups)):
-                return False
-        return True
+            zeros = leaf_zeros(table.get(leaf.path, ()), marked, len(leaf.shape)).apart.axis(
+                each.axis, len(each.groups)
+            )
+            left = each.groups[~zeros & (each.groups != NOBODY)] - self.channels.first
+            gone[self.channels.dimension_of[left]] = False
+        return gone
 
     def require_valid(self, indices: Iterable[int]) -> None:
         """Raises `InvalidRemovalError` if removing these groups would cut off a network output.
@@ -384,10 +403,12 @@ class SearchSpace:
         self,
         scores: Any,
         *,
-        target_groups: int | None = None,
-        target_sparsity: float | None = None,
+        target_groups: int | Mapping[str, int] | None = None,
+        target_sparsity: float | Mapping[str, float] | None = None,
         target_params: int | float | None = None,
         target_macs: int | float | None = None,
+        min_channels: Limit = 1,
+        multiple_of: Limit = 1,
         per_cost: bool = False,
         hierarchical: bool = True,
     ) -> tuple[int, ...]:
@@ -400,17 +421,20 @@ class SearchSpace:
             target_sparsity: the same as a fraction of the number of groups.
             target_params: the most trainable parameters of the sub-network, or a fraction of the full network's.
             target_macs: the same for multiply-adds.
+            min_channels: how many channels of a dimension stay at least, as in `jasgnas.h2spg`.
+            multiple_of: what the number of those that stay is a multiple of, as there.
             per_cost: whether scores are in units of the loss, minus its rise when the group goes. A target in
                 parameters or multiply-adds is then met at little cost: groups go by rising cost per unit saved. By
                 falling score without it.
             hierarchical: False ignores whether the network stays valid; for comparisons only, of structures.
 
-        Where there are channels the target is a size, and structures and channels go by one order.
+        Where there are channels, structures and channels go by one order to a size; of each kind so many as
+        `target_groups` or `target_sparsity` says.
 
         Raises:
             ArgumentError: the scores are not one number for each group, or all of them are NaN; not exactly one target
-                is given, or it is of the wrong kind.
-            TargetError: no removal meets the target, or none is needed.
+                is given, or it or a limit is of the wrong kind.
+            TargetError: no removal meets the target within the limits, or none is needed.
         """
         values = np.asarray(scores)
         num_groups = len(self.groups)
@@ -428,7 +452,7 @@ class SearchSpace:
             "target_params": target_params,
             "target_macs": target_macs,
         }
-        target = resolve(self.candidates, targets, 1, hierarchical)
+        target = resolve(self.candidates, targets, 1, hierarchical, Limits(min_channels, multiple_of))
         reachable = np.isin(np.arange(num_groups), target.reachable)
         floats = jnp.asarray(values.astype(np.float64), float)  # as wide as JAX has them
         # Which groups are known to reach the target is no constant of the program, and so compiles none anew.

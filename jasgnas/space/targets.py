@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -112,28 +113,64 @@ def resolve_target(candidates: Candidates, given: Mapping[str, Any], periods: in
         ArgumentError: not exactly one target is given, or it is of the wrong kind.
         TargetError: no removal meets the target, or no removal is needed to meet it.
     """
+    name, value = single_target(given)
+    resolve = _resolve_size if name in SIZE_TARGETS else _resolve_number
+    return resolve(candidates, name, value, periods, hierarchical)
+
+
+def single_target(given: Mapping[str, Any]) -> tuple[str, Any]:
+    """Returns the name and the value of the target that is given.
+
+    Raises:
+        ArgumentError: not exactly one is.
+    """
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
         names = ", ".join(f"{name}={value!r}" for name, value in chosen.items()) or "none"
         raise ArgumentError(f"expected exactly one of {', '.join((*GROUP_TARGETS, *SIZE_TARGETS))}, got {names}")
     ((name, value),) = chosen.items()
-    if name in SIZE_TARGETS:
-        return _resolve_size(candidates, name, value, periods, hierarchical)
-    return _resolve_number(candidates, name, value, periods, hierarchical)
+    return name, value
+
+
+def numbers_of_kinds(name: str, value: Any, available: Mapping[str, int]) -> dict[str, int]:
+    """Returns how many groups of each kind are to go, given a number, or a mapping from kinds to numbers.
+
+    Args:
+        name: `target_groups`, or `target_sparsity`, of which the numbers are fractions.
+        value: what a user has given.
+        available: how many groups there are, by kind.
+
+    Raises:
+        ArgumentError: a number is of the wrong kind, there is no such kind, or several kinds and a plain number.
+    """
+    if not isinstance(value, Mapping):
+        if len(available) > 1:
+            example = ", ".join(f"{kind!r}: {0.5 if name == 'target_sparsity' else 3}" for kind in available)
+            raise ArgumentError(
+                f"{name}={value!r} does not say of which kind: the space has {' and '.join(available)} groups. Give a "
+                f"number for each kind, {name}={{{example}}}, or a size such as target_macs"
+            )
+        value = dict.fromkeys(available, value)
+    if unknown := value.keys() - available.keys():
+        raise ArgumentError(
+            f"{name} must have the kinds of the space, {', '.join(available)}, as its keys, got {', '.join(unknown)}"
+        )
+    if name == "target_sparsity":
+        for fraction in value.values():
+            check_number(name, fraction, 0, np.inf)
+        # Rounded down, but 0.29 of 100 groups is 29, not 28.
+        return {kind: int(fraction * available[kind] + 1e-9) for kind, fraction in value.items()}
+    for number in value.values():
+        if not isinstance(number, int | np.integer) or isinstance(number, bool):
+            raise ArgumentError(f"{name} must be an int, got {number!r}")
+    return {kind: int(number) for kind, number in value.items()}
 
 
 def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:
     """Returns a target in groups, divided equally up to rounding."""
     num_groups = candidates.num_groups
     largest = candidates.largest_removal() if hierarchical else range(num_groups)
-    if name == "target_sparsity":
-        check_number(name, value, 0, np.inf)
-        # Rounded down, but 0.29 of 100 groups is 29, not 28.
-        num_redundant = int(value * num_groups + 1e-9)
-    elif isinstance(value, int | np.integer):
-        num_redundant = int(value)
-    else:
-        raise ArgumentError(f"{name} must be an int, got {value!r}")
+    num_redundant = numbers_of_kinds(name, value, {"structure": num_groups}).get("structure", 0)
     if not 1 <= num_redundant <= len(largest):
         raise TargetError(
             f"cannot remove {num_redundant} of {num_groups} groups ({name}={value!r}): at least 1 must go, and at most "
@@ -166,8 +203,17 @@ def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, h
     return Target(candidates.dependence, candidates.critical, tuple(reachable), amounts, size_costs)
 
 
-def checked_size(name: str, value: Any, full: int, least: int) -> int:
+def checked_size(
+    name: str, value: Any, full: int, least: int, without: Mapping[str, int] = MappingProxyType({})
+) -> int:
     """Returns a target in parameters or multiply-adds as a number, given that of the full and of a smallest network.
+
+    Args:
+        name: name of the target.
+        value: what a user has given.
+        full: the size of the full network.
+        least: that of a smallest network.
+        without: what that would be without each limit.
 
     Raises:
         ArgumentError: it is neither a number nor a fraction.
@@ -183,6 +229,7 @@ def checked_size(name: str, value: Any, full: int, least: int) -> int:
         raise TargetError(
             f"cannot shrink the network to {name}={value}: the smallest sub-network found that still reaches every "
             f"network output has {least:,} of its {full:,} {unit}"
+            + "".join(f"; without {limit} it has {size:,}" for limit, size in without.items())
         )
     if value >= full:
         raise TargetError(

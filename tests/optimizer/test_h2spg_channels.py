@@ -73,6 +73,30 @@ def test_a_size_is_met_in_training(options):
     assert bool(state.redundant[len(space.structures) :].any())
 
 
+def test_rounds_keep_to_the_limits():
+    """After every round each dimension has a multiple of its channels, and in the end the target is met."""
+    model, space = demo()
+    options = {"target_macs": 0.3, "periods": 3, "multiple_of": {"fc1/*": 16, "*": 4}, "min_channels": 5}
+    for steps in (5, 7, 9, 14):
+        _, state = trained(space, model, steps=steps, **options)
+        redundant = np.asarray(state.redundant)
+        for dimension in space.dimensions:
+            left = dimension.size - redundant[dimension.groups].sum()
+            assert left == dimension.size or left % (16 if dimension.name == "fc1" else 4) == 0
+            assert left >= 8
+    assert space.subnet_size(np.flatnonzero(redundant))[1] <= int(0.3 * space.subnet_size(())[1])
+
+
+def test_numbers_of_kinds_are_met_in_rounds():
+    model, space = demo()
+    options = {"target_groups": {"structure": 2, "channel": 30}, "periods": 2}
+    for steps, numbers in ((5, (1, 15)), (14, (2, 30))):
+        _, state = trained(space, model, steps=steps, **options)
+        structures, channels = np.split(np.asarray(state.redundant), [len(space.structures)])
+        gone = np.append(structures, False)[space.candidates.inner_of]
+        assert (structures.sum(), (channels & ~gone[space.channels.dimension_of]).sum()) == numbers
+
+
 def test_the_selection_is_that_of_select():
     model, space = demo()
     scores = -np.random.default_rng(0).random(len(space.groups)).astype(np.float32)
@@ -191,6 +215,7 @@ def test_what_is_for_structures_alone_says_so():
     _, space = demo()
     for options, message in [
         ({"target_groups": 2}, "target_macs"),
+        ({"target_macs": 0.5, "multiple_of": {"nowhere": 4}}, "matches no parameter"),
         ({"target_macs": 0.5, "hierarchical": False}, "hierarchical"),
         ({"target_macs": 0.5, "score": "ablation"}, "score='gate'"),
     ]:
