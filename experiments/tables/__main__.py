@@ -195,12 +195,12 @@ def slim(command: Slim) -> None:
     for row in command.rows:
         find("scale", command.scale, find("row", row, ROWS).sizes)
         asked = f"slim --rows {row} --scale {command.scale} --shares {' '.join(map(str, command.shares))}"
-        jobs += command.jobs(row, command.scale, {"full": None}, asked)
         for share in command.shares:
             budget = command.overrides.overridden(Size(target_macs=share))
             jobs += [
                 dataclasses.replace(job, overrides=budget) for job in command.jobs(row, command.scale, removing, asked)
             ]
+        jobs += command.jobs(row, command.scale, {"full": None}, asked)
     _show(_performed(sorted(jobs, key=lambda job: job.seed), command.results, command.again))
 
 
