@@ -38,6 +38,7 @@ from jasgnas.optimizer.projection import project, shrinking_strengths
 from jasgnas.optimizer.scores import DEFAULT_SCORES, SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
 from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import are_valid
@@ -60,6 +61,9 @@ def h2spg(
     target_sparsity: float | Mapping[str, float] | None = None,
     target_params: int | float | None = None,
     target_macs: int | float | None = None,
+    target_latency: float | None = None,
+    target_seconds: float | None = None,
+    latency: LatencyTable | None = None,
     min_channels: Limit = 1,
     multiple_of: Limit = 1,
     warmup_steps: int,
@@ -116,13 +120,17 @@ def h2spg(
         learning_rate: α of the links before, number or optax schedule; it must be what they multiply with.
         inner: the optimizer, if `h2spg` is to run it itself instead of being its last link.
         target_groups: how many groups to remove, of a space with structures and channels by kind: `{"structure": 3,
-            "channel": 100}`. Channels that go with a structure do not count. Exactly one of the four targets is needed.
+            "channel": 100}`. Channels that go with a structure do not count. Exactly one target is needed.
         target_sparsity: the same as a fraction of the number of groups, rounded down.
         target_params: the most trainable parameters that the sub-network may have, as `jasgnas.count_params` counts
             them, dead branches left out; a float in (0, 1) is a fraction of the full network's. Groups are accepted
             until it has no more; those that it can do with after all are kept, so that every group that goes is needed.
         target_macs: the same for multiply-adds at the inputs that the space was made with, as `jasgnas.count_macs`
             counts them.
+        target_latency: the most time of a forward pass that the sub-network may take, a fraction of the full network's,
+            both as `latency` predicts them.
+        target_seconds: the same in seconds.
+        latency: what `jasgnas.measure_latency(space)` has measured, for one of these two targets.
         min_channels: how many channels of a dimension stay at least, unless all that makes it goes: a number for all,
             or a mapping from patterns of parameter paths to numbers. A dimension goes by the first pattern that matches
             a parameter that makes it, and without one has no limit.
@@ -231,13 +239,15 @@ def h2spg(
         "target_sparsity": target_sparsity,
         "target_params": target_params,
         "target_macs": target_macs,
+        "target_latency": target_latency,
+        "target_seconds": target_seconds,
     }
     phases = divide_phases(learning_rate, warmup_steps, selection_steps, projection_steps, periods, look_every)
     method = _Method(
         candidates=candidates,
         learning_rate=learning_rate,
         inner=None if inner is None else optax.with_extra_args_support(inner),
-        target=resolve(candidates, targets, periods, hierarchical, Limits(min_channels, multiple_of)),
+        target=resolve(candidates, targets, periods, hierarchical, Limits(min_channels, multiple_of), latency),
         phases=phases,
         settle=settle,
         lmbda=lmbda,
@@ -365,7 +375,7 @@ class _Method:
             lambda: self._move(layout, xs, us, state, sums, alpha * strengths),
             lambda: (us, state.zero),
         )
-        is_done = (since >= phases.last_start) & jnp.all(zero == state.redundant)
+        is_done = (since >= phases.last_start) & jnp.all(zero | ~state.redundant)
         phase = jnp.where(is_done, DONE, jnp.where(since < 0, WARMUP, PROJECTION))
         state = self._score(state, stats, score, is_due)
         return with_grouped_leaves(layout, updates, us), state._replace(
@@ -587,7 +597,7 @@ class _Method:
             jnp.where(state.redundant, bounds, jnp.inf),
         )
         # Until they are found to be zero, those revived are not believed to be.
-        return move_groups(layout, xs, us, moves), moves.zero & ~state.revived
+        return move_groups(layout, xs, us, moves), self.candidates.with_inner(moves.zero & ~state.revived)
 
     def _score(self, state: H2SPGState, stats: GroupStats, score: Score, is_due: jax.Array) -> H2SPGState:
         """Returns the state with the scores of this update in their averages, for those groups that are due."""

@@ -12,6 +12,7 @@ from jasgnas.graph.graph import INPUT, Graph, Segment
 from jasgnas.optimizer.state import H2SPGState, h2spg_state
 from jasgnas.pages.left import Left, left_of
 from jasgnas.space.groups import LeafSlice
+from jasgnas.space.latency import LatencyTable
 from jasgnas.space.sizes import UNITS
 from jasgnas.space.structures import num_params
 
@@ -27,6 +28,8 @@ History = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 _MAX_POINTS = 1000
 # Numbers in the chart of all groups together.
 _MAX_NORMS = 100_000
+
+_PREDICTED = "seconds of a forward pass, predicted"
 
 KEPT, REDUNDANT, DEAD, PASSING = "kept", "redundant", "dead", "passing"
 
@@ -77,9 +80,19 @@ class Removal(NamedTuple):
 
 
 def page_data(
-    space: "SearchSpace", removal: Removal, history: History | None, full: Results | None, sub: Results | None
+    space: "SearchSpace",
+    removal: Removal,
+    history: History | None,
+    full: Results | None,
+    sub: Results | None,
+    latency: LatencyTable | None = None,
 ) -> dict[str, Any]:
     """Returns everything that the page shows, ready for JSON."""
+    full, sub = dict(full or {}), dict(sub or {})
+    if latency is not None:
+        full = {_PREDICTED: latency.predict(space)} | full
+        if removal.redundant is not None:
+            sub = {_PREDICTED: latency.predict(space, np.flatnonzero(removal.redundant))} | sub
     left = None if removal.redundant is None else left_of(space, removal.redundant)
     return drawing_data(space, left) | {
         "inputs": [f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" for aval in space.call.avals],
@@ -87,7 +100,7 @@ def page_data(
         "groups": _groups(space, removal),
         "dimensions": _dimensions(space, removal),
         "selection": removal.selection,
-        "networks": _networks(space, left, full or {}, sub or {}),
+        "networks": _networks(space, left, full, sub),
         "largestRemoval": len(space.candidates.largest_removal()),
         "isValid": space.is_valid(() if removal.redundant is None else np.flatnonzero(removal.redundant)),
         "history": None if history is None else _with_lines(history_data(history, len(space.groups)), space, removal),

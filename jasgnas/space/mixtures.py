@@ -20,6 +20,7 @@ from jasgnas.checks import check_integer
 from jasgnas.errors import ArgumentError, TargetError
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.groups import NOBODY
+from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limits
 from jasgnas.space.selection import (
     Selection,
@@ -36,6 +37,7 @@ from jasgnas.space.targets import (
     SIZE_TARGETS,
     Target,
     checked_size,
+    measured,
     numbers_of_kinds,
     resolve_target,
     single_target,
@@ -195,9 +197,15 @@ def size_terms(widths: Widths, measure: str, num_groups: int, num_segments: int)
 
 
 def resolve(
-    candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool, limits: Limits
+    candidates: Candidates,
+    given: Mapping[str, Any],
+    periods: int,
+    hierarchical: bool,
+    limits: Limits,
+    latency: LatencyTable | None,
 ) -> Target | Mixture:
     """Returns the target that a user has given, see `resolve_target` and `resolve_mixture`."""
+    candidates = measured(candidates, given, latency)
     if candidates.channels is not None:
         return resolve_mixture(candidates, given, periods, hierarchical, limits)
     if asked := limits.given():

@@ -49,6 +49,7 @@ from jasgnas.space.groups import (
     zeros_of_leaves,
 )
 from jasgnas.space.invariance import Effect
+from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import Selection
@@ -407,6 +408,9 @@ class SearchSpace:
         target_sparsity: float | Mapping[str, float] | None = None,
         target_params: int | float | None = None,
         target_macs: int | float | None = None,
+        target_latency: float | None = None,
+        target_seconds: float | None = None,
+        latency: LatencyTable | None = None,
         min_channels: Limit = 1,
         multiple_of: Limit = 1,
         per_cost: bool = False,
@@ -416,11 +420,14 @@ class SearchSpace:
 
         Args:
             scores: float `[num_groups]`, larger for groups to remove sooner; NaN comes last.
-            target_groups: how many groups to remove. Exactly one of the four targets is needed; they are those of
+            target_groups: how many groups to remove. Exactly one target is needed; they are those of
                 `jasgnas.h2spg`.
             target_sparsity: the same as a fraction of the number of groups.
             target_params: the most trainable parameters of the sub-network, or a fraction of the full network's.
             target_macs: the same for multiply-adds.
+            target_latency: the most time of a forward pass, as a fraction of the full network's by `latency`.
+            target_seconds: the same in seconds.
+            latency: what `jasgnas.measure_latency` has measured of this space.
             min_channels: how many channels of a dimension stay at least, as in `jasgnas.h2spg`.
             multiple_of: what the number of those that stay is a multiple of, as there.
             per_cost: whether scores are in units of the loss, minus its rise when the group goes. A target in
@@ -451,8 +458,10 @@ class SearchSpace:
             "target_sparsity": target_sparsity,
             "target_params": target_params,
             "target_macs": target_macs,
+            "target_latency": target_latency,
+            "target_seconds": target_seconds,
         }
-        target = resolve(self.candidates, targets, 1, hierarchical, Limits(min_channels, multiple_of))
+        target = resolve(self.candidates, targets, 1, hierarchical, Limits(min_channels, multiple_of), latency)
         reachable = np.isin(np.arange(num_groups), target.reachable)
         floats = jnp.asarray(values.astype(np.float64), float)  # as wide as JAX has them
         # Which groups are known to reach the target is no constant of the program, and so compiles none anew.

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jasgnas.checks import check_integer, check_number
+from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, TargetError
 from jasgnas.space.budget import select_by_cost
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.latency import FEMTOSECONDS, LatencyTable
 from jasgnas.space.selection import (
     Selection,
     SizeCosts,
@@ -29,7 +30,10 @@ from jasgnas.space.sizes import UNITS
 from jasgnas.space.validity import DependenceGraph
 
 GROUP_TARGETS = ("target_groups", "target_sparsity")
-SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS}
+SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS} | {
+    "target_latency": "latency",
+    "target_seconds": "latency",
+}
 
 
 @partial(
@@ -132,6 +136,20 @@ def single_target(given: Mapping[str, Any]) -> tuple[str, Any]:
     return name, value
 
 
+def measured(candidates: Candidates, given: Mapping[str, Any], latency: LatencyTable | None) -> Candidates:
+    """Returns the candidates with the measure of time, if the target is one.
+
+    Raises:
+        ArgumentError: there is a table and no such target, or no table for it, or it is of another search space.
+    """
+    asked = [name for name, value in given.items() if value is not None and SIZE_TARGETS.get(name) == "latency"]
+    if asked and latency is None:
+        raise ArgumentError(f"{asked[0]} needs a table of this device: latency=jasgnas.measure_latency(space)")
+    if latency is not None and not asked:
+        raise ArgumentError("latency= is for target_latency and target_seconds: give one of these, or leave it out")
+    return candidates if latency is None else candidates.with_latency(latency)
+
+
 def numbers_of_kinds(name: str, value: Any, available: Mapping[str, int]) -> dict[str, int]:
     """Returns how many groups of each kind are to go, given a number, or a mapping from kinds to numbers.
 
@@ -219,21 +237,37 @@ def checked_size(
         ArgumentError: it is neither a number nor a fraction.
         TargetError: no removal meets it, or none is needed to.
     """
-    is_fraction = isinstance(value, float | np.floating) and 0 < value < 1
-    if not is_fraction:
-        check_integer(name, value, 1, otherwise="or a fraction in (0, 1) of the full network's")
-    unit = UNITS[SIZE_TARGETS[name]]
-    if is_fraction:
-        value = max(1, int(value * full + 1e-9))
-    if value < least:
+    is_time = SIZE_TARGETS[name] == "latency"
+
+    def shown(size: int) -> str:
+        return f"{size / FEMTOSECONDS:.3g}" if is_time else f"{size:,}"
+
+    size, unit = _size(name, value, full), "seconds" if is_time else UNITS[SIZE_TARGETS[name]]
+    if size < least:
         raise TargetError(
             f"cannot shrink the network to {name}={value}: the smallest sub-network found that still reaches every "
-            f"network output has {least:,} of its {full:,} {unit}"
-            + "".join(f"; without {limit} it has {size:,}" for limit, size in without.items())
+            f"network output has {shown(least)} of its {shown(full)} {unit}"
+            + "".join(f"; without {limit} it has {shown(other)}" for limit, other in without.items())
         )
-    if value >= full:
+    if size >= full:
         raise TargetError(
-            f"nothing has to go for {name}={value}: the full network has {full:,} {unit}. Give a smaller "
-            f"target; the smallest sub-network found has {least:,}"
+            f"nothing has to go for {name}={value}: the full network has {shown(full)} {unit}. Give a smaller "
+            f"target; the smallest sub-network found has {shown(least)}"
         )
+    return size
+
+
+def _size(name: str, value: Any, full: int) -> int:
+    """Returns a target as a size, whether it is met or not; raises an `ArgumentError` if it is of the wrong kind."""
+    if name == "target_seconds":
+        if not isinstance(value, NUMBERS) or isinstance(value, bool) or not 0 < value < np.inf:
+            raise ArgumentError(f"{name} must be a number above 0, got {value!r}")
+        return int(value * FEMTOSECONDS)
+    if isinstance(value, float | np.floating) and 0 < value < 1:
+        return max(1, int(value * full + 1e-9))
+    if name == "target_latency":
+        raise ArgumentError(
+            f"{name} must be a fraction in (0, 1) of the full network's, got {value!r}; seconds are for target_seconds"
+        )
+    check_integer(name, value, 1, otherwise="or a fraction in (0, 1) of the full network's")
     return int(value)

@@ -60,7 +60,10 @@ def test_a_size_is_met_in_training(options):
     model, space = demo()
     after, state = trained(space, model, **options)
     assert int(state.phase) == 2
-    np.testing.assert_array_equal(state.zero, state.redundant)
+    inner = np.append(state.redundant[: len(space.structures)], False)[space.candidates.inner_of]
+    with_structures = np.append(np.zeros(len(space.structures), bool), inner[space.channels.dimension_of])
+    np.testing.assert_array_equal(state.zero, state.redundant | with_structures)
+    assert int(jasgnas.h2spg_metrics(state)["num_zero"]) == int(state.redundant.sum())
     subnet = jasgnas.construct_subnet(space, after)
     full, left = space.subnet_size(()), space.subnet_size(np.flatnonzero(state.zero))
     index = 0 if "target_params" in options else 1

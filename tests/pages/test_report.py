@@ -256,6 +256,12 @@ def test_dimensions_before_and_after():
     assert norms["redundant"] == [True] + [False] * (len(norms["names"]) - 1)
     assert norms["values"][0] == [2.0] * 3
     assert norms["values"][-1] == pytest.approx([2 * last.size**0.5] * 3, rel=1e-3)
+    table = jasgnas.measure_latency(space, timer=lambda run, arrays: 2.0)
+    rows = page_data(space, Removal.of(space, None, redundant, None), None, None, {"seconds": 1.5}, table)["networks"]
+    predicted, measured = rows[2:]
+    assert predicted["label"] == "seconds of a forward pass, predicted"
+    assert (predicted["full"], predicted["sub"] < 2.0) == (2.0, True)
+    assert measured == {"label": "seconds", "full": None, "sub": 1.5}
     assert data_of(space)["dimensions"].keys() == {"name", "size", "params", "paths"}
 
 
