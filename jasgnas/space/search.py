@@ -55,7 +55,7 @@ from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import Selection
 from jasgnas.space.sizes import build_costs, counted_segments
 from jasgnas.space.structures import FoundGroups, find_groups, num_params
-from jasgnas.space.table import table
+from jasgnas.space.table import description, table
 from jasgnas.space.targets import Target
 from jasgnas.space.validity import is_valid
 from jasgnas.space.widths import WidthCounter
@@ -119,6 +119,26 @@ class SearchSpace:
     def name_of(self, index: int) -> str:
         """Returns the name of a group, without making the group."""
         return self.structures[index].name if index < len(self.structures) else self.channels.name(index)
+
+    def names_of(self, indices: Iterable[int]) -> str:
+        """Returns groups in words: structures by index and name, channels by their number and dimension."""
+        removed = self.removed(indices)
+        words = [f"{group.index} ({group.name})" for group in self.structures if removed[group.index]]
+        counts = [int(removed[each.groups].sum()) for each in self.dimensions]
+        words += [
+            f"{number} of {each.size} channels of {each.name}"
+            for each, number in zip(self.dimensions, counts, strict=True)
+            if number
+        ]
+        return ", ".join(words)
+
+    def describe(self, indices: Iterable[int]) -> str:
+        """Returns what is left without some groups as text: the structures that go, the widths, the size.
+
+        Raises:
+            ArgumentError: an index is no group's.
+        """
+        return description(self, list(indices))
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -296,10 +316,9 @@ class SearchSpace:
             if not each.makes or each.leaf not in needed:
                 continue
             leaf = self.leaves[each.leaf]
-            zeros = leaf_zeros(table.get(leaf.path, ()), marked, len(leaf.shape)).apart.axis(
-                each.axis, len(each.groups)
-            )
-            left = each.groups[~zeros & (each.groups != NOBODY)] - self.channels.first
+            zeros = leaf_zeros(table.get(leaf.path, ()), marked, len(leaf.shape))
+            is_zero = zeros.apart.axis(each.axis, len(each.groups))
+            left = each.groups[~is_zero & (each.groups != NOBODY)] - self.channels.first
             gone[self.channels.dimension_of[left]] = False
         return gone
 
@@ -311,10 +330,9 @@ class SearchSpace:
         indices = np.flatnonzero(self.removed(indices)).tolist()
         cut = [] if self.is_valid(indices) else ["an output"]
         if cut or (cut := self._cut_off(indices)):
-            names = ", ".join(f"{index} ({self.name_of(index)})" for index in indices)
             raise InvalidRemovalError(
-                f"without the groups {names} no path is left from the network input to {', '.join(cut)}. "
-                "Check a set with space.is_valid(indices), or let jasgnas.h2spg choose it."
+                f"without the groups {self.names_of(indices)} no path is left from the network input to "
+                f"{', '.join(cut)}. Check a set with space.is_valid(indices), or let jasgnas.h2spg choose it."
             )
 
     def _cut_off(self, indices: Sequence[int]) -> list[str]:

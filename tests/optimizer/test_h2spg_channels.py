@@ -178,7 +178,9 @@ def test_shrinking_in_between_goes_on_alike():
     np.testing.assert_allclose(small(X), full(X), rtol=1e-3, atol=1e-4)
 
 
-def test_the_same_selection_with_kernels_sharded_over_their_channels():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_same_selection_with_kernels_sharded_over_their_channels(dtype):
+    """The parameters are float32, and the network computes with copies of a narrower dtype, as is usual on devices."""
     x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
 
     def wide(p, x):
@@ -196,7 +198,11 @@ def test_the_same_selection_with_kernels_sharded_over_their_channels():
 
     @jax.jit
     def step(params, opt_state):
-        grads = jax.grad(lambda p: jnp.mean(wide(p, x) ** 2))(params)
+        def loss(params):
+            computed = wide(jax.tree.map(lambda leaf: leaf.astype(dtype), params), x.astype(dtype))
+            return jnp.mean(computed.astype(jnp.float32) ** 2)
+
+        grads = jax.grad(loss)(params)
         updates, opt_state = tx.update(grads, opt_state, params, grad=grads)
         return optax.apply_updates(params, updates), opt_state
 
