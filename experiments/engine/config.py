@@ -97,9 +97,9 @@ class H2SPGConfig:
     """Most multiply-adds of one image that the sub-network may have: a number, or a fraction such as 0.5."""
     kinds: Literal["structures", "channels", "both"] = "structures"
     """What may go: removal structures, single channels, or both in one selection."""
-    min_channels: int = 1
+    min_channels: int | None = None
     """How many channels of a dimension stay at least."""
-    multiple_of: int = 1
+    multiple_of: int | None = None
     """What the number of channels that stay is rounded up to a multiple of."""
     warmup_fraction: float = 0.3
     """Part of the steps before H2SPG selects; in the second half of them it averages its redundancy scores."""

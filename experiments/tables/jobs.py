@@ -47,7 +47,7 @@ VARIANTS = {
 }
 """By name."""
 
-_USUAL = {"h2spg.kinds": "structures", "h2spg.min_channels": 1, "h2spg.multiple_of": 1}
+_USUAL = {"h2spg.kinds": "structures", "h2spg.min_channels": None, "h2spg.multiple_of": None}
 """Settings that say nothing about a run in which they are so: those of runs that were recorded without them."""
 
 

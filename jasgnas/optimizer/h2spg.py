@@ -64,8 +64,8 @@ def h2spg(
     target_latency: float | None = None,
     target_seconds: float | None = None,
     latency: LatencyTable | None = None,
-    min_channels: Limit = 1,
-    multiple_of: Limit = 1,
+    min_channels: Limit | None = None,
+    multiple_of: Limit | None = None,
     warmup_steps: int,
     projection_steps: int,
     selection_steps: int | None = None,
@@ -133,7 +133,7 @@ def h2spg(
         latency: what `jasgnas.measure_latency(space)` has measured, for one of these two targets.
         min_channels: how many channels of a dimension stay at least, unless all that makes it goes: a number for all,
             or a mapping from patterns of parameter paths to numbers. A dimension goes by the first pattern that matches
-            a parameter that makes it, and without one has no limit.
+            a parameter that makes it, and without one has no limit. None for no limit, and for spaces without channels.
         multiple_of: a number, in the same form, that the number of channels that stay is a multiple of, unless all of
             them stay: it is rounded up. So channels go several at a time; the last of a number of channels
             (`target_groups`) may take others with it.

@@ -16,19 +16,19 @@ and where none does there is no limit."""
 
 
 class Limits(NamedTuple):
-    """What a selection leaves of a dimension at least. Validity asks for one channel only.
+    """What a selection leaves of a dimension at least, None for no limit. Validity asks for one channel only.
 
     Attributes:
         min_channels: how many channels.
         multiple_of: a number that what is left is a multiple of, unless all of it is left.
     """
 
-    min_channels: Limit = 1
-    multiple_of: Limit = 1
+    min_channels: Limit | None = None
+    multiple_of: Limit | None = None
 
     def given(self) -> dict[str, Limit]:
         """Returns the limits that limit anything, by name."""
-        return {name: value for name, value in self._asdict().items() if value != 1}
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
     def multiples(self, dimensions: Sequence[Dimension]) -> np.ndarray:
         """Returns the number that what is left of each dimension is a multiple of, int `[num_dimensions]`."""
@@ -43,12 +43,14 @@ class Limits(NamedTuple):
         return np.minimum(sizes, -(-np.maximum(asked, valid) // multiples) * multiples)
 
 
-def _by_dimension(name: str, limit: Limit, dimensions: Sequence[Dimension]) -> np.ndarray:
+def _by_dimension(name: str, limit: Limit | None, dimensions: Sequence[Dimension]) -> np.ndarray:
     """Returns a limit for each dimension.
 
     Raises:
         ArgumentError: it is not positive, or a pattern matches no dimension.
     """
+    if limit is None:
+        return np.ones(len(dimensions), int)
     if not isinstance(limit, Mapping):
         check_integer(name, limit, 1, otherwise="or a mapping from patterns of parameter paths to such numbers")
         return np.full(len(dimensions), int(limit))

@@ -274,7 +274,8 @@ def _sizes(
 
     fallback = smallest(limits)
     without = {
-        f"{limit}={asked!r}": size(smallest(limits._replace(**{limit: 1}))) for limit, asked in limits.given().items()
+        f"{limit}={asked!r}": size(smallest(limits._replace(**{limit: None})))
+        for limit, asked in limits.given().items()
     }
     full = size(np.zeros(candidates.num_groups, bool))
     target = checked_size(name, value, full, size(fallback), without)
@@ -336,15 +337,13 @@ class _Ranks(NamedTuple):
     """An order of the eligible groups, and what may go by it.
 
     Attributes:
-        rank: int32 `[num_groups]`, place of each group in the order, those that are not eligible last.
-        structures: bool `[num_structures]`, structures that a visit in this order accepts.
-        place: int32 `[num_channels]`, place of each channel among those of its dimension.
-        channels: bool `[num_channels]`, channels that are eligible.
+        structures: int32 `[num_structures]`, place of each structure in the order, or the number of groups where a
+            visit in this order does not accept it.
+        channels: int32 `[num_channels]`, place of the last of the channels that each one goes together with, or the
+            number of groups where it does not go.
     """
 
-    rank: jax.Array
     structures: jax.Array
-    place: jax.Array
     channels: jax.Array
 
 
@@ -354,40 +353,45 @@ def _ranks(mixture: Mixture, order: jax.Array, eligible: jax.Array) -> _Ranks:
     # What is not eligible comes last, and takes no place from the others.
     order = order[jnp.argsort(~eligible[order], stable=True)]
     rank = jnp.zeros(num_groups, jnp.int32).at[order].set(jnp.arange(num_groups, dtype=jnp.int32))
-    by_dimension = jnp.lexsort((rank[num_structures:], mixture.dimension_of))
-    dimensions = mixture.dimension_of[by_dimension]
-    place = (jnp.arange(len(dimensions)) - jnp.searchsorted(dimensions, dimensions)).astype(jnp.int32)
-    place = jnp.zeros_like(place).at[by_dimension].set(place)
     accepted = jnp.zeros(num_structures, bool)
     if num_structures:
         visits = jnp.argsort(rank[:num_structures]).astype(jnp.int32)
         accepted = accept_greedily(mixture.graph, mixture.critical, visits)
-    return _Ranks(rank, accepted & eligible[:num_structures], place, eligible[num_structures:])
+    rank = jnp.where(eligible, rank, num_groups)
+    structures = jnp.where(accepted, rank[:num_structures], num_groups)
+    return _Ranks(structures, _block_ends(mixture, rank[num_structures:], num_groups))
 
 
-def _channels_before(mixture: Mixture, ranks: _Ranks, until: int | jax.Array) -> jax.Array:
-    """Returns the channels before a place in an order, as far as each dimension can lose them, bool `[num_channels]`.
+def _block_ends(mixture: Mixture, rank: jax.Array, never: int) -> jax.Array:
+    """Returns the place in the order from which on each channel is gone, int32 `[num_channels]`.
 
-    What is left of a dimension is rounded up to a multiple, so that the last of them may have to stay.
+    What is left of a dimension is a multiple: channels go in blocks, which end with the last of them to come.
+
+    Args:
+        mixture: the dimensions.
+        rank: int32 `[num_channels]`, place of each channel in the order.
+        never: what is returned for channels that do not go.
     """
-    num_structures, num_dimensions = len(mixture.structure_segment), len(mixture.widths)
-    is_before = ranks.channels & (ranks.rank[num_structures:] < until)
-    numbers = jax.ops.segment_sum(is_before.astype(jnp.int32), mixture.dimension_of, num_dimensions)
-    left = -((numbers - mixture.widths) // mixture.multiples) * mixture.multiples
-    removed = mixture.widths - jnp.clip(left, mixture.least, mixture.widths)
-    return ranks.channels & (ranks.place < removed[mixture.dimension_of])
+    by_dimension = jnp.lexsort((rank, mixture.dimension_of))
+    dimensions = mixture.dimension_of[by_dimension]
+    starts = (jnp.cumsum(mixture.widths) - mixture.widths)[dimensions]
+    widths, multiples = mixture.widths[dimensions], mixture.multiples[dimensions]
+    places = jnp.arange(len(dimensions), dtype=jnp.int32) - starts
+    # With this channel and those before it gone, so many are left, rounded down to a multiple.
+    left = (widths - places - 1) // multiples * multiples
+    ends = jnp.where(left >= mixture.least[dimensions], rank[by_dimension][starts + widths - left - 1], never)
+    return jnp.zeros_like(rank).at[by_dimension].set(ends)
 
 
 def _is_gone(mixture: Mixture, structures: jax.Array) -> jax.Array:
     """Returns which channels go with some structures, bool `[num_channels]`."""
-    inner = mixture.inner_of[mixture.dimension_of]
-    return (inner >= 0) & jnp.append(structures, False)[inner]
+    inner = mixture.inner_of
+    return ((inner >= 0) & jnp.append(structures, False)[inner])[mixture.dimension_of]
 
 
 def _possible(mixture: Mixture, order: jax.Array, eligible: jax.Array) -> jax.Array:
     """Returns the groups that may go by an order, bool `[num_groups]`."""
-    ranks = _ranks(mixture, order, eligible)
-    return jnp.concatenate([ranks.structures, _channels_before(mixture, ranks, len(order))])
+    return jnp.concatenate(_ranks(mixture, order, eligible)) < len(order)
 
 
 def _take(
@@ -412,11 +416,11 @@ def _take(
     ranks = _ranks(mixture, order, eligible)
 
     def before(until: jax.Array) -> jax.Array:
-        return (ranks.structures & (ranks.rank[:num_structures] < until)) | accepted[:num_structures]
+        return (ranks.structures < until) | accepted[:num_structures]
 
     def with_channels(structures: jax.Array, until: int | jax.Array) -> jax.Array:
         """Returns some structures, and the channels before a place in the order that are not gone with them."""
-        channels = _channels_before(mixture, ranks, until) & ~_is_gone(mixture, structures)
+        channels = (ranks.channels < until) & ~_is_gone(mixture, structures)
         return accepted | jnp.concatenate([structures, channels])
 
     def are_enough(until: jax.Array) -> jax.Array:

@@ -429,8 +429,8 @@ class SearchSpace:
         target_latency: float | None = None,
         target_seconds: float | None = None,
         latency: LatencyTable | None = None,
-        min_channels: Limit = 1,
-        multiple_of: Limit = 1,
+        min_channels: Limit | None = None,
+        multiple_of: Limit | None = None,
         per_cost: bool = False,
         hierarchical: bool = True,
     ) -> tuple[int, ...]:
