@@ -18,7 +18,7 @@ from experiments.engine.presets import PRESETS, Presets, read_config
 from experiments.engine.runs import RESULTS
 
 _NAMES_SHOWN = 20
-"""Names of removed structures that the printed table has room for."""
+"""Lines on what was removed that the printed table has room for."""
 
 
 def results_table(config: Config, results: Results) -> Table:
@@ -75,10 +75,9 @@ def _parse(presets: Presets) -> Config:
 
 
 def _removed_text(results: Results) -> str:
-    """Returns the names of what went, or their number where there are many."""
-    if len(results.removed) > _NAMES_SHOWN:
-        return f"{len(results.removed)} of {results.num_groups}"
-    return "\n".join(results.removed)
+    """Returns what went, as far as there is room for it."""
+    left_out = len(results.removed) - _NAMES_SHOWN
+    return "\n".join([*results.removed[:_NAMES_SHOWN], *([f"and {left_out} more"] if left_out > 0 else [])])
 
 
 if __name__ == "__main__":

@@ -36,8 +36,10 @@ from jasgnas.pages import draw, report
 from jasgnas.saved.load import load
 from jasgnas.saved.save import save
 from jasgnas.space.groups import Group, LeafSlice
+from jasgnas.space.latency import LatencyTable
 from jasgnas.space.search import SearchSpace, search_space
 from jasgnas.subnet.construct import construct_subnet
+from jasgnas.subnet.latency import measure_latency
 from jasgnas.subnet.recalibrate import recalibrate
 from jasgnas.subnet.shrink import shrink
 
@@ -58,6 +60,7 @@ __all__ = [
     "H2SPGState",
     "InvalidRemovalError",
     "JasgnasError",
+    "LatencyTable",
     "LeafSlice",
     "MissingPartError",
     "NoRemovableStructureError",
@@ -79,6 +82,7 @@ __all__ = [
     "h2spg_metrics",
     "h2spg_state",
     "load",
+    "measure_latency",
     "nnx_value_fn",
     "recalibrate",
     "report",

@@ -64,6 +64,7 @@ class ResNet(nnx.Module):
         *,
         depths: tuple[int, ...] = (2, 2, 2, 2),
         block: type[BasicBlock] | type[BottleneckBlock] = BasicBlock,
+        width: float = 1.0,
         in_channels: int = 3,
         small_images: bool = False,
         dtype: DTypeLike | None = None,
@@ -76,6 +77,7 @@ class ResNet(nnx.Module):
             num_classes: number of logits.
             depths: number of blocks of each stage; every stage but the first halves the resolution.
             block: kind of block.
+            width: factor on every number of channels.
             in_channels: channels of the input images.
             small_images: start with a 3×3 convolution at full resolution, as usual for 32×32, not with 7×7 and pooling.
             dtype: dtype of the computation, or None to let inputs and parameters decide.
@@ -85,14 +87,15 @@ class ResNet(nnx.Module):
         layers = Layers(rngs, dtype, param_dtype)
         self.small_images = small_images
         stem: dict[str, Any] = {"kernel_size": 3} if small_images else {"kernel_size": 7, "strides": 2}
-        self.stem = ConvNorm(layers, in_channels, 64, **stem)
+        first = max(1, round(width * 64))
+        self.stem = ConvNorm(layers, in_channels, first, **stem)
         self.blocks: nnx.List[BasicBlock | BottleneckBlock] = nnx.List()
-        features = 64
+        features = first
         for stage, depth in enumerate(depths):
             for index in range(depth):
                 strides = 2 if stage > 0 and index == 0 else 1
-                self.blocks.append(block(layers, features, 64 * 2**stage, strides))
-                features = 64 * 2**stage * block.expansion
+                self.blocks.append(block(layers, features, first * 2**stage, strides))
+                features = first * 2**stage * block.expansion
         self.head = layers.linear(features, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ PARTS = {
     "h2spg": "overhead of the optimizer, and the share of valid selections without its hierarchy",
     "analysis": "time of the analysis by size of the network",
     "subnet": "time and memory of sub-networks beside the full network",
+    "latency": "predicted and measured time of sub-networks, and of rounded widths",
     "saved": "saved sub-networks: sizes on disk, largest difference, time to load and of the first call",
     "devices": "a training step on 1 to 8 devices",
     "input": "images per second of the input pipelines beside the training steps, and the training loop's own time",
@@ -28,7 +29,7 @@ class Config:
     """Runs the benchmarks."""
 
     only: tuple[str, ...] = tuple(PARTS)
-    """Which ones: training, h2spg, analysis, subnet, saved, devices, input."""
+    """Which ones: training, h2spg, analysis, subnet, latency, saved, devices, input."""
     data_dir: Path | None = None
     """Folder of the prepared data sets, for `training` and `input`."""
     output_dir: Path = Path("runs/benchmarks")

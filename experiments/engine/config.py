@@ -88,13 +88,19 @@ class H2SPGConfig:
     """What H2SPG removes; exactly one target is needed."""
 
     target_groups: int | None = None
-    """Number of removal structures that must go."""
+    """Number of removal structures, or of channels if `kinds` are these, that must go."""
     target_sparsity: float | None = None
     """The same as a fraction of all."""
     target_params: int | float | None = None
     """Most parameters that the sub-network may have: a number, or a fraction of the full network's such as 0.5."""
     target_macs: int | float | None = None
     """Most multiply-adds of one image that the sub-network may have: a number, or a fraction such as 0.5."""
+    kinds: Literal["structures", "channels", "both"] = "structures"
+    """What may go: removal structures, single channels, or both in one selection."""
+    min_channels: int | None = None
+    """How many channels of a dimension stay at least."""
+    multiple_of: int | None = None
+    """What the number of channels that stay is rounded up to a multiple of."""
     warmup_fraction: float = 0.3
     """Part of the steps before H2SPG selects; in the second half of them it averages its redundancy scores."""
     settle: bool = False
@@ -145,6 +151,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda value: value >= 1,
         (
             *("epochs", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"),
+            *("h2spg.min_channels", "h2spg.multiple_of"),
             *("data.num_train", "data.num_test", "data.image_size"),
         ),
     ),

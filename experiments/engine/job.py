@@ -58,8 +58,8 @@ class Results:
     Attributes:
         full: the full network after full training, None if it was not trained.
         subnet: the sub-network constructed after training with H2SPG, None if there was no such training.
-        removed: names of the structures that went.
-        num_groups: number of all structures that could go.
+        removed: names of the structures that went, and what is left of each dimension that was narrowed.
+        num_groups: number of all structures and channels that could go.
         full_params: parameters of the full network.
         full_macs: its multiply-adds.
         comparison: of the sparse network and the sub-network, when it was last shrunk or at the end; None if nothing
@@ -113,7 +113,7 @@ def run(config: Config) -> Results:
     module = create_module(config, dataset.num_classes, dataset.image_shape[-1])
     check_images(config, module, dataset.image_shape)
     with _timed(seconds, "search space"):
-        space = make_space(module, dataset.image_shape)
+        space = make_space(module, dataset.image_shape, config.h2spg.kinds)
     batches = run.train_batches()
     schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
     tx = make_optimizer(config.optimizer, schedule)
@@ -137,7 +137,7 @@ def run(config: Config) -> Results:
         results = Results(
             full=None if full is None else _network_results(full.module, example, full),
             subnet=subnet_results,
-            removed=[space.groups[index].name for index in removed],
+            removed=_in_words(space, removed),
             num_groups=len(space.groups),
             full_params=inference_params(module),
             full_macs=space.subnet_size(())[1],
@@ -175,6 +175,17 @@ def _construct(
     subnet = jasgnas.construct_subnet(space, module)
     comparison = compare(run, module, subnet)
     return removed, subnet, comparison, time.perf_counter() - started
+
+
+def _in_words(space: jasgnas.SearchSpace, removed: tuple[int, ...]) -> list[str]:
+    """Returns the names of the structures among some groups, and what is left of each dimension that was narrowed."""
+    structures = [space.groups[index].name for index in removed if index < len(space.structures)]
+    narrowed = [
+        f"{dimension.name}: {left} of {dimension.size} channels left"
+        for dimension, left in zip(space.dimensions, space.channels_left(removed), strict=True)
+        if 0 < left < dimension.size
+    ]
+    return structures + narrowed
 
 
 def _network_results(module: nnx.Module, example: jax.ShapeDtypeStruct, trained: Trained) -> NetworkResults:

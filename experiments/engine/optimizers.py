@@ -72,6 +72,8 @@ def add_h2spg(
         **config.targets,
         warmup_steps=warmup_steps,
         projection_steps=projection_steps,
+        min_channels=config.min_channels,
+        multiple_of=config.multiple_of,
         settle=config.settle,
         periods=config.periods,
         score=_random_score(seed) if config.score == "random" else config.score,

@@ -77,6 +77,17 @@ SUPER_RESNET_1M_CIFAR10 = replace(
 )
 """The same with half the parameters."""
 
+RESNET18_CIFAR10 = Config(
+    output_dir=Path("runs/resnet18-cifar10"),
+    model=ModelConfig("resnet18_cifar"),
+    data=DataConfig("cifar10", augmentation=_CROP_FLIP),
+    optimizer=OptimizerConfig(learning_rate=0.1),
+    h2spg=H2SPGConfig(target_macs=0.5, kinds="both"),
+    epochs=200,
+    batch_size=128,
+)
+"""OTOv2's recipe for CIFAR-10 (arXiv 2303.06862); blocks and channels go together."""
+
 REGNET_CIFAR10 = Config(
     output_dir=Path("runs/regnet-cifar10"),
     model=ModelConfig("regnet_x_200mf_cifar"),
@@ -119,6 +130,7 @@ PRESETS: Presets = {
     "darts-8-stl10": ("DARTS super-network of 8 cells on STL-10", DARTS_8_STL10),
     "super-resnet-1m-cifar10": ("SuperResNet on CIFAR-10, 1 million parameters left", SUPER_RESNET_1M_CIFAR10),
     "super-resnet-2m-cifar10": ("SuperResNet on CIFAR-10, 2 million parameters left", SUPER_RESNET_2M_CIFAR10),
+    "resnet18-cifar10": ("ResNet-18 on CIFAR-10, blocks and channels", RESNET18_CIFAR10),
     "regnet-cifar10": ("RegNet X-200MF on CIFAR-10", REGNET_CIFAR10),
     "darts-14-imagenet": ("DARTS super-network of 14 cells on ImageNet", DARTS_14_IMAGENET),
 }

@@ -247,7 +247,7 @@ def load(folder: Path | str) -> nnx.Module:
     record = SubnetRecord(**json.loads(path.read_text()))
     config = from_json((folder / _CONFIG).read_text())
     module = create_module(config, record.num_classes, record.image_shape[-1])
-    space = make_space(module, record.image_shape)
+    space = make_space(module, record.image_shape, config.h2spg.kinds)
     if tuple(space.groups[index].name for index in record.removed) != tuple(record.removed_names):
         raise ConfigError(
             f"the network {config.model.name} has other groups now than when the run in {folder} was made"
@@ -262,9 +262,10 @@ def load(folder: Path | str) -> nnx.Module:
     return subnet
 
 
-def make_space(module: nnx.Module, image_shape: Sequence[int]) -> jasgnas.SearchSpace:
-    """Returns the search space of a network for images of this shape."""
-    return jasgnas.search_space(module, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+def make_space(module: nnx.Module, image_shape: Sequence[int], kinds: str = "structures") -> jasgnas.SearchSpace:
+    """Returns the search space of a network for images of this shape; the kinds are those of `H2SPGConfig.kinds`."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jasgnas.search_space(module, image, structures=kinds != "channels", channels=kinds != "structures")
 
 
 def _arrays(module: nnx.Module) -> dict[str, np.ndarray]:

@@ -282,7 +282,8 @@ class Training:
         if self._space is None or not self._run.config.shrink:
             return 0.0
         h2spg = self._fetched_h2spg()
-        if not len(h2spg.remainder.removed) < np.sum(h2spg.zero) == np.sum(h2spg.redundant):
+        redundant = np.flatnonzero(h2spg.redundant)
+        if np.isin(redundant, h2spg.remainder.removed).all() or not np.asarray(h2spg.zero)[redundant].all():
             return 0.0
         started = time.perf_counter()
         sparse = self._network.module(self._fetched_state().variables)

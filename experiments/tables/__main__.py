@@ -121,6 +121,20 @@ class Ablate(Trainings):
     """Folder of the plots."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slim(Trainings):
+    """Compares removing structures, channels and both, at equal multiply-adds; appends one line per training."""
+
+    rows: tuple[str, ...] = ("resnet18-cifar10", "stacked-unets-cifar10")
+    """Names of the rows."""
+    scale: str = "control"
+    """Name of the scale."""
+    shares: tuple[float, ...] = (0.5, 0.33)
+    """Parts of the multiply-adds that may be left."""
+    results: Path = TABLES
+    """File that the results are appended to."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Page:
     """Writes the results into a page of the documentation, between its two markers."""
@@ -174,6 +188,22 @@ def ablate(command: Ablate) -> None:
     print(f"Drawn in {path}")
 
 
+def slim(command: Slim) -> None:
+    """Compares what narrows with what erases."""
+    removing = {name: VARIANTS[name].settings for name in ("erase", "slim", "both")}
+    jobs = []
+    for row in command.rows:
+        find("scale", command.scale, find("row", row, ROWS).sizes)
+        asked = f"slim --rows {row} --scale {command.scale} --shares {' '.join(map(str, command.shares))}"
+        for share in command.shares:
+            budget = command.overrides.overridden(Size(target_macs=share))
+            jobs += [
+                dataclasses.replace(job, overrides=budget) for job in command.jobs(row, command.scale, removing, asked)
+            ]
+        jobs += command.jobs(row, command.scale, {"full": None}, asked)
+    _show(_performed(sorted(jobs, key=lambda job: job.seed), command.results, command.again))
+
+
 def write_page(command: Page) -> None:
     """Writes the page's section."""
     text = command.page.read_text()
@@ -187,7 +217,9 @@ def main() -> None:
 
 
 def _main() -> None:
-    command = tyro.cli(List | Run | Ablate | Page, default=List(), prog=usage_name("tables"), description=__doc__)
+    command = tyro.cli(
+        List | Run | Ablate | Slim | Page, default=List(), prog=usage_name("tables"), description=__doc__
+    )
     match command:
         case List():
             list_rows(command)
@@ -195,6 +227,8 @@ def _main() -> None:
             run_row(command)
         case Ablate():
             ablate(command)
+        case Slim():
+            slim(command)
         case Page():
             write_page(command)
 

@@ -41,8 +41,14 @@ VARIANTS = {
     "published": Variant("control: published score", {"score": "published"}),
     "random": Variant("control: random valid selection", {"score": "random"}),
     "unchecked": Variant("control: validity ignored", {"hierarchical": False}),
+    "erase": Variant("structures alone", {"kinds": "structures"}),
+    "slim": Variant("channels alone", {"kinds": "channels"}),
+    "both": Variant("structures and channels", {"kinds": "both"}),
 }
 """By name."""
+
+_USUAL = {"h2spg.kinds": "structures", "h2spg.min_channels": None, "h2spg.multiple_of": None}
+"""Settings that say nothing about a run in which they are so: those of runs that were recorded without them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +117,8 @@ class Job:
     def settings_id(self) -> str:
         """Fingerprint of all that decides the result: what was recorded with other settings is not the same."""
         spared = ("data.data_dir", "parallel.", "train_") + (("h2spg.",) if self.settings is None else ())
-        settings = {k: v for k, v in essential_settings(self.config).items() if not k.startswith(spared)}
+        essential = essential_settings(self.config).items()
+        settings = {k: v for k, v in essential if not k.startswith(spared) and (k, v) not in _USUAL.items()}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -55,8 +55,8 @@ class Record:
         test_top5: fraction of the test images whose class is among the five likeliest.
         full_params: parameters of the full network.
         full_macs: its multiply-adds.
-        removed: names of the structures that went.
-        num_groups: number of structures that could go.
+        removed: names of the structures that went, and what is left of each dimension that was narrowed.
+        num_groups: number of structures and channels that could go.
         seconds: wall time of the training, compilation included.
         device: number and kind of the devices.
         fault: why there is no result, None if there is.

@@ -167,6 +167,9 @@ _CONTROL_DEMONET = Size(
 _CONTROL_STACKED_UNETS = Size(
     epochs=2, num_train=32_000, image_size=16, batch_size=64, target_macs=0.45, options={"width": 0.15}
 )
+_CONTROL_RESNET18 = Size(
+    epochs=2, num_train=20_000, num_test=5_000, image_size=16, batch_size=64, options={"width": 0.25}
+)
 _CONTROL_REGNET = Size(
     epochs=1, num_train=19_200, image_size=8, batch_size=32, target_macs=0.6, options={"width": 0.125}
 )
@@ -270,6 +273,18 @@ ROWS = {
             native_size=32,
             sizes=_SUPER_RESNET_SIZES | {"reduced": replace(_REDUCED_SUPER_RESNET, target_params=2_000_000 // 16)},
             subnet=Figures(2.0, None, 97.5),
+        ),
+        Row(
+            "resnet18-cifar10",
+            "ResNet-18",
+            "CIFAR-10",
+            f"{_CIFAR_OURS}; a row of ours, not the papers'",
+            native_size=32,
+            sizes={
+                "full": Size(),
+                "control": _CONTROL_RESNET18,
+                "smoke": replace(_SMOKE, image_size=16, options={"width": 0.125}),
+            },
         ),
         Row(
             "regnet-cifar10",

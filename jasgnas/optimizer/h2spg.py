@@ -38,6 +38,8 @@ from jasgnas.optimizer.projection import project, shrinking_strengths
 from jasgnas.optimizer.scores import DEFAULT_SCORES, SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
 from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.latency import LatencyTable
+from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import are_valid
 from jasgnas.space.targets import Target
@@ -55,10 +57,15 @@ def h2spg(
     *,
     learning_rate: optax.ScalarOrSchedule,
     inner: optax.GradientTransformation | None = None,
-    target_groups: int | None = None,
-    target_sparsity: float | None = None,
+    target_groups: int | Mapping[str, int] | None = None,
+    target_sparsity: float | Mapping[str, float] | None = None,
     target_params: int | float | None = None,
     target_macs: int | float | None = None,
+    target_latency: float | None = None,
+    target_seconds: float | None = None,
+    latency: LatencyTable | None = None,
+    min_channels: Limit | None = None,
+    multiple_of: Limit | None = None,
     warmup_steps: int,
     projection_steps: int,
     selection_steps: int | None = None,
@@ -112,13 +119,24 @@ def h2spg(
         space: the search space of the network, from `jasgnas.search_space`, or its `candidates` alone.
         learning_rate: α of the links before, number or optax schedule; it must be what they multiply with.
         inner: the optimizer, if `h2spg` is to run it itself instead of being its last link.
-        target_groups: how many groups to remove. Exactly one of the four targets is needed.
+        target_groups: how many groups to remove, of a space with structures and channels by kind: `{"structure": 3,
+            "channel": 100}`. Channels that go with a structure do not count. Exactly one target is needed.
         target_sparsity: the same as a fraction of the number of groups, rounded down.
         target_params: the most trainable parameters that the sub-network may have, as `jasgnas.count_params` counts
             them, dead branches left out; a float in (0, 1) is a fraction of the full network's. Groups are accepted
             until it has no more; those that it can do with after all are kept, so that every group that goes is needed.
         target_macs: the same for multiply-adds at the inputs that the space was made with, as `jasgnas.count_macs`
             counts them.
+        target_latency: the most time of a forward pass that the sub-network may take, a fraction of the full network's,
+            both as `latency` predicts them.
+        target_seconds: the same in seconds.
+        latency: what `jasgnas.measure_latency(space)` has measured, for one of these two targets.
+        min_channels: how many channels of a dimension stay at least, unless all that makes it goes: a number for all,
+            or a mapping from patterns of parameter paths to numbers. A dimension goes by the first pattern that matches
+            a parameter that makes it, and without one has no limit. None for no limit, and for spaces without channels.
+        multiple_of: a number, in the same form, that the number of channels that stay is a multiple of, unless all of
+            them stay: it is rounded up. So channels go several at a time; the last of a number of channels
+            (`target_groups`) may take others with it.
         warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be.
         projection_steps: updates over which redundant groups go to zero, at least `periods`.
         selection_steps: how many of the last warm-up updates the scores are averaged over; updates before these cost
@@ -142,7 +160,7 @@ def h2spg(
             else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so six
             times, `ablation` measures sets as well: groups are measured beside what is planned to go, and a set on
             trial takes the place of the plan if the loss rises less without it, on the same batches. A space with
-            channels has too many groups for `ablation`, which is then left out; its target is a size.
+            channels has too many groups for `ablation`, which is then left out.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
         forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
             one in two updates.
@@ -154,10 +172,11 @@ def h2spg(
         and `value_fn`.
 
     Raises:
-        ArgumentError: an option is of the wrong kind or out of range, or not exactly one target is given; by `update`,
+        ArgumentError: an option is of the wrong kind or out of range, not exactly one target is given, or a limit on
+            channels for a space without any; by `update`,
             there are no parameters, the state is none of `h2spg`, the score needs what is not given, or too few updates
             are scored to measure every group.
-        TargetError: no valid removal reaches the target.
+        TargetError: no valid removal reaches the target within the limits.
         TreeMismatchError: by `init` and `update`, parameters, updates or a state that do not belong to the search
             space, or not to each other.
 
@@ -220,13 +239,15 @@ def h2spg(
         "target_sparsity": target_sparsity,
         "target_params": target_params,
         "target_macs": target_macs,
+        "target_latency": target_latency,
+        "target_seconds": target_seconds,
     }
     phases = divide_phases(learning_rate, warmup_steps, selection_steps, projection_steps, periods, look_every)
     method = _Method(
         candidates=candidates,
         learning_rate=learning_rate,
         inner=None if inner is None else optax.with_extra_args_support(inner),
-        target=resolve(candidates, targets, periods, hierarchical),
+        target=resolve(candidates, targets, periods, hierarchical, Limits(min_channels, multiple_of), latency),
         phases=phases,
         settle=settle,
         lmbda=lmbda,
@@ -354,7 +375,7 @@ class _Method:
             lambda: self._move(layout, xs, us, state, sums, alpha * strengths),
             lambda: (us, state.zero),
         )
-        is_done = (since >= phases.last_start) & jnp.all(zero == state.redundant)
+        is_done = (since >= phases.last_start) & jnp.all(zero | ~state.redundant)
         phase = jnp.where(is_done, DONE, jnp.where(since < 0, WARMUP, PROJECTION))
         state = self._score(state, stats, score, is_due)
         return with_grouped_leaves(layout, updates, us), state._replace(
@@ -576,7 +597,7 @@ class _Method:
             jnp.where(state.redundant, bounds, jnp.inf),
         )
         # Until they are found to be zero, those revived are not believed to be.
-        return move_groups(layout, xs, us, moves), moves.zero & ~state.revived
+        return move_groups(layout, xs, us, moves), self.candidates.with_inner(moves.zero & ~state.revived)
 
     def _score(self, state: H2SPGState, stats: GroupStats, score: Score, is_due: jax.Array) -> H2SPGState:
         """Returns the state with the scores of this update in their averages, for those groups that are due."""

@@ -31,7 +31,8 @@ class H2SPGState(NamedTuple):
             its score is from the round before, or from beside another plan.
         num_skipped: int32 `[num_groups]`, how many scores were left out since they were not finite.
         redundant: bool `[num_groups]`, groups selected to go.
-        zero: bool `[num_groups]`, groups that are exactly zero and stay so; a subset of `redundant`.
+        zero: bool `[num_groups]`, groups that are exactly zero and stay so: redundant ones, and the channels that only
+            zero structures make, which are never selected themselves.
         planned: bool `[num_groups]`, a valid set that meets the target and contains `redundant`: proof that the target
             stays within reach when `redundant` is selected in several rounds. Once the loss without sets is measured,
             the best of them, and the other groups are measured beside it.
@@ -135,8 +136,8 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
         opt_state: anything that `h2spg_state` accepts.
 
     Returns:
-        `phase`, `num_redundant`, `num_zero` and `num_removed` (int32; `jasgnas.shrink` has taken these out),
-        `group_sparsity` (float, fraction of groups that are zero), and the vectors `scores` and `shrinking_norms`
+        `phase`, `num_redundant`, and of these `num_zero` and `num_removed` (int32; `jasgnas.shrink` has taken these
+        out), `group_sparsity` (float, fraction of groups that are zero), and the vectors `scores` and `shrinking_norms`
         (float `[num_groups]`, 0 for groups not on their way to zero). `num_revived` (int32) counts the groups that were
         set to zero and are not: it is 0 where `h2spg` is the last link. `num_skipped` (int32) counts the scores left
         out since they were not finite. Of the latest selection: `selected_at` (int32, its update, or the latest one
@@ -155,9 +156,9 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
     return {
         "phase": state.phase,
         "num_redundant": jnp.sum(state.redundant, dtype=jnp.int32),
-        "num_zero": jnp.sum(state.zero, dtype=jnp.int32),
+        "num_zero": jnp.sum(state.zero & state.redundant, dtype=jnp.int32),
         "num_revived": jnp.sum(state.revived, dtype=jnp.int32),
-        "num_removed": jnp.int32(len(state.remainder.removed)),
+        "num_removed": jnp.sum(state.redundant[np.array(state.remainder.removed, int)], dtype=jnp.int32),
         "group_sparsity": jnp.mean(state.zero, dtype=state.scores.dtype),
         "num_skipped": jnp.sum(state.num_skipped, dtype=jnp.int32),
         "selected_at": state.selected_at,

@@ -12,6 +12,7 @@ from jasgnas.graph.graph import INPUT, Graph, Segment
 from jasgnas.optimizer.state import H2SPGState, h2spg_state
 from jasgnas.pages.left import Left, left_of
 from jasgnas.space.groups import LeafSlice
+from jasgnas.space.latency import LatencyTable
 from jasgnas.space.sizes import UNITS
 from jasgnas.space.structures import num_params
 
@@ -27,6 +28,8 @@ History = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 _MAX_POINTS = 1000
 # Numbers in the chart of all groups together.
 _MAX_NORMS = 100_000
+
+_PREDICTED = "seconds of a forward pass, predicted"
 
 KEPT, REDUNDANT, DEAD, PASSING = "kept", "redundant", "dead", "passing"
 
@@ -64,7 +67,7 @@ class Removal(NamedTuple):
                 redundant=np.asarray(state.redundant),
                 zero=np.asarray(state.zero),
                 scores=np.asarray(state.scores),
-                selection=_selection(state),
+                selection=_selection(space, state),
             )
         else:
             marked = None if redundant is None else space.removed(redundant)
@@ -77,19 +80,30 @@ class Removal(NamedTuple):
 
 
 def page_data(
-    space: "SearchSpace", removal: Removal, history: History | None, full: Results | None, sub: Results | None
+    space: "SearchSpace",
+    removal: Removal,
+    history: History | None,
+    full: Results | None,
+    sub: Results | None,
+    latency: LatencyTable | None = None,
 ) -> dict[str, Any]:
     """Returns everything that the page shows, ready for JSON."""
+    full, sub = dict(full or {}), dict(sub or {})
+    if latency is not None:
+        full = {_PREDICTED: latency.predict(space)} | full
+        if removal.redundant is not None:
+            sub = {_PREDICTED: latency.predict(space, np.flatnonzero(removal.redundant))} | sub
     left = None if removal.redundant is None else left_of(space, removal.redundant)
     return drawing_data(space, left) | {
         "inputs": [f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" for aval in space.call.avals],
         "parts": _parts(space, left),
         "groups": _groups(space, removal),
+        "dimensions": _dimensions(space, removal),
         "selection": removal.selection,
-        "networks": _networks(space, left, full or {}, sub or {}),
+        "networks": _networks(space, left, full, sub),
         "largestRemoval": len(space.candidates.largest_removal()),
         "isValid": space.is_valid(() if removal.redundant is None else np.flatnonzero(removal.redundant)),
-        "history": None if history is None else history_data(history, len(space.groups)),
+        "history": None if history is None else _with_lines(history_data(history, len(space.groups)), space, removal),
     }
 
 
@@ -196,13 +210,13 @@ def _parts(space: "SearchSpace", left: Left | None) -> Columns:
     return columns
 
 
-def _selection(state: H2SPGState) -> dict[str, Any] | None:
+def _selection(space: "SearchSpace", state: H2SPGState) -> dict[str, Any] | None:
     """Returns what is known of the latest selection."""
     if np.ndim(state.zero) != 1 or not np.any(state.redundant):
         return None
     return {
         "at": int(state.selected_at),
-        "runnerUp": int(state.runner_up),
+        "runnerUp": space.name_of(int(state.runner_up)) if state.runner_up >= 0 else None,
         "predicted": float(state.predicted_rise),
         "measured": float(state.measured_rise),
     }
@@ -223,6 +237,19 @@ def _groups(space: "SearchSpace", removal: Removal) -> Columns:
         columns["redundant"] = removal.redundant[:num].tolist()
     if removal.zero is not None:
         columns["zero"] = removal.zero[:num].tolist()
+    return columns
+
+
+def _dimensions(space: "SearchSpace", removal: Removal) -> Columns:
+    sizes = space.candidates.num_params
+    columns: Columns = {
+        "name": [each.name for each in space.dimensions],
+        "size": [each.size for each in space.dimensions],
+        "params": [int(sizes[each.groups.start : each.groups.stop].sum()) for each in space.dimensions],
+        "paths": [list(each.paths) for each in space.dimensions],
+    }
+    if removal.redundant is not None:
+        columns["left"] = list(space.channels_left(np.flatnonzero(removal.redundant)))
     return columns
 
 
@@ -326,7 +353,26 @@ def _norms(norms: Sequence[Any], steps: Sequence[float], num_groups: int) -> dic
         )
     chosen = [known[i] for i in _spread(len(known), max(2, min(_MAX_POINTS, _MAX_NORMS // num_groups)))]
     table = np.array([np.asarray(norms[index], float) for index in chosen]).reshape(-1, num_groups)
-    return {
-        "steps": [steps[index] for index in chosen],
-        "values": [[None if v is None else float(f"{v:.4g}") for v in map(_number, row)] for row in table.T],
+    return {"steps": [steps[index] for index in chosen], "values": [_rounded(row) for row in table.T]}
+
+
+def _rounded(row: Iterable[float]) -> list[float | None]:
+    return [None if value is None else float(f"{value:.4g}") for value in map(_number, row)]
+
+
+def _with_lines(history: dict[str, Any], space: "SearchSpace", removal: Removal) -> dict[str, Any]:
+    """Returns the curves with names for the norms, those of the channels of a dimension taken together."""
+    if history["norms"] is None:
+        return history
+    num, values = len(space.structures), history["norms"]["values"]
+    together = [
+        _rounded(np.linalg.norm(np.array(values[each.groups.start : each.groups.stop], float), axis=0))
+        for each in space.dimensions
+    ]
+    gone = [False] * num if removal.redundant is None else removal.redundant[:num].tolist()
+    lines = {
+        "names": [f"{each.index} {each.name}" for each in space.structures] + [each.name for each in space.dimensions],
+        "redundant": gone + [False] * len(together),
+        "values": values[:num] + together,
     }
+    return history | {"norms": history["norms"] | lines}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jasgnas.pages.data import History, Removal, Results, page_data
 from jasgnas.pages.files import asset, packed_engine
+from jasgnas.space.latency import LatencyTable
 
 if TYPE_CHECKING:
     from jasgnas.space.search import SearchSpace
@@ -34,6 +35,7 @@ def report(
     history: History | None = None,
     full: Results | None = None,
     sub: Results | None = None,
+    latency: LatencyTable | None = None,
 ) -> Path:
     """Writes a page that shows a search space and, where given, what a run made of it.
 
@@ -55,6 +57,8 @@ def report(
         full: results of the full network, numbers or texts by label, as in `{"test accuracy": "99.2 %"}`. Parameters
             and multiply-adds need not be given.
         sub: the same of the sub-network.
+        latency: what `jasgnas.measure_latency` has measured, for the seconds that are predicted of both; those measured
+            of them are results.
 
     Returns:
         The path of the file.
@@ -63,7 +67,7 @@ def report(
         ArgumentError: arguments contradict each other or do not fit the search space.
         OSError: the file cannot be written.
     """
-    data = page_data(space, Removal.of(space, opt_state, redundant, scores), history, full, sub)
+    data = page_data(space, Removal.of(space, opt_state, redundant, scores), history, full, sub, latency)
     path = Path(path)
     path.write_text(_page(title or "Search space", data), encoding="utf-8")
     return path

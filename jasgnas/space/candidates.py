@@ -1,13 +1,17 @@
 """What may go, as arrays: all that the selection of groups and H2SPG need to know of a search space."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jasgnas.errors import ArgumentError
 from jasgnas.space.dimensions import Channels
-from jasgnas.space.groups import OwnerTable
-from jasgnas.space.sizes import Costs, counted_segments, subnet_size
+from jasgnas.space.groups import NOBODY, OwnerTable
+from jasgnas.space.latency import LatencyTable
+from jasgnas.space.sizes import Costs, Measure, counted_segments, subnet_size
 from jasgnas.space.validity import DependenceGraph, critical_vertices, largest_removal
 from jasgnas.space.widths import Widths
 
@@ -57,6 +61,14 @@ class Candidates:
         """Vertices whose death alone kills a network output, bool `[num_vertices]`."""
         return critical_vertices(self.dependence)
 
+    def with_inner(self, groups: jax.Array) -> jax.Array:
+        """Returns some groups and the channels that go with the structures among them, bool `[num_groups]`."""
+        if self.channels is None or self.inner_of is None:
+            return groups
+        structures, channels = jnp.split(groups, [self.num_structures])
+        inner = self.inner_of[self.channels.dimension_of]
+        return jnp.concatenate([structures, channels | ((inner != NOBODY) & jnp.append(structures, False)[inner])])
+
     @cached_property
     def savings(self) -> dict[str, np.ndarray]:
         """What each group holds and saves by itself, dead branches left out, by measure, `[num_groups]`."""
@@ -80,4 +92,25 @@ class Candidates:
         if self.widths is None:
             return subnet_size(self.dependence, self.costs, removed)
         counted = counted_segments(self.dependence, removed[: self.num_structures], self.costs.num_segments)
-        return {measure: self.widths.size(measure, removed, counted) for measure in self.widths.measures}
+        return {measure: self.widths.size(measure, removed, counted) for measure in self.costs.measures}
+
+    def with_latency(self, table: LatencyTable) -> "Candidates":
+        """Returns the same with the time of a forward pass, in femtoseconds, as the measure `latency`.
+
+        Raises:
+            ArgumentError: the table is of another search space.
+        """
+        if not isinstance(table, LatencyTable):
+            raise ArgumentError(f"expected a LatencyTable of jasgnas.measure_latency, got {type(table).__name__}")
+        if table.fingerprint != self.fingerprint or len(table.segments) != self.costs.num_segments:
+            raise ArgumentError("the latency table is of another search space: measure it with the one at hand")
+        fixed, macs, elements = table.columns()
+        own = self.costs.measures["macs"]
+        per_mac = macs / np.maximum(own.segments, 1)
+        latency = Measure(
+            0,
+            np.rint(fixed + macs + elements).astype(np.int64),
+            np.rint(own.savings * per_mac[self.costs.saving_segment]).astype(np.int64),
+        )
+        costs = self.costs._replace(measures={**self.costs.measures, "latency": latency})
+        return replace(self, costs=costs, widths=self.widths and self.widths.with_latency(fixed, macs, elements))

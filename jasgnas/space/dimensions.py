@@ -128,11 +128,12 @@ class Channels:
                 table[path] = (*table.get(path, ()), Owners((each.axis,), each.groups))
         return table
 
-    def emptied(self, removed: np.ndarray) -> list[Dimension]:
+    def emptied(self, removed: np.ndarray) -> list[int]:
         """Returns the dimensions of which fewer channels would be left than must be, given bool `[num_groups]`."""
         own = removed[self.first :]
         left = np.bincount(self.dimension_of, ~own, len(self.dimensions))
-        return [each for each, number in zip(self.dimensions, left, strict=True) if number < each.min_channels]
+        least = [each.min_channels for each in self.dimensions]
+        return np.flatnonzero(left < least).tolist()
 
     def inner_of(self, owners: OwnerTable, leaves: Sequence[Leaf]) -> np.ndarray:
         """Returns the structure that all of what makes each dimension is in, `NOBODY` for none, int `[num_dimensions]`.

@@ -1,9 +1,10 @@
-"""Which structures and channels go together, inside `jax.jit`: by one order of both, up to where a size is met.
+"""Which structures and channels go together, inside `jax.jit`: by one order of both, up to where a target is met.
 
 There may be a hundred thousand channels, so they are not visited one after the other. Of any order the groups before
 some place are a candidate: the structures among them that are accepted if they are visited in this order, and of each
 dimension as many channels as it can lose. The further the place, the smaller the network, so that the place at which
 the target is met is found by bisection, in as many evaluations of the size as the number of groups has binary digits.
+Where the target is a number of groups of each kind, there is a place for the structures and one for the channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jasgnas.errors import ArgumentError
+from jasgnas.checks import check_integer
+from jasgnas.errors import ArgumentError, TargetError
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.groups import NOBODY
+from jasgnas.space.latency import LatencyTable
+from jasgnas.space.limits import Limits
 from jasgnas.space.selection import (
     Selection,
     accept_greedily,
@@ -28,7 +32,16 @@ from jasgnas.space.selection import (
     to_digits,
     vertices_of,
 )
-from jasgnas.space.targets import SIZE_TARGETS, Target, checked_size, resolve_target
+from jasgnas.space.targets import (
+    GROUP_TARGETS,
+    SIZE_TARGETS,
+    Target,
+    checked_size,
+    measured,
+    numbers_of_kinds,
+    resolve_target,
+    single_target,
+)
 from jasgnas.space.validity import DependenceGraph
 from jasgnas.space.widths import Widths
 
@@ -66,10 +79,12 @@ class SizeTerms(NamedTuple):
         "terms",
         "structure_segment",
         "dimension_of",
-        "most_removed",
+        "widths",
+        "least",
+        "multiples",
         "inner_of",
         "fallback",
-        "sizes",
+        "amounts",
     ),
     meta_fields=(),
 )
@@ -80,25 +95,30 @@ class Mixture:
     Attributes:
         graph: what depends on what.
         critical: vertices whose death alone kills a network output, bool `[num_vertices]`.
-        terms: the measure of size.
+        terms: the measure of size, None where numbers of groups are to go.
         structure_segment: int32 `[num_structures]`, segment of each structure.
         dimension_of: int32 `[num_channels]`.
-        most_removed: int32 `[num_dimensions]`, how many channels of each may go.
+        widths: int32 `[num_dimensions]`, how many channels each has.
+        least: int32 `[num_dimensions]`, how many channels of each stay at least.
+        multiples: int32 `[num_dimensions]`, numbers that those left are a multiple of, unless all are left.
         inner_of: int32 `[num_dimensions]`, the structure that makes all of a dimension, `NOBODY` for none: without it
             its channels are gone and count nothing.
-        fallback: bool `[num_groups]`, a valid set that is as good as any known at meeting small sizes.
-        sizes: the size that each round has to meet, as digits, int32 `[num_rounds, num_digits]`.
+        fallback: bool `[num_groups]`, a valid set that is as good as any known at meeting far targets.
+        amounts: what each round has to meet: a size as digits, int32 `[num_rounds, num_digits]`, or numbers of
+            structures and of channels, int32 `[num_rounds, 2]`.
     """
 
     graph: DependenceGraph
     critical: jax.Array
-    terms: SizeTerms
+    terms: SizeTerms | None
     structure_segment: jax.Array
     dimension_of: jax.Array
-    most_removed: jax.Array
+    widths: jax.Array
+    least: jax.Array
+    multiples: jax.Array
     inner_of: jax.Array
     fallback: jax.Array
-    sizes: jax.Array
+    amounts: jax.Array
 
     @property
     def reachable(self) -> tuple[int, ...]:
@@ -121,32 +141,33 @@ class Mixture:
         Args:
             scores: float `[num_groups]`, larger is removed sooner, NaN last.
             number: the round, -1 for the last one.
-            planned: bool `[num_groups]`, a set that meets the target, which is what is planned if `is_fixed`.
+            planned: bool `[num_groups]`, a valid set that meets the target and contains `accepted`.
             accepted: bool `[num_groups]`, groups that are redundant already.
-            is_fixed: whether only the round's share of `planned` is selected.
-            by_cost: whether minus the score is the rise of the loss when a group goes. Groups then go by rising cost
-                per unit of size saved, those that cost nothing first; otherwise by falling score.
+            is_fixed: whether `planned` stays as it is, and only the round's share of it is selected.
+            by_cost: whether minus the score is the rise of the loss when a group goes. To a size groups then go by
+                rising cost per unit saved, those that cost nothing first; otherwise by falling score.
             hierarchical: True, since of a dimension a channel has to stay.
         """
         assert hierarchical
-        order = self._order(scores, accepted, by_cost)
+        order = self._order(scores, planned, accepted, by_cost)
         everything = jnp.ones_like(accepted)
-        found = _take(self, order, self.sizes[-1], everything, accepted)
+        found = _take(self, order, self.amounts[-1], everything, planned, accepted)
         planned = jnp.where(is_fixed, planned, found)
-        redundant = _take(self, order, self.sizes[number], planned, accepted)
+        redundant = _take(self, order, self.amounts[number], planned, planned, accepted)
         possible = ~planned & _possible(self, order, everything)
         runner_up = jnp.where(jnp.any(possible), order[jnp.argmax(possible[order])], -1)
         return Selection(planned, redundant, runner_up.astype(jnp.int32))
 
-    def _order(self, scores: jax.Array, accepted: jax.Array, by_cost: bool) -> jax.Array:
+    def _order(self, scores: jax.Array, planned: jax.Array, accepted: jax.Array, by_cost: bool) -> jax.Array:
         """Returns the group indices in the order in which they are to go, those accepted before all others."""
-        if not by_cost:
+        if not by_cost or self.terms is None:
             return jnp.lexsort((jnp.where(jnp.isnan(scores), jnp.inf, -scores), ~accepted))
         full = savings_without(self, jnp.zeros_like(accepted))
         everything = jnp.ones_like(accepted)
 
         def again(_: Any, savings: jax.Array) -> jax.Array:
-            taken = _take(self, _order_by_cost(-scores, savings, accepted), self.sizes[-1], everything, accepted)
+            order = _order_by_cost(-scores, savings, accepted)
+            taken = _take(self, order, self.amounts[-1], everything, planned, accepted)
             return (full + savings_without(self, taken)) / 2
 
         savings = jax.lax.fori_loop(0, _NUM_ROUNDS - 1, again, full)
@@ -175,13 +196,27 @@ def size_terms(widths: Widths, measure: str, num_groups: int, num_segments: int)
     )
 
 
-def resolve(candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool) -> Target | Mixture:
+def resolve(
+    candidates: Candidates,
+    given: Mapping[str, Any],
+    periods: int,
+    hierarchical: bool,
+    limits: Limits,
+    latency: LatencyTable | None,
+) -> Target | Mixture:
     """Returns the target that a user has given, see `resolve_target` and `resolve_mixture`."""
-    resolved = resolve_target if candidates.channels is None else resolve_mixture
-    return resolved(candidates, given, periods, hierarchical)
+    candidates = measured(candidates, given, latency)
+    if candidates.channels is not None:
+        return resolve_mixture(candidates, given, periods, hierarchical, limits)
+    if asked := limits.given():
+        names = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+        raise ArgumentError(f"{names} is about channels: make the space with channels=True")
+    return resolve_target(candidates, given, periods, hierarchical)
 
 
-def resolve_mixture(candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool) -> Mixture:
+def resolve_mixture(
+    candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool, limits: Limits
+) -> Mixture:
     """Returns what a selection of structures and channels is made from.
 
     Args:
@@ -189,52 +224,102 @@ def resolve_mixture(candidates: Candidates, given: Mapping[str, Any], periods: i
         given: the targets by name, all but one of them None.
         periods: number of rounds.
         hierarchical: True; there is no comparison without validity where there are channels.
+        limits: what is left of dimensions at least.
 
     Raises:
-        ArgumentError: not exactly one target is given, or it is of the wrong kind or not in a size.
-        TargetError: no removal meets the target, or none is needed to meet it.
+        ArgumentError: not exactly one target is given, or it or a limit is of the wrong kind.
+        TargetError: no removal meets the target within the limits, or none is needed to meet it.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if len(chosen) != 1 or not {*chosen} <= {*SIZE_TARGETS}:
-        names = ", ".join(f"{name}={value!r}" for name, value in chosen.items()) or "none"
-        raise ArgumentError(
-            f"expected exactly one of {', '.join(SIZE_TARGETS)} for structures and channels together, got {names}"
-        )
+    name, value = single_target(given)
     if not hierarchical:
         raise ArgumentError("hierarchical=False is for structures alone: make the space without channels=True")
-    ((name, value),) = chosen.items()
-    measure, channels = SIZE_TARGETS[name], candidates.channels
-    assert candidates.widths is not None
+    channels = candidates.channels
     assert channels is not None
-    most = np.array([dimension.size - dimension.min_channels for dimension in channels.dimensions])
-    spare = np.concatenate(
-        [dimension.groups[: int(number)] for dimension, number in zip(channels.dimensions, most, strict=True)]
+    terms = None
+    if name in GROUP_TARGETS:
+        amounts, fallback = _numbers(candidates, name, value, periods, limits)
+    else:
+        measure = SIZE_TARGETS[name]
+        amounts, fallback = _sizes(candidates, name, value, periods, limits)
+        assert candidates.widths is not None
+        terms = size_terms(candidates.widths, measure, candidates.num_groups, candidates.costs.num_segments)
+    return Mixture(
+        candidates.dependence,
+        jnp.asarray(candidates.critical),
+        terms,
+        jnp.asarray(candidates.segments, jnp.int32),
+        jnp.asarray(channels.dimension_of, jnp.int32),
+        jnp.asarray([each.size for each in channels.dimensions], jnp.int32),
+        jnp.asarray(limits.least(channels.dimensions), jnp.int32),
+        jnp.asarray(limits.multiples(channels.dimensions), jnp.int32),
+        jnp.asarray(candidates.inner_of, jnp.int32),
+        jnp.asarray(fallback),
+        jnp.asarray(amounts, jnp.int32),
     )
 
-    def without(structures: Sequence[int]) -> np.ndarray:
-        removed = np.zeros(candidates.num_groups, bool)
-        removed[[*structures, *spare]] = True
-        return removed
+
+def _sizes(
+    candidates: Candidates, name: str, value: Any, periods: int, limits: Limits
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the size that each round has to meet, as digits, and a valid set that meets all of them."""
+    measure = SIZE_TARGETS[name]
 
     def size(removed: np.ndarray) -> int:
         return candidates.subnet_size(removed)[measure]
 
     removals = [candidates.largest_removal(), candidates.largest_removal(measure)]
-    reachable = min(map(without, removals), key=size)
+
+    def smallest(limits: Limits) -> np.ndarray:
+        return min((_most_without(candidates, structures, limits) for structures in removals), key=size)
+
+    fallback = smallest(limits)
+    without = {
+        f"{limit}={asked!r}": size(smallest(limits._replace(**{limit: None})))
+        for limit, asked in limits.given().items()
+    }
     full = size(np.zeros(candidates.num_groups, bool))
-    target = checked_size(name, value, full, size(reachable))
+    target = checked_size(name, value, full, size(fallback), without)
     sizes = [full - (full - target) * number // periods for number in range(1, periods + 1)]
-    return Mixture(
-        candidates.dependence,
-        jnp.asarray(candidates.critical),
-        size_terms(candidates.widths, measure, candidates.num_groups, candidates.costs.num_segments),
-        jnp.asarray(candidates.segments, jnp.int32),
-        jnp.asarray(channels.dimension_of, jnp.int32),
-        jnp.asarray(most, jnp.int32),
-        jnp.asarray(candidates.inner_of, jnp.int32),
-        jnp.asarray(reachable),
-        jnp.asarray(to_digits(np.array(sizes))),
-    )
+    return to_digits(np.array(sizes)), fallback
+
+
+def _numbers(
+    candidates: Candidates, name: str, value: Any, periods: int, limits: Limits
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the numbers of structures and channels that each round has to meet, and a valid set that meets them."""
+    channels, inner_of = candidates.channels, candidates.inner_of
+    assert channels is not None
+    assert inner_of is not None
+    available = {"structure": candidates.num_structures, "channel": len(channels)}
+    asked = numbers_of_kinds(name, value, {kind: number for kind, number in available.items() if number})
+    num_structures, num_channels = asked.get("structure", 0), asked.get("channel", 0)
+    # What goes with a structure is no channel that is left to go, so structures without many of these go.
+    spare = np.array([each.size for each in channels.dimensions]) - limits.least(channels.dimensions)
+    is_inner = inner_of != NOBODY
+    inner = np.bincount(inner_of[is_inner], spare[is_inner], candidates.num_structures).astype(int)
+    largest = candidates.largest_removal()
+    structures = sorted(largest, key=lambda group: (inner[group], group))[:num_structures]
+    most = int(spare.sum() - inner[structures].sum())
+    if num_structures > len(largest) or num_channels > most or not num_structures + num_channels:
+        raise TargetError(
+            f"cannot remove {num_structures} structures and {num_channels} channels ({name}={value!r}): at least one "
+            f"group must go, of the structures at most {len(largest)} can, and beside {len(structures)} of them at "
+            f"most {most} channels" + "".join(f", with {limit}={number!r}" for limit, number in limits.given().items())
+        )
+    check_integer("periods", periods, 1, max(num_structures, num_channels))
+    amounts = np.arange(1, periods + 1)[:, None] * [num_structures, num_channels] // periods
+    return amounts, _most_without(candidates, structures, limits)
+
+
+def _most_without(candidates: Candidates, structures: Sequence[int], limits: Limits) -> np.ndarray:
+    """Returns some structures and all channels that limits let go, bool `[num_groups]`."""
+    assert candidates.channels is not None
+    dimensions = candidates.channels.dimensions
+    removed = np.zeros(candidates.num_groups, bool)
+    removed[list(structures)] = True
+    for dimension, least in zip(dimensions, limits.least(dimensions).tolist(), strict=True):
+        removed[dimension.groups[least:]] = True
+    return removed
 
 
 def _order_by_cost(rises: jax.Array, savings: jax.Array, accepted: jax.Array) -> jax.Array:
@@ -249,15 +334,15 @@ def _order_by_cost(rises: jax.Array, savings: jax.Array, accepted: jax.Array) ->
 
 
 class _Ranks(NamedTuple):
-    """An order, and what may go by it.
+    """An order of the eligible groups, and what may go by it.
 
     Attributes:
-        rank: int32 `[num_groups]`, place of each group in the order.
-        structures: bool `[num_structures]`, structures that a visit in this order accepts.
-        channels: bool `[num_channels]`, channels that may go: the first ones of each dimension.
+        structures: int32 `[num_structures]`, place of each structure in the order, or the number of groups where a
+            visit in this order does not accept it.
+        channels: int32 `[num_channels]`, place of the last of the channels that each one goes together with, or the
+            number of groups where it does not go.
     """
 
-    rank: jax.Array
     structures: jax.Array
     channels: jax.Array
 
@@ -268,46 +353,88 @@ def _ranks(mixture: Mixture, order: jax.Array, eligible: jax.Array) -> _Ranks:
     # What is not eligible comes last, and takes no place from the others.
     order = order[jnp.argsort(~eligible[order], stable=True)]
     rank = jnp.zeros(num_groups, jnp.int32).at[order].set(jnp.arange(num_groups, dtype=jnp.int32))
-    by_dimension = jnp.lexsort((rank[num_structures:], mixture.dimension_of))
-    dimensions = mixture.dimension_of[by_dimension]
-    place = (jnp.arange(len(dimensions)) - jnp.searchsorted(dimensions, dimensions)).astype(jnp.int32)
-    place = jnp.zeros_like(place).at[by_dimension].set(place)
     accepted = jnp.zeros(num_structures, bool)
     if num_structures:
         visits = jnp.argsort(rank[:num_structures]).astype(jnp.int32)
         accepted = accept_greedily(mixture.graph, mixture.critical, visits)
-    can_go = place < mixture.most_removed[mixture.dimension_of]
-    return _Ranks(rank, accepted & eligible[:num_structures], can_go & eligible[num_structures:])
+    rank = jnp.where(eligible, rank, num_groups)
+    structures = jnp.where(accepted, rank[:num_structures], num_groups)
+    return _Ranks(structures, _block_ends(mixture, rank[num_structures:], num_groups))
+
+
+def _block_ends(mixture: Mixture, rank: jax.Array, never: int) -> jax.Array:
+    """Returns the place in the order from which on each channel is gone, int32 `[num_channels]`.
+
+    What is left of a dimension is a multiple: channels go in blocks, which end with the last of them to come.
+
+    Args:
+        mixture: the dimensions.
+        rank: int32 `[num_channels]`, place of each channel in the order.
+        never: what is returned for channels that do not go.
+    """
+    by_dimension = jnp.lexsort((rank, mixture.dimension_of))
+    dimensions = mixture.dimension_of[by_dimension]
+    starts = (jnp.cumsum(mixture.widths) - mixture.widths)[dimensions]
+    widths, multiples = mixture.widths[dimensions], mixture.multiples[dimensions]
+    places = jnp.arange(len(dimensions), dtype=jnp.int32) - starts
+    # With this channel and those before it gone, so many are left, rounded down to a multiple.
+    left = (widths - places - 1) // multiples * multiples
+    ends = jnp.where(left >= mixture.least[dimensions], rank[by_dimension][starts + widths - left - 1], never)
+    return jnp.zeros_like(rank).at[by_dimension].set(ends)
+
+
+def _is_gone(mixture: Mixture, structures: jax.Array) -> jax.Array:
+    """Returns which channels go with some structures, bool `[num_channels]`."""
+    inner = mixture.inner_of
+    return ((inner >= 0) & jnp.append(structures, False)[inner])[mixture.dimension_of]
 
 
 def _possible(mixture: Mixture, order: jax.Array, eligible: jax.Array) -> jax.Array:
     """Returns the groups that may go by an order, bool `[num_groups]`."""
-    ranks = _ranks(mixture, order, eligible)
-    return jnp.concatenate([ranks.structures, ranks.channels])
+    return jnp.concatenate(_ranks(mixture, order, eligible)) < len(order)
 
 
-def _take(mixture: Mixture, order: jax.Array, size: jax.Array, eligible: jax.Array, accepted: jax.Array) -> jax.Array:
-    """Returns the first groups in an order that meet a size beside those accepted, as far as they may go."""
+def _take(
+    mixture: Mixture,
+    order: jax.Array,
+    amount: jax.Array,
+    eligible: jax.Array,
+    fallback: jax.Array,
+    accepted: jax.Array,
+) -> jax.Array:
+    """Returns the first eligible groups in an order that meet an amount beside those accepted, as far as they may go.
+
+    Args:
+        mixture: what is selected from.
+        order: int `[num_groups]`, group indices.
+        amount: what a round has to meet, see `Mixture.amounts`.
+        eligible: bool `[num_groups]`.
+        fallback: bool `[num_groups]`, a valid set of them that meets the amount and contains those accepted.
+        accepted: bool `[num_groups]`, groups that are taken in any case.
+    """
     num_groups, num_structures = len(order), len(mixture.structure_segment)
-    rank, structures_in_order, channels_in_order = _ranks(mixture, order, eligible)
-
-    def with_channels(structures: jax.Array, until: jax.Array) -> jax.Array:
-        """Returns some structures, and the channels before a place in the order that are not gone with them."""
-        inner = mixture.inner_of[mixture.dimension_of]
-        is_gone = (inner >= 0) & jnp.append(structures, False)[inner]
-        channels = channels_in_order & (rank[num_structures:] < until) & ~is_gone
-        return accepted | jnp.concatenate([structures, channels])
+    ranks = _ranks(mixture, order, eligible)
 
     def before(until: jax.Array) -> jax.Array:
-        structures = structures_in_order & (rank[:num_structures] < until)
-        return with_channels(structures | accepted[:num_structures], until)
+        return (ranks.structures < until) | accepted[:num_structures]
 
-    found = before(_least(lambda until: is_met(mixture, before(until), size), num_groups))
-    # The greedy order may end before the size is met, which what is known to be small does.
-    fallback = (mixture.fallback & eligible) | accepted
-    structures = jnp.where(is_met(mixture, found, size), found, fallback)[:num_structures]
+    def with_channels(structures: jax.Array, until: int | jax.Array) -> jax.Array:
+        """Returns some structures, and the channels before a place in the order that are not gone with them."""
+        channels = (ranks.channels < until) & ~_is_gone(mixture, structures)
+        return accepted | jnp.concatenate([structures, channels])
+
+    def are_enough(until: jax.Array) -> jax.Array:
+        """Returns whether the structures before a place are, in a size beside the channels before it."""
+        if mixture.terms is None:
+            return jnp.sum(before(until)) >= amount[0]
+        return is_met(mixture, with_channels(before(until), until), amount)
+
+    structures = before(_least(are_enough, num_groups))
+    # The greedy order may end before the amount is met, which what is known to meet it does.
+    is_within_reach = is_met(mixture, with_channels(structures, num_groups), amount)
+    structures = jnp.where(is_within_reach, structures, fallback[:num_structures])
     # The last structure may save so much that channels taken before it need not go.
-    enough = _least(lambda until: is_met(mixture, with_channels(structures, until), size), num_groups)
+    enough = _least(lambda until: is_met(mixture, with_channels(structures, until), amount), num_groups)
     return with_channels(structures, enough)
 
 
@@ -324,16 +451,21 @@ def _least(is_enough: Any, most: int) -> jax.Array:
     return jax.lax.fori_loop(0, most.bit_length(), halve, bounds)[1]
 
 
-def is_met(mixture: Mixture, removed: jax.Array, size: jax.Array) -> jax.Array:
-    """Returns whether the network is not above the size without some groups, bool `[num_groups]`."""
-    total = jnp.sum(_values(mixture.terms, *_left(mixture, removed)), 0, dtype=jnp.int32)
-    return ~is_positive(total - size)
+def is_met(mixture: Mixture, removed: jax.Array, amount: jax.Array) -> jax.Array:
+    """Returns whether the removal of some groups, bool `[num_groups]`, meets an amount, see `Mixture.amounts`."""
+    if mixture.terms is None:
+        structures, channels = jnp.split(removed, [len(mixture.structure_segment)])
+        numbers = jnp.sum(structures), jnp.sum(channels & ~_is_gone(mixture, structures))
+        return (numbers[0] >= amount[0]) & (numbers[1] >= amount[1])
+    total = jnp.sum(_values(mixture.terms, *_left(mixture, mixture.terms, removed)), 0, dtype=jnp.int32)
+    return ~is_positive(total - amount)
 
 
 def savings_without(mixture: Mixture, removed: jax.Array) -> jax.Array:
     """Returns what each group saves beside others that are gone, float32 `[num_groups]`, to first order."""
     terms = mixture.terms
-    live, counted = _left(mixture, removed)
+    assert terms is not None
+    live, counted = _left(mixture, terms, removed)
     num_structures = len(mixture.structure_segment)
     factors = jnp.append(live, 1)[terms.factors].astype(jnp.float32)
     values = from_digits(jnp.moveaxis(_values(terms, live, counted), -1, 0))
@@ -345,9 +477,9 @@ def savings_without(mixture: Mixture, removed: jax.Array) -> jax.Array:
     return savings.at[:num_structures].add(per_segment[mixture.structure_segment])
 
 
-def _left(mixture: Mixture, removed: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _left(mixture: Mixture, terms: SizeTerms, removed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the live sizes of the axes, int32 `[num_axes]`, and which segments are left, bool `[num_segments]`."""
-    terms, graph = mixture.terms, mixture.graph
+    graph = mixture.graph
     gone = jnp.any(jnp.append(removed, False)[terms.entry_groups], axis=1)
     live = jnp.asarray(terms.sizes) - jax.ops.segment_sum(gone.astype(jnp.int32), terms.entry_axis, len(terms.sizes))
     everything = jnp.ones(graph.group.shape, bool)

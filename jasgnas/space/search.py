@@ -3,7 +3,7 @@
 import contextlib
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ from jasgnas.space.dependence import build_dependence
 from jasgnas.space.dimensions import Channels, Dimension
 from jasgnas.space.explanation import KeepPattern, explanation, matches, why_nothing
 from jasgnas.space.groups import (
+    NOBODY,
     Group,
     Groups,
     cleared,
@@ -48,11 +49,13 @@ from jasgnas.space.groups import (
     zeros_of_leaves,
 )
 from jasgnas.space.invariance import Effect
+from jasgnas.space.latency import LatencyTable
+from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import Selection
 from jasgnas.space.sizes import build_costs, counted_segments
 from jasgnas.space.structures import FoundGroups, find_groups, num_params
-from jasgnas.space.table import table
+from jasgnas.space.table import description, table
 from jasgnas.space.targets import Target
 from jasgnas.space.validity import is_valid
 from jasgnas.space.widths import WidthCounter
@@ -117,6 +120,26 @@ class SearchSpace:
         """Returns the name of a group, without making the group."""
         return self.structures[index].name if index < len(self.structures) else self.channels.name(index)
 
+    def names_of(self, indices: Iterable[int]) -> str:
+        """Returns groups in words: structures by index and name, channels by their number and dimension."""
+        removed = self.removed(indices)
+        words = [f"{group.index} ({group.name})" for group in self.structures if removed[group.index]]
+        counts = [int(removed[each.groups].sum()) for each in self.dimensions]
+        words += [
+            f"{number} of {each.size} channels of {each.name}"
+            for each, number in zip(self.dimensions, counts, strict=True)
+            if number
+        ]
+        return ", ".join(words)
+
+    def describe(self, indices: Iterable[int]) -> str:
+        """Returns what is left without some groups as text: the structures that go, the widths, the size.
+
+        Raises:
+            ArgumentError: an index is no group's.
+        """
+        return description(self, list(indices))
+
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
         """The widths that can be narrowed; none unless the space was made with `channels=True`."""
@@ -177,6 +200,13 @@ class SearchSpace:
             inner_of=self.channels.inner_of(structures, self.leaves) if self.dimensions else None,
             widths=widths,
         )
+
+    def channels_left(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """Returns how many channels of each dimension are left without some groups, 0 where all that makes it goes."""
+        removed = self.removed(indices)
+        structures, channels = np.split(removed, [len(self.structures)])
+        left = np.bincount(self.channels.dimension_of, ~channels, len(self.dimensions)).astype(int)
+        return tuple(np.where(self._gone_with(structures), 0, left).tolist())
 
     def subnet_size(self, indices: Iterable[int]) -> tuple[int, int]:
         """Returns the parameters and multiply-adds that are left without some groups, at most.
@@ -261,10 +291,17 @@ class SearchSpace:
         if not is_valid(self.candidates.dependence, structures):
             return False
         emptied = self.channels.emptied(removed)
-        return not emptied or all(self._is_gone(dimension, structures) for dimension in emptied)
+        return not emptied or bool(self._gone_with(structures)[emptied].all())
 
-    def _is_gone(self, dimension: Dimension, structures: np.ndarray) -> bool:
-        """Tells whether nothing is left of what makes a dimension without some structures, bool `[num_structures]`."""
+    def _gone_with(self, structures: np.ndarray) -> np.ndarray:
+        """Returns the dimensions of which nothing is left that makes them without some structures.
+
+        Args:
+            structures: bool `[num_structures]`.
+
+        Returns:
+            bool `[num_dimensions]`.
+        """
         table = owner_table([group for group in self.structures if structures[group.index]], self.shapes)
         marked = np.ones(len(self.structures), bool)
         counted = counted_segments(self.candidates.dependence, structures, len(self.graph.segments))
@@ -274,14 +311,16 @@ class SearchSpace:
             for operator in self.graph.segments[segment].operators
             for leaf in self.graph.leaves_of(operator)
         }
+        gone = np.ones(len(self.dimensions), bool)
         for each in self.channels.axes:
             if not each.makes or each.leaf not in needed:
                 continue
             leaf = self.leaves[each.leaf]
-            gone = leaf_zeros(table.get(leaf.path, ()), marked, len(leaf.shape)).apart.axis(each.axis, len(each.groups))
-            if np.any(~gone & np.isin(each.groups, dimension.groups)):
-                return False
-        return True
+            zeros = leaf_zeros(table.get(leaf.path, ()), marked, len(leaf.shape))
+            is_zero = zeros.apart.axis(each.axis, len(each.groups))
+            left = each.groups[~is_zero & (each.groups != NOBODY)] - self.channels.first
+            gone[self.channels.dimension_of[left]] = False
+        return gone
 
     def require_valid(self, indices: Iterable[int]) -> None:
         """Raises `InvalidRemovalError` if removing these groups would cut off a network output.
@@ -291,10 +330,9 @@ class SearchSpace:
         indices = np.flatnonzero(self.removed(indices)).tolist()
         cut = [] if self.is_valid(indices) else ["an output"]
         if cut or (cut := self._cut_off(indices)):
-            names = ", ".join(f"{index} ({self.name_of(index)})" for index in indices)
             raise InvalidRemovalError(
-                f"without the groups {names} no path is left from the network input to {', '.join(cut)}. "
-                "Check a set with space.is_valid(indices), or let jasgnas.h2spg choose it."
+                f"without the groups {self.names_of(indices)} no path is left from the network input to "
+                f"{', '.join(cut)}. Check a set with space.is_valid(indices), or let jasgnas.h2spg choose it."
             )
 
     def _cut_off(self, indices: Sequence[int]) -> list[str]:
@@ -384,10 +422,15 @@ class SearchSpace:
         self,
         scores: Any,
         *,
-        target_groups: int | None = None,
-        target_sparsity: float | None = None,
+        target_groups: int | Mapping[str, int] | None = None,
+        target_sparsity: float | Mapping[str, float] | None = None,
         target_params: int | float | None = None,
         target_macs: int | float | None = None,
+        target_latency: float | None = None,
+        target_seconds: float | None = None,
+        latency: LatencyTable | None = None,
+        min_channels: Limit | None = None,
+        multiple_of: Limit | None = None,
         per_cost: bool = False,
         hierarchical: bool = True,
     ) -> tuple[int, ...]:
@@ -395,22 +438,28 @@ class SearchSpace:
 
         Args:
             scores: float `[num_groups]`, larger for groups to remove sooner; NaN comes last.
-            target_groups: how many groups to remove. Exactly one of the four targets is needed; they are those of
+            target_groups: how many groups to remove. Exactly one target is needed; they are those of
                 `jasgnas.h2spg`.
             target_sparsity: the same as a fraction of the number of groups.
             target_params: the most trainable parameters of the sub-network, or a fraction of the full network's.
             target_macs: the same for multiply-adds.
+            target_latency: the most time of a forward pass, as a fraction of the full network's by `latency`.
+            target_seconds: the same in seconds.
+            latency: what `jasgnas.measure_latency` has measured of this space.
+            min_channels: how many channels of a dimension stay at least, as in `jasgnas.h2spg`.
+            multiple_of: what the number of those that stay is a multiple of, as there.
             per_cost: whether scores are in units of the loss, minus its rise when the group goes. A target in
                 parameters or multiply-adds is then met at little cost: groups go by rising cost per unit saved. By
                 falling score without it.
             hierarchical: False ignores whether the network stays valid; for comparisons only, of structures.
 
-        Where there are channels the target is a size, and structures and channels go by one order.
+        Where there are channels, structures and channels go by one order to a size; of each kind so many as
+        `target_groups` or `target_sparsity` says.
 
         Raises:
             ArgumentError: the scores are not one number for each group, or all of them are NaN; not exactly one target
-                is given, or it is of the wrong kind.
-            TargetError: no removal meets the target, or none is needed.
+                is given, or it or a limit is of the wrong kind.
+            TargetError: no removal meets the target within the limits, or none is needed.
         """
         values = np.asarray(scores)
         num_groups = len(self.groups)
@@ -427,8 +476,10 @@ class SearchSpace:
             "target_sparsity": target_sparsity,
             "target_params": target_params,
             "target_macs": target_macs,
+            "target_latency": target_latency,
+            "target_seconds": target_seconds,
         }
-        target = resolve(self.candidates, targets, 1, hierarchical)
+        target = resolve(self.candidates, targets, 1, hierarchical, Limits(min_channels, multiple_of), latency)
         reachable = np.isin(np.arange(num_groups), target.reachable)
         floats = jnp.asarray(values.astype(np.float64), float)  # as wide as JAX has them
         # Which groups are known to reach the target is no constant of the program, and so compiles none anew.

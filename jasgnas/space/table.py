@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jasgnas.rules import unknown_in
+from jasgnas.space.sizes import UNITS
 
 if TYPE_CHECKING:
     from jasgnas.space.search import SearchSpace
@@ -20,6 +21,22 @@ def table(space: "SearchSpace") -> str:
             _footer(space),
         ]
     )
+
+
+def description(space: "SearchSpace", indices: Sequence[int]) -> str:
+    """Returns what is left of a network without some groups, see `SearchSpace.describe`."""
+    removed = space.removed(indices)
+    names = [group.name for group in space.structures if removed[group.index]]
+    lines = [f"{len(names)} of {len(space.structures)} structures go{': ' if names else ''}{', '.join(names)}"]
+    left = space.channels_left(indices)
+    rows = [
+        (_clip(each.name), f"{each.size:,}", f"{number:,}", f"{number / each.size:.0%}")
+        for each, number in zip(space.dimensions, left, strict=True)
+    ]
+    lines += ["", _aligned(("dimension", "channels", "left", ""), rows, "<>>>"), ""] if rows else []
+    sizes = zip(UNITS.values(), space.subnet_size(()), space.subnet_size(indices), strict=True)
+    lines += [f"{after:,} of {before:,} {unit} ({after / before:.0%})" for unit, before, after in sizes if before]
+    return "\n".join(lines)
 
 
 def _structures(space: "SearchSpace") -> str:

@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jasgnas.checks import check_integer, check_number
+from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, TargetError
 from jasgnas.space.budget import select_by_cost
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.latency import FEMTOSECONDS, LatencyTable
 from jasgnas.space.selection import (
     Selection,
     SizeCosts,
@@ -28,7 +30,10 @@ from jasgnas.space.sizes import UNITS
 from jasgnas.space.validity import DependenceGraph
 
 GROUP_TARGETS = ("target_groups", "target_sparsity")
-SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS}
+SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS} | {
+    "target_latency": "latency",
+    "target_seconds": "latency",
+}
 
 
 @partial(
@@ -112,28 +117,78 @@ def resolve_target(candidates: Candidates, given: Mapping[str, Any], periods: in
         ArgumentError: not exactly one target is given, or it is of the wrong kind.
         TargetError: no removal meets the target, or no removal is needed to meet it.
     """
+    name, value = single_target(given)
+    resolve = _resolve_size if name in SIZE_TARGETS else _resolve_number
+    return resolve(candidates, name, value, periods, hierarchical)
+
+
+def single_target(given: Mapping[str, Any]) -> tuple[str, Any]:
+    """Returns the name and the value of the target that is given.
+
+    Raises:
+        ArgumentError: not exactly one is.
+    """
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
         names = ", ".join(f"{name}={value!r}" for name, value in chosen.items()) or "none"
         raise ArgumentError(f"expected exactly one of {', '.join((*GROUP_TARGETS, *SIZE_TARGETS))}, got {names}")
     ((name, value),) = chosen.items()
-    if name in SIZE_TARGETS:
-        return _resolve_size(candidates, name, value, periods, hierarchical)
-    return _resolve_number(candidates, name, value, periods, hierarchical)
+    return name, value
+
+
+def measured(candidates: Candidates, given: Mapping[str, Any], latency: LatencyTable | None) -> Candidates:
+    """Returns the candidates with the measure of time, if the target is one.
+
+    Raises:
+        ArgumentError: there is a table and no such target, or no table for it, or it is of another search space.
+    """
+    asked = [name for name, value in given.items() if value is not None and SIZE_TARGETS.get(name) == "latency"]
+    if asked and latency is None:
+        raise ArgumentError(f"{asked[0]} needs a table of this device: latency=jasgnas.measure_latency(space)")
+    if latency is not None and not asked:
+        raise ArgumentError("latency= is for target_latency and target_seconds: give one of these, or leave it out")
+    return candidates if latency is None else candidates.with_latency(latency)
+
+
+def numbers_of_kinds(name: str, value: Any, available: Mapping[str, int]) -> dict[str, int]:
+    """Returns how many groups of each kind are to go, given a number, or a mapping from kinds to numbers.
+
+    Args:
+        name: `target_groups`, or `target_sparsity`, of which the numbers are fractions.
+        value: what a user has given.
+        available: how many groups there are, by kind.
+
+    Raises:
+        ArgumentError: a number is of the wrong kind, there is no such kind, or several kinds and a plain number.
+    """
+    if not isinstance(value, Mapping):
+        if len(available) > 1:
+            example = ", ".join(f"{kind!r}: {0.5 if name == 'target_sparsity' else 3}" for kind in available)
+            raise ArgumentError(
+                f"{name}={value!r} does not say of which kind: the space has {' and '.join(available)} groups. Give a "
+                f"number for each kind, {name}={{{example}}}, or a size such as target_macs"
+            )
+        value = dict.fromkeys(available, value)
+    if unknown := value.keys() - available.keys():
+        raise ArgumentError(
+            f"{name} must have the kinds of the space, {', '.join(available)}, as its keys, got {', '.join(unknown)}"
+        )
+    if name == "target_sparsity":
+        for fraction in value.values():
+            check_number(name, fraction, 0, np.inf)
+        # Rounded down, but 0.29 of 100 groups is 29, not 28.
+        return {kind: int(fraction * available[kind] + 1e-9) for kind, fraction in value.items()}
+    for number in value.values():
+        if not isinstance(number, int | np.integer) or isinstance(number, bool):
+            raise ArgumentError(f"{name} must be an int, got {number!r}")
+    return {kind: int(number) for kind, number in value.items()}
 
 
 def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:
     """Returns a target in groups, divided equally up to rounding."""
     num_groups = candidates.num_groups
     largest = candidates.largest_removal() if hierarchical else range(num_groups)
-    if name == "target_sparsity":
-        check_number(name, value, 0, np.inf)
-        # Rounded down, but 0.29 of 100 groups is 29, not 28.
-        num_redundant = int(value * num_groups + 1e-9)
-    elif isinstance(value, int | np.integer):
-        num_redundant = int(value)
-    else:
-        raise ArgumentError(f"{name} must be an int, got {value!r}")
+    num_redundant = numbers_of_kinds(name, value, {"structure": num_groups}).get("structure", 0)
     if not 1 <= num_redundant <= len(largest):
         raise TargetError(
             f"cannot remove {num_redundant} of {num_groups} groups ({name}={value!r}): at least 1 must go, and at most "
@@ -166,27 +221,53 @@ def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, h
     return Target(candidates.dependence, candidates.critical, tuple(reachable), amounts, size_costs)
 
 
-def checked_size(name: str, value: Any, full: int, least: int) -> int:
+def checked_size(
+    name: str, value: Any, full: int, least: int, without: Mapping[str, int] = MappingProxyType({})
+) -> int:
     """Returns a target in parameters or multiply-adds as a number, given that of the full and of a smallest network.
+
+    Args:
+        name: name of the target.
+        value: what a user has given.
+        full: the size of the full network.
+        least: that of a smallest network.
+        without: what that would be without each limit.
 
     Raises:
         ArgumentError: it is neither a number nor a fraction.
         TargetError: no removal meets it, or none is needed to.
     """
-    is_fraction = isinstance(value, float | np.floating) and 0 < value < 1
-    if not is_fraction:
-        check_integer(name, value, 1, otherwise="or a fraction in (0, 1) of the full network's")
-    unit = UNITS[SIZE_TARGETS[name]]
-    if is_fraction:
-        value = max(1, int(value * full + 1e-9))
-    if value < least:
+    is_time = SIZE_TARGETS[name] == "latency"
+
+    def shown(size: int) -> str:
+        return f"{size / FEMTOSECONDS:.3g}" if is_time else f"{size:,}"
+
+    size, unit = _size(name, value, full), "seconds" if is_time else UNITS[SIZE_TARGETS[name]]
+    if size < least:
         raise TargetError(
             f"cannot shrink the network to {name}={value}: the smallest sub-network found that still reaches every "
-            f"network output has {least:,} of its {full:,} {unit}"
+            f"network output has {shown(least)} of its {shown(full)} {unit}"
+            + "".join(f"; without {limit} it has {shown(other)}" for limit, other in without.items())
         )
-    if value >= full:
+    if size >= full:
         raise TargetError(
-            f"nothing has to go for {name}={value}: the full network has {full:,} {unit}. Give a smaller "
-            f"target; the smallest sub-network found has {least:,}"
+            f"nothing has to go for {name}={value}: the full network has {shown(full)} {unit}. Give a smaller "
+            f"target; the smallest sub-network found has {shown(least)}"
         )
+    return size
+
+
+def _size(name: str, value: Any, full: int) -> int:
+    """Returns a target as a size, whether it is met or not; raises an `ArgumentError` if it is of the wrong kind."""
+    if name == "target_seconds":
+        if not isinstance(value, NUMBERS) or isinstance(value, bool) or not 0 < value < np.inf:
+            raise ArgumentError(f"{name} must be a number above 0, got {value!r}")
+        return int(value * FEMTOSECONDS)
+    if isinstance(value, float | np.floating) and 0 < value < 1:
+        return max(1, int(value * full + 1e-9))
+    if name == "target_latency":
+        raise ArgumentError(
+            f"{name} must be a fraction in (0, 1) of the full network's, got {value!r}; seconds are for target_seconds"
+        )
+    check_integer(name, value, 1, otherwise="or a fraction in (0, 1) of the full network's")
     return int(value)

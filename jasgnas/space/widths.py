@@ -43,7 +43,7 @@ class Widths(NamedTuple):
 
     Attributes:
         axes: what removes the indices of each axis; axes that are alike are listed once.
-        measures: the terms, by the names of the measures.
+        measures: the terms, by the names of the measures: `params`, `macs`, and `elements` of the results of operators.
     """
 
     axes: tuple[Removers, ...]
@@ -54,11 +54,43 @@ class Widths(NamedTuple):
         gone = np.append(removed, False)  # NOBODY takes the last entry
         return np.array([np.count_nonzero(~np.any([gone[own] for own in axis], axis=0)) for axis in self.axes], int)
 
+    def by_segment(self, measure: str, removed: np.ndarray, num_segments: int) -> np.ndarray:
+        """Returns the size of each segment without some groups, where all segments are left, float `[num_segments]`."""
+        terms = self.measures[measure]
+        values = terms.coefficients * np.append(self.live(removed), 1)[terms.axes].prod(1)
+        return np.bincount(terms.segments % (num_segments + 1), values, num_segments + 1)[:-1]
+
     def size(self, measure: str, removed: np.ndarray, counted: np.ndarray) -> int:
         """Returns the size without some groups, at most, given the segments that are left, bool `[num_segments]`."""
         terms = self.measures[measure]
         factors = np.append(self.live(removed), 1)[terms.axes].prod(1)
         return int((terms.coefficients * factors * np.append(counted, True)[terms.segments]).sum())
+
+    def with_latency(self, fixed: np.ndarray, macs: np.ndarray, elements: np.ndarray) -> "Widths":
+        """Returns the same with a measure `latency`.
+
+        Args:
+            fixed: what each segment counts as long as it is left, float `[num_segments]`.
+            macs: what it counts in proportion to its multiply-adds.
+            elements: what it counts in proportion to its elements.
+        """
+        num_segments = len(fixed)
+        sizes = np.array([len(axis[0]) for axis in self.axes] + [1])
+        constant = Terms(fixed, np.arange(num_segments), np.zeros((num_segments, 0), int))
+        parts = [constant]
+        for name, own in (("macs", macs), ("elements", elements)):
+            terms = self.measures[name]
+            values = terms.coefficients * sizes[terms.axes].prod(1)
+            full = np.bincount(terms.segments % (num_segments + 1), values, num_segments + 1)
+            rates = np.append(own, 0) / np.maximum(full, 1)
+            parts.append(terms._replace(coefficients=terms.coefficients * rates[terms.segments]))
+        most = max(part.axes.shape[1] for part in parts)
+        latency = Terms(
+            np.rint(np.concatenate([part.coefficients for part in parts])).astype(np.int64),
+            np.concatenate([part.segments for part in parts]).astype(np.int32),
+            np.concatenate([_padded(part.axes, most) for part in parts]).astype(np.int32),
+        )
+        return self._replace(measures={**self.measures, "latency": latency})
 
     def savings(self, measure: str, num_groups: int) -> np.ndarray:
         """Returns what the indices that each group removes count in the full network, float64 `[num_groups]`."""
@@ -116,7 +148,8 @@ class WidthCounter:
 
     def count(self) -> Widths:
         """Returns the terms of all measures."""
-        measures = {"params": _terms(self._params()), "macs": _terms(self._macs())}
+        counted = {"params": self._params(), "macs": self._macs(), "elements": self._elements()}
+        measures = {name: _terms(terms) for name, terms in counted.items()}
         return Widths(tuple(self._removers), measures)
 
     def _params(self) -> Iterable[tuple[int, int, list[int]]]:
@@ -140,6 +173,13 @@ class WidthCounter:
                 eqn = self._graph.program.equations[position]
                 if macs := equation_macs(eqn):
                     yield self._term(macs, segment, self._iterated(eqn))
+
+    def _elements(self) -> Iterable[tuple[int, int, list[int]]]:
+        for operator in self._graph.operators:
+            for var in self._graph.results(operator.index):
+                shape = self._graph.program.avals[var].shape
+                axes = [((var, axis),) for axis in range(len(shape))]
+                yield self._term(math.prod(shape), self._graph.segment_of[operator.index], axes)
 
     def _term(self, total: int, segment: int, axes: Iterable[tuple[Place, ...]]) -> tuple[int, int, list[int]]:
         """Returns a term, given its value for the full network and the axes it is proportional to."""
@@ -203,6 +243,11 @@ class WidthCounter:
                     if (number, axis) not in reached and not any(place in own for own in axes.values()):
                         axes[place] = [place]
         yield from map(tuple, axes.values())
+
+
+def _padded(axes: np.ndarray, most: int) -> np.ndarray:
+    """Returns axes of terms, int `[num_terms, n]`, in `most` columns."""
+    return np.pad(axes, ((0, 0), (0, most - axes.shape[1])), constant_values=NOBODY)
 
 
 def _terms(listed: Iterable[tuple[int, int, list[int]]]) -> Terms:

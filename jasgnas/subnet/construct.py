@@ -207,11 +207,10 @@ def construct_subnet(
 def require_zero(space: SearchSpace, claimed: Iterable[int], zero: Iterable[int], state: H2SPGState | None) -> None:
     """Raises an `ArgumentError` if groups that are to be removed are not entirely zero."""
     if alive := sorted(set(map(int, claimed)).difference(zero)):
-        names = ", ".join(f"{index} ({space.name_of(index)})" for index in alive)
         said = "" if state is None else f", though the optimizer state ({_progress(state)}) says so. {CHANGED_UPDATES}"
         raise ArgumentError(
-            f"the groups {names} are not entirely zero{said}. Nothing but exact zeros is removed: pass the parameters "
-            "that belong to the optimizer state, or space.zero(model, removed)"
+            f"the groups {space.names_of(alive)} are not entirely zero{said}. Nothing but exact zeros is removed: pass "
+            "the parameters that belong to the optimizer state, or space.zero(model, removed)"
         )
 
 

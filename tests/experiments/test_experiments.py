@@ -357,6 +357,7 @@ def test_commands_are_called_by_the_names_that_they_are_run_by(
         ("benchmarks", "--only trainin", "no benchmark 'trainin': did you mean training"),
         ("bench_analysis", "--networks demo_nett 2", "no network 'demo_nett': did you mean demo_net"),
         ("bench_h2spg", "--networks demo_nett 2", "no network 'demo_nett': did you mean demo_net"),
+        ("bench_latency", "--networks demo_nett 2", "no network 'demo_nett': did you mean demo_net"),
         ("bench_input", "--recipes digit", "no recipe 'digit': did you mean digits"),
         ("bench_report", "demo_nett", "no network 'demo_nett': did you mean demo_net"),
         ("bench_saved", "--networks demo_nett", "no network 'demo_nett': did you mean demo_net"),

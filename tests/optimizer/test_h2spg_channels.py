@@ -60,7 +60,10 @@ def test_a_size_is_met_in_training(options):
     model, space = demo()
     after, state = trained(space, model, **options)
     assert int(state.phase) == 2
-    np.testing.assert_array_equal(state.zero, state.redundant)
+    inner = np.append(state.redundant[: len(space.structures)], False)[space.candidates.inner_of]
+    with_structures = np.append(np.zeros(len(space.structures), bool), inner[space.channels.dimension_of])
+    np.testing.assert_array_equal(state.zero, state.redundant | with_structures)
+    assert int(jasgnas.h2spg_metrics(state)["num_zero"]) == int(state.redundant.sum())
     subnet = jasgnas.construct_subnet(space, after)
     full, left = space.subnet_size(()), space.subnet_size(np.flatnonzero(state.zero))
     index = 0 if "target_params" in options else 1
@@ -71,6 +74,30 @@ def test_a_size_is_met_in_training(options):
     np.testing.assert_allclose(subnet(X), after(X), rtol=1e-4, atol=1e-5)
     assert space.is_valid(np.flatnonzero(state.zero))
     assert bool(state.redundant[len(space.structures) :].any())
+
+
+def test_rounds_keep_to_the_limits():
+    """After every round each dimension has a multiple of its channels, and in the end the target is met."""
+    model, space = demo()
+    options = {"target_macs": 0.3, "periods": 3, "multiple_of": {"fc1/*": 16, "*": 4}, "min_channels": 5}
+    for steps in (5, 7, 9, 14):
+        _, state = trained(space, model, steps=steps, **options)
+        redundant = np.asarray(state.redundant)
+        for dimension in space.dimensions:
+            left = dimension.size - redundant[dimension.groups].sum()
+            assert left == dimension.size or left % (16 if dimension.name == "fc1" else 4) == 0
+            assert left >= 8
+    assert space.subnet_size(np.flatnonzero(redundant))[1] <= int(0.3 * space.subnet_size(())[1])
+
+
+def test_numbers_of_kinds_are_met_in_rounds():
+    model, space = demo()
+    options = {"target_groups": {"structure": 2, "channel": 30}, "periods": 2}
+    for steps, numbers in ((5, (1, 15)), (14, (2, 30))):
+        _, state = trained(space, model, steps=steps, **options)
+        structures, channels = np.split(np.asarray(state.redundant), [len(space.structures)])
+        gone = np.append(structures, False)[space.candidates.inner_of]
+        assert (structures.sum(), (channels & ~gone[space.channels.dimension_of]).sum()) == numbers
 
 
 def test_the_selection_is_that_of_select():
@@ -151,7 +178,9 @@ def test_shrinking_in_between_goes_on_alike():
     np.testing.assert_allclose(small(X), full(X), rtol=1e-3, atol=1e-4)
 
 
-def test_the_same_selection_with_kernels_sharded_over_their_channels():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_same_selection_with_kernels_sharded_over_their_channels(dtype):
+    """The parameters are float32, and the network computes with copies of a narrower dtype, as is usual on devices."""
     x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
 
     def wide(p, x):
@@ -169,7 +198,11 @@ def test_the_same_selection_with_kernels_sharded_over_their_channels():
 
     @jax.jit
     def step(params, opt_state):
-        grads = jax.grad(lambda p: jnp.mean(wide(p, x) ** 2))(params)
+        def loss(params):
+            computed = wide(jax.tree.map(lambda leaf: leaf.astype(dtype), params), x.astype(dtype))
+            return jnp.mean(computed.astype(jnp.float32) ** 2)
+
+        grads = jax.grad(loss)(params)
         updates, opt_state = tx.update(grads, opt_state, params, grad=grads)
         return optax.apply_updates(params, updates), opt_state
 
@@ -191,6 +224,7 @@ def test_what_is_for_structures_alone_says_so():
     _, space = demo()
     for options, message in [
         ({"target_groups": 2}, "target_macs"),
+        ({"target_macs": 0.5, "multiple_of": {"nowhere": 4}}, "matches no parameter"),
         ({"target_macs": 0.5, "hierarchical": False}, "hierarchical"),
         ({"target_macs": 0.5, "score": "ablation"}, "score='gate'"),
     ]:

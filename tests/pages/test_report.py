@@ -143,7 +143,8 @@ def test_optimizer_state_says_the_same_as_arguments(demo_space):
     known = page_data(demo_space, Removal.of(demo_space, (state,), None, None), None, None, None)
     given = data_of(demo_space, redundant, scores=state.scores)
     assert known["groups"].pop("zero") == state.zero.tolist() == state.redundant.tolist()
-    assert known.pop("selection") == {"at": 1, "runnerUp": int(state.runner_up), "predicted": 0, "measured": 0}
+    runner_up = demo_space.name_of(int(state.runner_up))
+    assert known.pop("selection") == {"at": 1, "runnerUp": runner_up, "predicted": 0, "measured": 0}
     assert given.pop("selection") is None
     assert known == given
 
@@ -233,6 +234,35 @@ def test_report_is_one_file(demo_space, tmp_path):
     assert "<title>A &amp; B</title>" in text
     assert "@@" not in text
     assert not re.search(r"<(link|img|iframe)|<script[^>]* src=|@import|url\(", text)
+
+
+def test_dimensions_before_and_after():
+    """A structure that goes takes the channels that only it makes along; the others lose what is removed of them."""
+    model = build(DemoNet, width=0.1)
+    space = jasgnas.search_space(model, jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32), channels=True)
+    first, inner, last = (space.dimensions[index] for index in (0, 1, -1))
+    redundant = [0, *first.groups[:2], *last.groups[1:]]
+    rows = [{"step": step, "group_norms": np.full(len(space.groups), 2.0)} for step in range(3)]
+    data = data_of(space, redundant, history=rows)
+    left = dict(zip(data["dimensions"]["name"], data["dimensions"]["left"], strict=True))
+    assert "conv2/kernel" in inner.paths
+    assert left == {each.name: each.size for each in space.dimensions} | {
+        first.name: first.size - 2,
+        inner.name: 0,
+        last.name: 1,
+    }
+    norms = data["history"]["norms"]
+    assert norms["names"] == ["0 conv2-bn2", *(f"{g.index} {g.name}" for g in space.structures[1:]), *left]
+    assert norms["redundant"] == [True] + [False] * (len(norms["names"]) - 1)
+    assert norms["values"][0] == [2.0] * 3
+    assert norms["values"][-1] == pytest.approx([2 * last.size**0.5] * 3, rel=1e-3)
+    table = jasgnas.measure_latency(space, timer=lambda run, arrays: 2.0)
+    rows = page_data(space, Removal.of(space, None, redundant, None), None, None, {"seconds": 1.5}, table)["networks"]
+    predicted, measured = rows[2:]
+    assert predicted["label"] == "seconds of a forward pass, predicted"
+    assert (predicted["full"], predicted["sub"] < 2.0) == (2.0, True)
+    assert measured == {"label": "seconds", "full": None, "sub": 1.5}
+    assert data_of(space)["dimensions"].keys() == {"name", "size", "params", "paths"}
 
 
 def test_a_folder_that_is_not_there(demo_space, tmp_path):

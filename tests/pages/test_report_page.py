@@ -461,6 +461,23 @@ def test_tables_sort(open_page, demo):
     assert column(page, "#groups", 2).count("redundant") == len(REMOVED)
 
 
+def test_dimensions_are_narrowed(open_page, tmp_path):
+    model = build(DemoNet, width=0.1)
+    space = jasgnas.search_space(model, jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32), channels=True)
+    path = tmp_path / "channels.html"
+    last = space.dimensions[-1]
+    run = list(history(len(space.groups)))
+    jasgnas.report(space, path=path, redundant=[0, *last.groups[1:]], history=run)
+    page = open_page(path)
+    page.locator("#tab-groups").click()
+    rows = page.locator("#groups table").nth(1).locator("tbody tr")
+    assert rows.count() == len(space.dimensions)
+    assert rows.last.locator("td").all_inner_texts()[:3] == [last.name, str(last.size), "1"]
+    assert page.locator("#groups tr.redundant").count() == 2  # the structure, and the dimension that goes with it
+    page.locator("#tab-training").click()
+    assert page.locator("#training .line-gone").count() >= 1
+
+
 def test_names_sort_as_people_count(open_page, unets):
     page = open_page("unets.html")
     page.click("#tab-networks")

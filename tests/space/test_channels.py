@@ -510,6 +510,19 @@ def test_scores_of_channels_are_those_of_their_entries(demo):
     assert jasgnas.count_macs(subnet, batch[:1]) <= 0.5 * jasgnas.count_macs(model, batch[:1])
 
 
+def test_what_is_left_in_words(demo):
+    _, space = demo
+    first, second = space.dimensions[:2]
+    removed = [0, *first.groups[:4]]
+    assert space.names_of(removed) == f"0 (conv2-bn2), 4 of {first.size} channels of conv1"
+    lines = space.describe(removed).splitlines()
+    assert lines[0] == f"1 of {len(space.structures)} structures go: conv2-bn2"
+    widths = {line.split()[0]: line.split()[1:3] for line in lines[4 : 4 + len(space.dimensions)]}
+    assert widths["conv1"] == [str(first.size), str(first.size - 4)]
+    assert widths[second.name] == [str(second.size), "0"]  # it goes with the structure
+    assert lines[-1].startswith(f"{space.subnet_size(removed)[1]:,} of {space.subnet_size(())[1]:,} multiply-adds")
+
+
 def test_print_shows_dimensions(demo):
     _, space = demo
     text = str(space)

@@ -24,6 +24,7 @@ from tests.toy_models import conv, norm
 
 NUM_FIXED = 100
 NUM_NEW = int(os.environ.get("JASGNAS_NETWORKS", "50"))
+NUM_CHANNELS = int(os.environ.get("JASGNAS_CHANNELS", "10"))
 SEED = int(os.environ["JASGNAS_SEED"])  # drawn by conftest.py unless it is given, once for all processes
 NUM_PARTS = 5
 BATCH = 6
@@ -371,12 +372,60 @@ def test_generated_networks(num, seed, part):
     check()
 
 
+def check_channels(network, seed):
+    """Of each dimension some channels go, and some structures: what is left is exact, valid and as large as said."""
+    params = draw_params(network, seed)
+    x = random_input((BATCH, 4, 4, 3), jnp.float64, seed)
+    try:
+        space = jasgnas.search_space(network, jax.ShapeDtypeStruct(x.shape, x.dtype), params=params, channels=True)
+    except (jasgnas.NoRemovableStructureError, jasgnas.DisconnectedOutputError):
+        return
+    brute = Brute(network, x)
+    for number in range(2):
+        removed = random_mixture(space, seed + number)
+        assert space.is_valid(removed)
+        assert brute.is_valid(partial(space.zero, indices=removed)), removed
+        zeroed = space.zero(params, removed)
+        sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed, allow_nothing=True)
+        assert error(sub_fn(sub_params, x), network(zeroed, x)) < 1e-10, removed
+        assert jasgnas.count_params(sub_params) <= space.subnet_size(removed)[0], removed
+    for dimension in space.dimensions:
+        assert space.is_valid(dimension.groups[1:])
+        assert not space.is_valid(dimension.groups)
+
+
+def random_mixture(space, seed):
+    """About half of the structures that can go together, and a part of each dimension."""
+    rng = np.random.default_rng(seed)
+    removed = []
+    for index in rng.permutation(len(space.structures)).tolist():
+        if rng.random() < 0.5 and space.is_valid([*removed, index]):
+            removed.append(index)
+    for dimension in space.dimensions:
+        removed += rng.permutation(dimension.groups)[: rng.integers(0, dimension.size)].tolist()
+    return removed
+
+
 def random_valid(space, seed):
     chosen = ()
     for index in np.random.default_rng(seed).permutation(len(space.groups)):
         if space.is_valid((*chosen, index)) and len(chosen) < 1 + seed % len(space.groups):
             chosen = (*chosen, int(index))
     return tuple(sorted(chosen))
+
+
+def test_generated_networks_with_channels():
+    """More of them are tried with `JASGNAS_CHANNELS=100`."""
+
+    @hypothesis.seed(0)
+    @hypothesis.settings(
+        max_examples=NUM_CHANNELS, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    @hypothesis.given(network=networks(), seed=st.integers(0, 2**16))
+    def check(network, seed):
+        check_channels(network, seed)
+
+    check()
 
 
 def assert_disjoint(space, params):

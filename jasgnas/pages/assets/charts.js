@@ -15,10 +15,10 @@ function trainingCharts(data) {
   const made = [...charts].map(([title, series]) => lineChart(title.replaceAll("_", " "), series, history.phases));
   if (history.norms) {
     const series = history.norms.values.map((values, i) => ({
-      name: `${i} ${data.groups[i].name}`,
+      name: history.norms.names[i],
       steps: history.norms.steps,
       values,
-      className: data.groups[i].redundant ? "line-gone" : "line-stays",
+      className: history.norms.redundant[i] ? "line-gone" : "line-stays",
     }));
     // Those that go are drawn last, on top.
     series.sort((a, b) => (a.className === "line-gone") - (b.className === "line-gone"));

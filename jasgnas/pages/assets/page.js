@@ -2,7 +2,7 @@
 
 function readData() {
   const data = JSON.parse(byId("data").textContent);
-  for (const name of ["operators", "segments", "parts", "groups"]) data[name] = rows(data[name]);
+  for (const name of ["operators", "segments", "parts", "groups", "dimensions"]) data[name] = rows(data[name]);
   return data;
 }
 
@@ -19,9 +19,14 @@ function headline(data) {
     ["Multiply-adds", change(row("multiply-adds"))],
     ["Groups", data.hasRemoval ? [element("b", {}, String(gone)), ` of ${data.groups.length} go`] : [element("b", {}, String(data.groups.length))]],
   ];
+  if (data.dimensions.length) {
+    const sum = (key) => data.dimensions.reduce((total, each) => total + each[key], 0);
+    const before = element("b", {}, compact(sum("size")));
+    figures.push(["Channels", data.hasRemoval ? [before, " → ", element("b", {}, compact(sum("left")))] : [before]]);
+  }
   if (data.selection) {
     const { at, runnerUp, predicted, measured } = data.selection;
-    const known = [measured && `the loss rises by ${measured.toPrecision(2)} without them`, predicted && `${predicted.toPrecision(2)} predicted`, runnerUp >= 0 && `next ${data.groups[runnerUp].name}`];
+    const known = [measured && `the loss rises by ${measured.toPrecision(2)} without them`, predicted && `${predicted.toPrecision(2)} predicted`, runnerUp && `next ${runnerUp}`];
     figures.push(["Selected at update", [element("b", {}, String(at)), element("small", {}, known.filter(Boolean).join("; "))]]);
   }
   byId("figures").append(...figures.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, ...value))));
@@ -119,7 +124,10 @@ function start() {
   byId("training").hidden = !data.history;
   byId("network").hidden = !data.hasRemoval;
   const openTab = tabs(filler({
-    groups: () => [groupsTable(data, (index) => openSegment(index))],
+    groups: () => [
+      ...(data.groups.length ? [groupsTable(data, (index) => openSegment(index))] : []),
+      ...(data.dimensions.length ? [dimensionsTable(data)] : []),
+    ],
     networks: () => [networksTable(data), segmentsTable(data, (index) => openSegment(index))],
     training: () => (data.history ? trainingCharts(data) : []),
   }));

@@ -76,6 +76,26 @@ function groupsTable(data, onOpen) {
   return sortableTable("The groups: parameters of minimal removal structures", columns, table, (row) => onOpen(row.segment));
 }
 
+function dimensionsTable(data) {
+  const table = data.dimensions.map((dimension) => ({ ...dimension, className: dimension.left === 0 ? "redundant" : "" }));
+  const left = data.hasRemoval
+    ? [
+        { key: "left", label: "Channels left", className: "number", show: (value, { size }) => bar(value, size) },
+      ]
+    : [];
+  return sortableTable(
+    "The dimensions: channels that the same parameters make",
+    [
+      { key: "name", label: "Dimension" },
+      { key: "size", label: "Channels", className: "number" },
+      ...left,
+      { key: "params", label: "Parameters", className: "number" },
+      { key: "paths", label: "Made by", className: "long", show: (paths) => pathList(paths) },
+    ],
+    table,
+  );
+}
+
 function bar(value, largest) {
   const made = element("span", { class: "bar" }, figure(value));
   made.style.setProperty("--share", `${value > 0 && largest > 0 ? (100 * value) / largest : 0}%`);
