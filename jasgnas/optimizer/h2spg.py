@@ -28,6 +28,7 @@ from jasgnas.optimizer.layout import (
     grouped_gradients,
     grouped_leaves,
     lay_out,
+    make_known_to_flax,
     move_groups,
     sum_over_groups,
     with_grouped_leaves,
@@ -239,6 +240,7 @@ def h2spg(
         hierarchical=hierarchical,
         guarantee_target=guarantee_target,
     )
+    make_known_to_flax()
     return optax.GradientTransformationExtraArgs(method.init, method.update)
 
 
