@@ -120,8 +120,11 @@ def h2spg(
             until it has no more; those that it can do with after all are kept, so that every group that goes is needed.
         target_macs: the same for multiply-adds at the inputs that the space was made with, as `jasgnas.count_macs`
             counts them.
-        warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be.
-        projection_steps: updates over which redundant groups go to zero, at least `periods`.
+        warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be. 30 % of the
+            training is a good start: sooner, little has been learned that scores could go by, and later, little is
+            left of the training for what stays. A network that is trained already needs as many as measure its groups.
+        projection_steps: updates over which redundant groups go to zero, at least `periods`. 10 % of the training is a
+            good start; all that remains after it trains the groups that stay.
         selection_steps: how many of the last warm-up updates the scores are averaged over; updates before these cost
             nothing. None means half of them, or for a moving average as many as can matter: with ω = 0.9, what is older
             than 343 updates weighs less than a rounding error. Updates before the learning rate has ceased to rise are
