@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import jasgnas
@@ -43,3 +45,8 @@ def test_every_room_imports_only_from_those_before_it():
             if ORDER.index(imported) > ORDER.index(room):
                 against.add((module.as_posix(), function, imported))
     assert against == DISPLAY
+
+
+def test_flax_is_loaded_by_those_who_use_it():
+    code = "import jasgnas, sys; sys.exit('flax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=LIBRARY.parent)

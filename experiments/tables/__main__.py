@@ -17,7 +17,19 @@ from experiments.common.text import show
 from experiments.engine.config import ParallelConfig
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot
 from experiments.tables.jobs import VARIANTS, Job, perform
-from experiments.tables.page import ABLATED, PAGE, PLOTS, TABLES, figures_text, of_row, replaced, section, title
+from experiments.tables.page import (
+    ABLATED,
+    PAGE,
+    PLOTS,
+    README,
+    TABLES,
+    figures_text,
+    main_results,
+    of_row,
+    replaced,
+    section,
+    title,
+)
 from experiments.tables.records import read_lines
 from experiments.tables.rows import ROWS, Figures, Size
 from experiments.tables.summary import Summary, summaries
@@ -137,10 +149,12 @@ class Slim(Trainings):
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """Writes the results into a page of the documentation, between its two markers."""
+    """Writes the results into a page of the documentation and the main ones into the README, between their markers."""
 
     page: Path = PAGE
-    """The file."""
+    """The page."""
+    readme: Path = README
+    """The README."""
     tables: Path = TABLES
     """Results of the rows."""
     ablations: Path = ABLATED
@@ -205,10 +219,11 @@ def slim(command: Slim) -> None:
 
 
 def write_page(command: Page) -> None:
-    """Writes the page's section."""
-    text = command.page.read_text()
-    write_atomically(command.page, replaced(text, section(command.tables, command.ablations, command.page)))
-    print(f"Written into {command.page}")
+    """Writes the sections of both files."""
+    found = section(command.tables, command.ablations, command.page)
+    for path, new in ((command.page, found), (command.readme, main_results(command.tables))):
+        write_atomically(path, replaced(path.read_text(), new))
+        print(f"Written into {path}")
 
 
 def main() -> None:

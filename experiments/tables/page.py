@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 from experiments.common.errors import ConfigError
 from experiments.common.text import markdown_table, time_text
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, variant_name
@@ -16,8 +18,11 @@ from experiments.tables.summary import Summary, enumeration, summaries
 START, END = "<!-- results: written by `python -m experiments.tables page` -->", "<!-- end of results -->"
 """What the section stands between."""
 
-PAGE = Path("docs/results.md")
-"""The page."""
+MAIN_START = "<!-- main results: written by `python -m experiments.tables page` -->"
+"""What the main results start with; they end as the section does."""
+
+PAGE, README = Path("docs/results.md"), Path("README.md")
+"""The page, and where the main results stand."""
 
 TABLES, ABLATED = Path("experiments/results/tables.jsonl"), Path("experiments/results/ablations.jsonl")
 """Results files of the rows and of the ablations."""
@@ -47,16 +52,49 @@ def section(tables: Path = TABLES, ablations: Path = ABLATED, page: Path = PAGE)
     return "\n\n".join([*filter(None, parts), END])
 
 
+def main_results(tables: Path = TABLES) -> str:
+    """Returns the table of full and sub-networks beside the papers', markers included.
+
+    Of each row it has what was trained by the full recipe on the row's own data, or else at the scale `control`.
+    """
+    found = summaries(read_lines(tables).values())
+    headings = ("", "M parameters", "multiply-adds", "top-1 %", "paper: M parameters", "top-1 %")
+    cells: list[Sequence[str]] = []
+    for row in ROWS.values():
+        own = [summary for summary in of_row(found, row) if not summary.records[0].stands_in_for]
+        for scale in ("full", "control"):
+            variants = {summary.key.variant: summary for summary in own if summary.key.scale == scale}
+            full, sub = variants.get("full"), variants.get("h2spg")
+            if full and sub:
+                break
+        if full is None or sub is None:
+            continue
+        share = np.mean([record.macs / record.full_macs for record in sub.records if record.macs and record.full_macs])
+        (params, _, top1), (sub_params, _, sub_top1) = figures_text(row.full), figures_text(row.subnet)
+        cells.append(
+            (
+                title(row, full.records[0]),
+                f"{full.params} → {sub.params}",
+                f"{100 * share:.0f} %",
+                f"{full.accuracy} → {sub.accuracy}",
+                " → ".join(filter(None, (params, sub_params))),
+                " → ".join(filter(None, (top1, sub_top1))),
+            )
+        )
+    return "\n\n".join([MAIN_START, markdown_table(headings, *cells), END])
+
+
 def replaced(text: str, new: str) -> str:
-    """Returns a text with another section.
+    """Returns a text with another section, which starts and ends with its markers.
 
     Raises:
         ConfigError: the text does not hold both markers.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
+    first, last = new.splitlines()[0], new.splitlines()[-1]
+    before, start, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not start or not end:
-        raise ConfigError(f"there are no lines {START!r} and {END!r} to write the results between")
+        raise ConfigError(f"there are no lines {first!r} and {last!r} to write the results between")
     return before + new + after
 
 

@@ -28,6 +28,7 @@ from jasgnas.optimizer.layout import (
     grouped_gradients,
     grouped_leaves,
     lay_out,
+    make_known_to_flax,
     move_groups,
     sum_over_groups,
     with_grouped_leaves,
@@ -137,8 +138,11 @@ def h2spg(
         multiple_of: a number, in the same form, that the number of channels that stay is a multiple of, unless all of
             them stay: it is rounded up. So channels go several at a time; the last of a number of channels
             (`target_groups`) may take others with it.
-        warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be.
-        projection_steps: updates over which redundant groups go to zero, at least `periods`.
+        warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be. 30 % of the
+            training is a good start: sooner, little has been learned that scores could go by, and later, little is
+            left of the training for what stays. A network that is trained already needs as many as measure its groups.
+        projection_steps: updates over which redundant groups go to zero, at least `periods`. 10 % of the training is a
+            good start; all that remains after it trains the groups that stay.
         selection_steps: how many of the last warm-up updates the scores are averaged over; updates before these cost
             nothing. None means half of them, or for a moving average as many as can matter: with ω = 0.9, what is older
             than 343 updates weighs less than a rounding error. Updates before the learning rate has ceased to rise are
@@ -260,6 +264,7 @@ def h2spg(
         hierarchical=hierarchical,
         guarantee_target=guarantee_target,
     )
+    make_known_to_flax()
     return optax.GradientTransformationExtraArgs(method.init, method.update)
 
 

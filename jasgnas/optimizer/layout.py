@@ -5,13 +5,13 @@ All that H2SPG does to arrays as large as the parameters is here; what it does t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import serialization
 
 from jasgnas.errors import TreeMismatchError
 from jasgnas.program.masks import NOTHING, Axes, Layout, everything, stored_shape
@@ -38,8 +38,12 @@ class Remainder:
     layouts: Mapping[str, Layout] = field(default_factory=dict, compare=False, repr=False)
 
 
-# It has no arrays: what Flax restores takes it from the state that it is restored into.
-serialization.register_serialization_state(Remainder, lambda remainder: {}, lambda remainder, saved: remainder)
+@cache
+def make_known_to_flax() -> None:
+    """Lets `flax.serialization` handle states: a remainder has no arrays, and stays that of the state restored into."""
+    from flax import serialization  # here, because those who only run a sub-network never load Flax
+
+    serialization.register_serialization_state(Remainder, lambda remainder: {}, lambda remainder, saved: remainder)
 
 
 class GroupedLeaf(NamedTuple):

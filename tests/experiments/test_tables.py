@@ -26,7 +26,7 @@ from experiments.engine.training import _Window
 from experiments.tables import __main__ as tables
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot, variant_name
 from experiments.tables.jobs import VARIANTS, Job, perform
-from experiments.tables.page import END, PAGE, START, replaced, section
+from experiments.tables.page import END, MAIN_START, PAGE, README, START, main_results, replaced, section
 from experiments.tables.records import Record, append_record, read_lines
 from experiments.tables.rows import ROWS, Size
 from experiments.tables.summary import summaries
@@ -317,6 +317,16 @@ def test_row_by_the_full_recipe_is_not_missing(tmp_path: Path) -> None:
     assert "on its own data: StackedUnets on SVHN (full with svhn_test10k in its place, line 2), " in text
 
 
+def test_main_results_are_of_the_largest_scale(tmp_path: Path) -> None:
+    scales = [{"scale": scale, "variant": variant} for scale in ("control", "full") for variant in ("full", "h2spg")]
+    lines = [{**line, "macs": 100 if line["variant"] == "full" else 25, "full_macs": 100} for line in scales]
+    for few, name in ((lines[:2], "control"), (lines[:3], "control"), (lines, "full")):
+        text = main_results(write(tmp_path / f"{len(few)}.jsonl", few))
+        assert f"| DemoNet on Fashion-MNIST, {name} |" in text and " 25 % |" in text and "| 84.9 → 84.7 |" in text
+    stand_ins = [line | {"stands_in_for": "Fashion-MNIST"} for line in lines]
+    assert "DemoNet" not in main_results(write(tmp_path / "stand_ins.jsonl", stand_ins))
+
+
 def test_stand_in_is_never_called_what_it_stands_for(tmp_path: Path) -> None:
     line = SMOKE | {"row": "stacked-unets-svhn", "scale": "reduced"}
     text = section(write(tmp_path / "tables.jsonl", [line]), tmp_path / "none.jsonl")
@@ -416,12 +426,16 @@ def test_page_is_written_between_its_markers(tmp_path: Path, monkeypatch: pytest
     page, results = tmp_path / "docs" / "page.md", write(tmp_path / "tables.jsonl", LINES)
     page.parent.mkdir()
     page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    arguments = ["tables", "page", f"--page={page}", f"--tables={results}", f"--ablations={tmp_path / 'none'}"]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{MAIN_START}\n{END}\nafter\n")
+    arguments = ["tables", "page", f"--page={page}", f"--readme={readme}", f"--tables={results}"]
+    arguments.append(f"--ablations={tmp_path / 'none'}")
     monkeypatch.setattr("sys.argv", arguments)
     tables.main()
     text = page.read_text()
     assert text == f"before\n{section(results, tmp_path / 'none', page)}\nafter\n"
     assert "[tables.jsonl](../tables.jsonl)" in text
+    assert readme.read_text() == f"before\n{main_results(results)}\nafter\n"
     page.write_text("no markers")
     with pytest.raises(SystemExit):
         tables.main()
@@ -429,8 +443,9 @@ def test_page_is_written_between_its_markers(tmp_path: Path, monkeypatch: pytest
 
 def test_page_shows_the_recorded_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    text = PAGE.read_text()
-    assert replaced(text, section()) == text
+    for path, new in ((PAGE, section()), (README, main_results())):
+        text = path.read_text()
+        assert replaced(text, new) == text
 
 
 def test_recorded_results_name_no_folder_of_a_machine() -> None:
