@@ -18,6 +18,7 @@ from experiments.benchmarks.measure import interleaved_seconds
 from experiments.data import Batch
 from experiments.engine.networks import Network
 from experiments.engine.steps import StepOptions, init_state, make_train_step
+from jasgnas.space.limits import Limits
 from jasgnas.space.mixtures import resolve_mixture
 
 NETWORKS = (("resnet18_cifar", 256), ("demo_net", 256), ("vit_s16", 64), ("stacked_unets", 256))
@@ -141,7 +142,7 @@ def measure_selection(width: int, depth: int) -> dict[str, Any]:
     with jax.default_device(jax.devices("cpu")[0]):
         layers = nnx.eval_shape(lambda: _Stack(width, depth, nnx.Rngs(0)))
         space = jasgnas.search_space(layers, jax.ShapeDtypeStruct((1, width), jnp.float32), channels=True)
-        mixture = resolve_mixture(space.candidates, {"target_macs": 0.5}, 1, True)
+        mixture = resolve_mixture(space.candidates, {"target_macs": 0.5}, 1, True, Limits())
         scores = np.random.default_rng(0).normal(size=len(space.groups)).astype(np.float32)
     none = jnp.zeros(len(space.groups), bool)
     select = jax.jit(lambda scores: mixture.select(scores, -1, none, none, by_cost=True).redundant)
