@@ -12,7 +12,7 @@ from jasgnas.rules.contraction import Convolution, DotGeneral
 from jasgnas.rules.elementwise import Elementwise
 from jasgnas.rules.indexing import Gather
 from jasgnas.rules.reduction import Reduce
-from jasgnas.rules.shape import Broadcast, Reshape, Squeeze, Transpose
+from jasgnas.rules.shape import Broadcast, Concatenate, Reshape, Reverse, Slice, Split, Squeeze, Transpose
 
 
 def build_graph(program: Program, num_leaves: int, trainable: Sequence[bool]) -> Graph:
@@ -78,7 +78,8 @@ class _Builder:
         segments = _segments(operators, outputs)
         return Graph(self.program, self.parts, self.part_vars, self.independent, operators, segments, outputs)
 
-    # Single-entry, single-exit regions of elementwise, broadcast and reduction equations are one operator.
+    # Single-entry, single-exit regions of elementwise, broadcast and reduction equations are one operator. So is what
+    # slices a value and puts the slices together again: a roll, the rotation of half of the channels, a shuffle.
 
     def _merge_regions(self) -> None:
         dominator = self._dominators()
@@ -310,7 +311,7 @@ def _dropped(eqn: Equation, single: int) -> tuple[()] | None:
 
 
 _NO_OPS = ("convert_element_type", "copy", "name", "optimization_barrier", "stop_gradient")
-_REGION_RULES = (Elementwise, Reduce, Broadcast, Reshape, Squeeze, Transpose)
+_REGION_RULES = (Elementwise, Reduce, Broadcast, Reshape, Squeeze, Transpose, Slice, Split, Reverse, Concatenate)
 
 
 def _in_region(eqn: Equation) -> bool:

@@ -12,6 +12,7 @@ from jasgnas.graph.names import operator_label, segment_label
 from jasgnas.program.masks import zero
 from jasgnas.rules import unknown_in
 from jasgnas.rules.flow import ZeroFlow
+from jasgnas.space.edges import outdone, way_of
 from jasgnas.space.gates import GateFinder
 from jasgnas.space.groups import NOBODY, Group, LeafSlice
 from jasgnas.space.invariance import Effect, RangeFollower
@@ -62,12 +63,15 @@ class _GroupFinder:
         self._slices: list[list[LeafSlice]] = []
         self._parts: list[dict[int, list[int]]] = []
         self._claimed: set[int] = set()
+        # The operators whose zeros end where those of a better structure end.
+        self._others: dict[int, int] = {}
         self.reasons: list[str] = []
         self.effects: list[Effect] = []
 
     def find(self) -> tuple[Group, ...]:
         """Returns the groups, in the order of their segments; `reasons` says why the other segments have none."""
         segments: list[Segment] = []
+        self._others = self._better_ones()
         # Structures come before those that read them, so a claim on a leaf is known when its own segment is judged.
         for segment in self._graph.segments:
             for operator in segment.operators:
@@ -101,6 +105,17 @@ class _GroupFinder:
             self.reasons[group.segment] += f", group {group.index} ({_listed(group.gate)})"
         return groups
 
+    def _better_ones(self) -> dict[int, int]:
+        """Returns the operators whose zeros end where those of a better structure do, and the operator of that one."""
+        last = (segment.operators[-1] for segment in self._graph.segments if self._passes_others(segment))
+        ways = {each: way_of(self._graph, each) for each in last}
+        return outdone(self._graph, ways)
+
+    def _passes_others(self, segment: Segment) -> bool:
+        """Tells whether a segment is a structure whose zeros pass products, masks or the like."""
+        direct = all(reader.additive for reader in self._readers(segment.operators[-1]))
+        return not direct and not isinstance(self._own_parts(segment), str)
+
     def _gate(self, group: int, parts: frozenset[int]) -> tuple[LeafSlice, ...]:
         """Returns those of a group's slices that are of some parts."""
         chosen = {(self._leaf(part).path, self._graph.parts[part].row) for part in parts}
@@ -116,11 +131,14 @@ class _GroupFinder:
             return "it joins several inputs"
         if last in self._graph.outputs:
             return "it computes a network output"
-        if (reader := next((r for r in self._readers(last) if not r.additive), None)) is not None:
+        reader = next((each for each in self._readers(last) if not each.additive), None)
+        if reader is not None and way_of(self._graph, last).end is not None:
             what = "a product" if len(reader.sources) > 1 else "another operator"
             return f"it feeds {what} ({operator_label(reader, self._graph, self._leaves)})"
         if not trainable:
             return "it has no trainable parameters"
+        if (other := self._others.get(last)) is not None:
+            return f"what it feeds goes with {operator_label(self._graph.operators[other], self._graph, self._leaves)}"
         if unknown := unknown_in(self._graph.program.equations[p] for each in operators for p in each.equations):
             return f"it contains the unknown operator {', '.join(unknown)}"
         if kept := sorted({self._leaf(part).path for part in used if self._graph.parts[part].leaf in self._kept}):
