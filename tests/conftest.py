@@ -4,9 +4,10 @@ import random
 from importlib.metadata import version
 
 # Before jax is imported: tests run on the CPU, split into eight devices so that sharded code is really sharded. XLA
-# optimises nothing, because small networks are compiled more often than they are run; it has lost the second option
-# below on the way to jax 0.12. What is set already is left as it is.
-FLAGS = {"xla_force_host_platform_device_count": "8"}
+# optimises nothing, because small networks are compiled more often than they are run, and compiles each program in one
+# piece, since pieces for several threads take longer in all; it has lost the last option below on the way to jax 0.12.
+# What is set already is left as it is.
+FLAGS = {"xla_force_host_platform_device_count": "8", "xla_cpu_parallel_codegen_split_count": "1"}
 if version("jax").startswith("0.10."):
     FLAGS["xla_cpu_use_fusion_emitters"] = "false"
 given = os.environ.get("XLA_FLAGS", "")

@@ -67,9 +67,10 @@ def subsets(num):
 
 
 def sampled(cases, every):
-    """Cases of a sweep as parameters of a test: the first, and one in `every`, run with all tests; all, in a sweep."""
+    """Cases of a sweep as parameters of a test: one in `every` runs with all tests, the others with `-m sweep`."""
     return [
-        pytest.param(*case, marks=[pytest.mark.sweep] if number % every else []) for number, case in enumerate(cases)
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=[pytest.mark.sweep] if i % every else [])
+        for i, case in enumerate(cases)
     ]
 
 

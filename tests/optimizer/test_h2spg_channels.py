@@ -51,7 +51,7 @@ def trained(space, model, steps=14, shrink_at=None, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"target_macs": 0.5},
+        pytest.param({"target_macs": 0.5}, marks=[pytest.mark.sweep, pytest.mark.exhaustive]),
         {"target_params": 0.4},
         {"target_macs": 0.3, "periods": 2, "settle": True},
     ],

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx, struct
 
 import jasgnas
+from tests.networks import sampled
 from tests.whole.double import D, F, assert_same, double_settings, perturbed, random_array
 
 
@@ -520,7 +521,8 @@ LINEN_FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", LINEN_FAMILIES)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", sampled(LINEN_FAMILIES, 2))
 def test_linen_families_shrink_exactly(name):
     network, (make, *shapes), training, num_groups = LINEN_FAMILIES[name]
     module = network()
@@ -546,7 +548,8 @@ FLAVOURS = ["vision transformer", "rotary decoder", "DenseNet", "ConvNeXt", "Mob
             "encoder and decoder", "scan"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FLAVOURS)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", sampled(FLAVOURS, 2))
 def test_a_network_has_the_same_space_in_every_flavour(name):
     """As an NNX module and as a function of its parameters, and the sub-networks are as exact."""
     network, (make, *shapes), _, _ = LINEN_FAMILIES[name]

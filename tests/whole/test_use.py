@@ -1,5 +1,6 @@
 """The library as it is used, rightly and wrongly: real spaces of small functions, in JAX's default 32-bit mode."""
 
+import itertools
 import re
 
 import jax
@@ -14,6 +15,7 @@ from flax.core import FrozenDict, freeze
 import jasgnas
 from jasgnas.optimizer.state import DONE, PROJECTION
 from jasgnas.subnet.verify import num_values
+from tests.networks import sampled
 
 
 def weights(**shapes):
@@ -175,8 +177,10 @@ def test_a_replicated_state_is_no_state():
     assert num_zero.tolist() == [0] * 4
 
 
-@pytest.mark.parametrize("name", ["target_params", "target_macs"])
-@pytest.mark.parametrize("fraction", [0.34, 0.67, 2 / 3, np.float32(0.99)])
+@pytest.mark.parametrize(
+    ("name", "fraction"),
+    sampled(itertools.product(["target_params", "target_macs"], [0.34, 0.67, 2 / 3, np.float32(0.99)]), 3),
+)
 def test_fractions_of_sizes(name, fraction):
     count = {"target_params": jasgnas.count_params, "target_macs": lambda p: jasgnas.count_macs(branches, X, params=p)}
     params, state = train(make_h2spg(target_groups=None, **{name: fraction}), PARAMS, 4)
