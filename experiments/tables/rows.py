@@ -282,6 +282,7 @@ ROWS = {
             native_size=32,
             sizes={
                 "full": Size(),
+                "reduced": Size(epochs=6, num_train=5_000, batch_size=64, options={"width": 0.25}),
                 "control": _CONTROL_RESNET18,
                 "smoke": replace(_SMOKE, image_size=16, options={"width": 0.125}),
             },
