@@ -24,6 +24,7 @@ from jasgnas.errors import (
     RevivedGroupsWarning,
     RuleError,
     SavedNetworkError,
+    SourceError,
     TargetError,
     TreeMismatchError,
     VerificationError,
@@ -35,6 +36,7 @@ from jasgnas.optimizer.state import H2SPGState, h2spg_metrics, h2spg_state
 from jasgnas.pages import draw, report
 from jasgnas.saved.load import load
 from jasgnas.saved.save import save
+from jasgnas.source.to_source import to_source
 from jasgnas.space.groups import Group, LeafSlice
 from jasgnas.space.search import SearchSpace, search_space
 from jasgnas.subnet.construct import construct_subnet
@@ -67,6 +69,7 @@ __all__ = [
     "RuleError",
     "SavedNetworkError",
     "SearchSpace",
+    "SourceError",
     "TargetError",
     "TreeMismatchError",
     "VerificationError",
@@ -87,4 +90,5 @@ __all__ = [
     "search_space",
     "select_groups",
     "shrink",
+    "to_source",
 ]
