@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jasgnas.source.expression import ATOM, Expression
 from jasgnas.source.flow import Step
+from jasgnas.source.parts import Loop
+from jasgnas.source.plain import operand
 
 WIDTH = 112
 """Expressions are joined up to this many characters, with the indentation of a method on top."""
@@ -71,6 +73,25 @@ def statements(steps: Sequence[Step], results: Sequence[Any]) -> list[Statement]
     return [line for line in lines if line is not None]
 
 
+def _without_repeats(steps: Sequence[Step]) -> list[Step]:
+    """Returns steps such that what is computed from constants alone is computed once."""
+    same: dict[Any, Any] = {}
+    constant: dict[Any, int] = {}
+    left = []
+    for step in steps:
+        if any(var in same for var in step.variables):
+            step = replace(step, inputs=tuple(same.get(atom, atom) for atom in step.inputs))
+        if step.expression is not None and not step.layer and all(var in constant.values() for var in step.variables):
+            key = step.expression, step.variables
+            if key in constant:
+                same[step.outputs[0]] = constant[key]
+                continue
+            if len(step.outputs) == 1:
+                constant[key] = step.outputs[0]
+        left.append(step)
+    return left
+
+
 def _reads_once(step: Step, var: int) -> bool:
     assert step.expression is not None
     places = [f"{{{index}}}" for index, atom in enumerate(step.inputs) if atom == var]
@@ -112,38 +133,77 @@ class BodyWriter:
 
     Attributes:
         leaves: how the leaves are read, by variable.
-        layers: how layers are called, by path.
+        layers: returns how a layer is got at, by its path.
+        loop_of: returns the first line of a loop over some parts, and what each of them is called in it.
         sizes: what symbolic sizes are called.
     """
 
-    def __init__(self, leaves: Mapping[int, Expression], layers: Any, sizes: Mapping[str, str]):
+    def __init__(
+        self,
+        leaves: Mapping[int, Expression],
+        layers: Callable[[str], str],
+        loop_of: Callable[[Sequence[str]], tuple[str, str]],
+        sizes: Mapping[str, str],
+    ):
         """Takes what is the same in all lines."""
-        self.leaves, self.layers, self.sizes = leaves, layers, sizes
+        self.leaves, self.layers, self.loop_of, self.sizes = leaves, layers, loop_of, sizes
 
     def lines(
         self, steps: Sequence[Step], arguments: Mapping[int, str], results: Sequence[Any]
     ) -> tuple[list[str], list[Expression]]:
         """Returns the lines, and what the results are called after them."""
-        rest = statements(steps, results)
+        rest = statements(_without_repeats(steps), results)
         last = {var: index for index, line in enumerate(rest) for var in line.reads}
         last |= {var: len(rest) for var in results if isinstance(var, int)}
         names, lines = Names(arguments, ("self", *self.sizes.values())), []
         for index, line in enumerate(rest):
-            text = self._text(line.step, line.folded, names).text
             dying = [var for var in dict.fromkeys(line.reads) if last[var] == index and var in names.of]
+            if isinstance(line.step, Loop):
+                lines += self._loop(line.step, dying, names)
+                continue
+            text = self._text(line.step, line.folded, names).text
             preferred = [names.of[var] for var in dying]
             for var in dying:
                 names.free(var)
+            targets = ", ".join(names.give(var, preferred) for var in line.step.outputs)
             for var in line.step.outputs:
                 if var not in last:
-                    last[var] = index
-            targets = [names.give(var, preferred) for var in line.step.outputs]
-            for var in line.step.outputs:
-                if last[var] == index:
                     names.free(var)
-            if f"{', '.join(targets)} = {text}" != f"{text} = {text}":
-                lines.append(f"{', '.join(targets)} = {text}")
-        return lines, [self._atom(atom, {}, names) for atom in results]
+            lines.append(f"{targets} = {text}")
+        found = [self._atom(atom, {}, names) for atom in results]
+        # What is only returned needs no name.
+        if len(found) == 1 and lines and lines[-1].startswith(f"{found[0].text} = ") and rest[-1].step.outputs == tuple(results):
+            found = [Expression(lines.pop().partition(" = ")[2], 0)]
+        return lines, found
+
+    def _loop(self, loop: Loop, dying: Sequence[int], names: Names) -> list[str]:
+        """Returns the lines of a loop."""
+        lines, own = [], {}
+        for position, (var, (kind, source)) in enumerate(zip(loop.inputs, loop.carried, strict=True)):
+            if (kind, source) == ("in", position):
+                own[position] = self._atom(var, {}, names).text
+            elif isinstance(var, int) and var in dying and names.of[var] not in own.values():
+                own[position] = names.of[var]
+            else:
+                value = self._atom(var, {}, names).text
+                own[position] = names.give(-1 - position)
+                lines.append(f"{own[position]} = {value}")
+        header, item = self.loop_of(loop.items)
+        call = f"{item}({', '.join(own[position] for position in range(len(loop.inputs)))})"
+        moved = [position for position, source in enumerate(loop.carried) if source != ("in", position)]
+        targets = ", ".join(own[position] for position in moved)
+        sources = [call if loop.carried[position][0] == "out" else own[loop.carried[position][1]] for position in moved]
+        values = call if len(loop.outputs) > 1 else ", ".join(sources)
+        lines += [header, f"    {targets} = {values}"]
+        for var in dying:
+            names.free(var)
+        for position in range(len(loop.inputs)):
+            names.free(-1 - position)
+        for position in moved:
+            kind, source = loop.carried[position]
+            if kind == "out":
+                names.of[loop.outputs[source]] = own[position]
+        return lines
 
     def _text(self, step: Step, folded: Mapping[int, Step], names: Names) -> Expression:
         operands = [self._atom(atom, folded, names) for atom in step.inputs]
@@ -152,8 +212,6 @@ class BodyWriter:
         return Expression(step.expression.format(operands, sizes), step.expression.level)
 
     def _atom(self, atom: Any, folded: Mapping[int, Step], names: Names) -> Expression:
-        from jasgnas.source.plain import operand
-
         if not isinstance(atom, int):
             return operand(atom, typed=True)
         if atom in folded:
@@ -179,7 +237,8 @@ def wrapped(line: str, indent: int, width: int = 120) -> list[str]:
         return [space + line[: start + 1], " " * (indent + 4) + last, space + line[end:]]
     lines = [space + line[: start + 1]]
     for part in inner:
-        lines += wrapped(part + ("" if comprehension else ","), indent + 4, width)
+        comma = "" if comprehension or (len(parts) == 1 and line[start] != "[") else ","
+        lines += wrapped(part + comma, indent + 4, width)
     return [*lines, *wrapped(line[end:], indent, width)]
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax import export
 
 from jasgnas.bridge import Leaf, Model, flavours, open_model
 from jasgnas.bridge.trace import Call, trace_model
@@ -43,6 +42,7 @@ class Network:
         model: the full model.
         leaves: the arrays that the network has.
         call: the call that it is written for; some sizes of its arrays may be symbols.
+        argument_names: what the positional arguments are called, as far as that is known.
         inference: the network in inference mode.
         training: the network in training mode.
     """
@@ -50,6 +50,7 @@ class Network:
     model: Model
     leaves: tuple[Leaf, ...]
     call: Call
+    argument_names: tuple[str, ...]
     inference: Traced
     training: Traced
 
@@ -113,7 +114,8 @@ def _traced(model: Model, call: Call, leaves: tuple[Leaf, ...], apply_of: Callab
         traces = [_trace(apply, variant, avals, leaves) for apply, variant in modes]
     if len(variants) > 1 and traces[0].changed and not traces[1].changed:
         traces.reverse()  # the call as given is the one in training mode
-    return Network(model, leaves, Call(tuple(avals), call.static, call.treedef), *traces)
+    call = Call(tuple(avals), call.static, call.treedef)
+    return Network(model, leaves, call, model.call_names(), *traces)
 
 
 def _trace(apply: Apply, call: Call, avals: Sequence[Any], leaves: Sequence[Leaf]) -> Traced:
@@ -138,11 +140,3 @@ def _trace(apply: Apply, call: Call, avals: Sequence[Any], leaves: Sequence[Leaf
         flat.inputs, (*flat.outputs[:number], *(atom for _, atom in kept)), flat.equations, flat.avals, flat.constants
     )
     return Traced(flat, out_tree, tuple(path for path, _ in kept))
-
-
-def is_symbol(size: Any) -> bool:
-    """Tells whether a size is a symbol, or computed from symbols."""
-    return type(size) is _SYMBOLIC
-
-
-_SYMBOLIC = type(export.symbolic_shape("batch")[0])

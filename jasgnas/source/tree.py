@@ -32,12 +32,14 @@ class Part:
     Attributes:
         path: where it is.
         children: its parts by key.
-        constructor: what makes it, if it is a layer or a variable.
+        constructor: what makes it, if it is a layer, a variable or a module whose class is known.
+        is_module: whether it is a module with a class of its own.
     """
 
     path: str
     children: dict[str, "Part"] = field(default_factory=dict)
     constructor: Constructor | None = None
+    is_module: bool = False
 
     @property
     def is_list(self) -> bool:
@@ -45,16 +47,15 @@ class Part:
         return bool(self.children) and all(key.isdecimal() for key in self.children)
 
     def access(self, path: str) -> str:
-        """Returns how a part below is got at, `self` before it."""
+        """Returns how what is below a part is got at in its methods."""
         text, node = "self", self
-        inner = path[len(self.path) :].strip("/")
-        for key in inner.split("/"):
-            if node.is_list and node.path != self.path:
+        for key in path[len(self.path) :].strip("/").split("/"):
+            if node.is_list and not node.is_module:
                 text += f"[{int(key)}]"
             elif is_name(key):
                 text += f".{key}"
             else:
-                text = f'getattr({text}, "{key}")'
+                text = f'getattr({text}, "{key}")' if node.is_module else f'{text}["{key}"]'
             node = node.children.get(key, Part(""))
         return text
 
