@@ -22,6 +22,7 @@ from jasgnas.errors import (
     RevivedGroupsWarning,
     RuleError,
     SavedNetworkError,
+    SourceError,
     TargetError,
     TreeMismatchError,
     VerificationError,
@@ -33,6 +34,7 @@ from jasgnas.optimizer.state import H2SPGState, h2spg_metrics, h2spg_state
 from jasgnas.pages import draw, report
 from jasgnas.saved.load import load
 from jasgnas.saved.save import save
+from jasgnas.source.to_source import to_source
 from jasgnas.space.groups import Group, LeafSlice
 from jasgnas.space.latency import LatencyTable
 from jasgnas.space.search import SearchSpace, search_space
@@ -65,6 +67,7 @@ __all__ = [
     "RuleError",
     "SavedNetworkError",
     "SearchSpace",
+    "SourceError",
     "TargetError",
     "TreeMismatchError",
     "VerificationError",
@@ -86,4 +89,5 @@ __all__ = [
     "search_space",
     "select_groups",
     "shrink",
+    "to_source",
 ]

@@ -52,6 +52,10 @@ class ExportError(JasgnasError, RuntimeError):
     """A sub-network that JAX cannot export."""
 
 
+class SourceError(JasgnasError, RuntimeError):
+    """A network that cannot be written as Python source."""
+
+
 class MissingPartError(JasgnasError, AttributeError, IndexError):
     """A part of the full network that its sub-network does not have."""
 

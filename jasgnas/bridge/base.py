@@ -118,6 +118,19 @@ class Model(ABC):
         """What is no array in it, hashable; nothing where the mode is an argument of the call."""
         return None
 
+    def part_name(self, path: str) -> str:
+        """Returns what a part of the model is called in its code, empty where nothing is known; the path "" is all."""
+        del path
+        return ""
+
+    def call_names(self) -> tuple[str, ...]:
+        """Returns the names of the positional arguments that the model is called with, as far as they are known."""
+        return ()
+
+    def path_in_module(self, path: str) -> str:
+        """Returns the path that an array has in a module that is written with an attribute for each layer."""
+        return path
+
     def in_mode(self, training: bool) -> "Model":
         """Returns the model in training or inference mode; itself where the mode is an argument of the call."""
         del training

@@ -67,6 +67,19 @@ class LinenModel(Model):
         """Returns what a sub-network computes with."""
         return (subnet.recipe, subnet.full) if isinstance(subnet, SubNetworkModule) else None
 
+    def part_name(self, path: str) -> str:
+        """Returns the class of the module."""
+        return "" if path else type(self.module).__name__
+
+    def call_names(self) -> tuple[str, ...]:
+        """Returns the names of the arguments of the module."""
+        return self.argument_names(self.module, self.method)
+
+    def path_in_module(self, path: str) -> str:
+        """Returns a path without the collection, as the variables of one layer are together in a module."""
+        collection, _, rest = path.partition("/")
+        return rest if collection in self.collections else path
+
     def given(self) -> dict[str, Any]:
         """Returns the variables, in plain dictionaries, and the method, by its name if the module has it."""
         given = {"variables": unfreeze(_as_variables(self.abstract, self.collections))}

@@ -50,6 +50,17 @@ class NNXModel(Model):
         """Returns the `nnx.Param`s of a module."""
         return nnx.state(holder, nnx.Param) if isinstance(holder, nnx.Module) else None
 
+    def part_name(self, path: str) -> str:
+        """Returns the class of a part."""
+        part: Any = nnx.merge(self.graphdef, self.abstract)
+        for key in filter(None, path.split("/")):
+            part = part[int(key)] if isinstance(part, nnx.List | list) else getattr(part, key, None)
+        return type(part).__name__ if isinstance(part, nnx.Module) else ""
+
+    def call_names(self) -> tuple[str, ...]:
+        """Returns the names of the arguments of the module."""
+        return self.argument_names(nnx.merge(self.graphdef, self.abstract), None)
+
     def trainable(self) -> Any:
         """Returns the `nnx.Param`s."""
         return nnx.filter_state(self.abstract, nnx.Param)

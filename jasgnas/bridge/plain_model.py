@@ -43,6 +43,15 @@ class PlainModel(Model):
         """Returns what a sub-network computes with."""
         return (subnet.recipe, subnet.full) if isinstance(subnet, SubNetworkFunction) else None
 
+    def part_name(self, path: str) -> str:
+        """Returns the name of the function, as a class would be called."""
+        name = getattr(self.fn, "__name__", "")
+        return "".join(word.capitalize() for word in name.split("_")) if not path and name.isidentifier() else ""
+
+    def call_names(self) -> tuple[str, ...]:
+        """Returns the names of the arguments of the function after the parameters."""
+        return self.argument_names(self.fn, None)
+
     def given(self) -> dict[str, Any]:
         """Returns the parameters."""
         return {"params": self.abstract}

@@ -1,0 +1,1 @@
+"""How does a person read it? A network traced anew, and written as the source of a Flax NNX module."""

@@ -1,0 +1,206 @@
+"""Whether two ways of computing something agree: by their equations, and where these differ, by what they compute."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, inline, trace
+from jasgnas.source.examples import example
+from jasgnas.source.expression import NAMESPACE, Expression, is_same, literal_value, run_equations
+from jasgnas.source.flow import IDENTITIES, Flow
+
+_SPREAD = 3.0
+
+
+@dataclass(eq=False)
+class Judge:
+    """Compares programs with equations of a network.
+
+    Attributes:
+        symbols: the symbolic sizes of the network, by name.
+        sizes: numbers for them, to compute examples with.
+    """
+
+    symbols: Mapping[str, Any]
+    sizes: dict[str, int]
+    _forms: dict[Any, int] = field(default_factory=dict)
+    _known: dict[Any, bool] = field(default_factory=dict)
+
+    def agrees(
+        self,
+        flow: Flow,
+        equations: Sequence[Equation],
+        inputs: Sequence[int],
+        outputs: Sequence[Atom],
+        program: Program,
+        *,
+        compute: bool = True,
+        spread: float = 0.0,
+        whole: int = 3,
+        positive: Sequence[int] = (),
+    ) -> bool:
+        """Tells whether a program computes what equations of a network compute.
+
+        Args:
+            flow: the flow of the network.
+            equations: the equations.
+            inputs: the variables that they start from.
+            outputs: the variables that they end with.
+            program: the program, with the same inputs and outputs.
+            compute: whether to compute both where their equations differ.
+            spread: see `example`.
+            whole: see `example`.
+            positive: positions of inputs that are positive numbers.
+        """
+        expected = [_aval(flow.program, atom) for atom in outputs]
+        found = [_aval(program, atom) for atom in program.outputs]
+        if expected != found:
+            return False
+        roots = [self._intern((str(flow.aval(var)), position)) for position, var in enumerate(inputs)]
+        before = self._forms_of(equations, dict(zip(inputs, roots, strict=True)), flow.program.constants, outputs)
+        after = self._forms_of(
+            program.equations, dict(zip(program.inputs, roots, strict=True)), program.constants, program.outputs
+        )
+        if before == after:
+            return True
+        key = before, after
+        if key not in self._known and not compute:
+            return False
+        if key not in self._known:
+            self._known[key] = self._computes(flow, equations, inputs, outputs, program, spread, whole, positive)
+        return self._known[key]
+
+    def program_of(self, expression: Expression, avals: Sequence[Any]) -> Program | None:
+        """Returns an expression as a program; None if it does not fit its operands."""
+        places = [f"_{position}" for position in range(len(avals))]
+        text = expression.format(places, {name: f"_{name}" for name in self.symbols})
+        names = {f"_{name}": symbol for name, symbol in self.symbols.items()}
+
+        def run(*operands: Any) -> Any:
+            return eval(text, NAMESPACE | names | dict(zip(places, operands, strict=True)))
+
+        return self.traced(run, avals)
+
+    def traced(self, run: Callable[..., Any], avals: Sequence[Any]) -> Program | None:
+        """Returns a function as a program; None if it does not fit its operands."""
+        try:
+            return inline(trace(lambda *operands: jax.tree.leaves(run(*operands)), *avals))
+        except Exception:
+            # Whatever is wrong with it, it is not what was looked for.
+            return None
+
+    def _intern(self, key: Any) -> int:
+        return self._forms.setdefault(key, len(self._forms))
+
+    def _forms_of(
+        self,
+        equations: Sequence[Equation],
+        roots: dict[int, int],
+        constants: Mapping[int, Any],
+        outputs: Sequence[Atom],
+    ) -> tuple[int, ...]:
+        """Returns a number for each output that is the same for what is computed in the same way."""
+        forms = dict(roots)
+
+        def of(atom: Atom) -> int:
+            if isinstance(atom, Literal):
+                return self._intern(("literal", str(atom.value), str(atom.aval.dtype)))
+            if atom not in forms:
+                value = constants[atom]
+                forms[atom] = self._intern(("constant", str(value.dtype), value.shape, np.asarray(value).tobytes()))
+            return forms[atom]
+
+        for eqn in equations:
+            if eqn.primitive in IDENTITIES:
+                forms[eqn.outputs[0]] = of(eqn.inputs[0])
+                continue
+            params = tuple((name, _normal(value)) for name, value in sorted(eqn.params.items()) if name not in _IDLE)
+            key = (eqn.primitive, params, tuple(map(of, eqn.inputs)))
+            for index, var in enumerate(eqn.outputs):
+                forms[var] = self._intern((key, index))
+        return tuple(map(of, outputs))
+
+    def _computes(
+        self,
+        flow: Flow,
+        equations: Sequence[Equation],
+        inputs: Sequence[int],
+        outputs: Sequence[Atom],
+        program: Program,
+        spread: float,
+        whole: int,
+        positive: Sequence[int],
+    ) -> bool:
+        avals = [flow.aval(var) for var in inputs]
+        values = [
+            example(aval, position, self.sizes, spread=spread, whole=whole) for position, aval in enumerate(avals)
+        ]
+        values = [abs(value) + 0.5 if position in positive else value for position, value in enumerate(values)]
+        with _quick_compilation():
+            try:
+                results = [
+                    _results(
+                        equations, dict(zip(inputs, values, strict=True)), flow.program.constants, outputs, self.sizes
+                    ),
+                    _results(
+                        program.equations,
+                        dict(zip(program.inputs, values, strict=True)),
+                        program.constants,
+                        program.outputs,
+                        self.sizes,
+                    ),
+                ]
+            except ZeroDivisionError:
+                return False
+            return all(map(is_same, results[1], results[0]))
+
+
+_IDLE = ("sharding", "out_sharding", "accuracy", "precision", "name")
+"""Parameters of equations that say nothing of the result."""
+
+
+def _results(
+    equations: Sequence[Equation],
+    values: dict[int, Any],
+    constants: Mapping[int, Any],
+    outputs: Sequence[Atom],
+    sizes: Any,
+) -> list[Any]:
+    values |= {var: jnp.asarray(value) for var, value in constants.items()}
+    after = run_equations(equations, values, sizes)
+    return [literal_value(atom) if isinstance(atom, Literal) else after[atom] for atom in outputs]
+
+
+def _aval(program: Program, atom: Atom) -> tuple[str, str]:
+    aval = program.avals[atom] if isinstance(atom, int) else atom.aval
+    return str(tuple(aval.shape)), str(aval.dtype)
+
+
+def _normal(value: Any) -> Any:
+    """Returns a parameter such that equal ones compare equal, whatever kind of number they are made of."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_normal, value))
+    return int(value) if isinstance(value, np.integer) else str(value)
+
+
+@contextmanager
+def _quick_compilation() -> Iterator[None]:
+    """Has XLA compile quickly: what is compared is small, and computed once."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def symbols_of(call: Any) -> dict[str, Any]:
+    """Returns the symbolic sizes of the arrays of a call, by name."""
+    sizes = [size for aval in call.avals for size in aval.shape]
+    return {str(size): size for size in sizes if isinstance(size, type(export.symbolic_shape("batch")[0]))}

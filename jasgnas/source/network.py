@@ -1,0 +1,142 @@
+"""The network to be written, of any flavour, traced anew in both of its modes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jasgnas.bridge import Leaf, Model, flavours, open_model
+from jasgnas.bridge.trace import Call, trace_model
+from jasgnas.errors import ArgumentError
+from jasgnas.program.jaxpr import Program, inline, trace
+from jasgnas.program.scans import unroll
+from jasgnas.saved.network import symbolic_avals
+from jasgnas.subnet.construct import Recipe, stored_leaves
+
+Apply = Callable[[Mapping[str, Any], Sequence[Any], Mapping[str, Any]], tuple[Any, dict[str, Any]]]
+"""A function of arrays by path, and of the arguments of a call; returns outputs, and arrays that were changed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A network traced in one mode.
+
+    Attributes:
+        program: the flat program. Its inputs are the leaves and the arrays of the call; its outputs those of the
+            network, and the leaves that the call changes.
+        out_tree: tree structure of the network outputs.
+        changed: paths of the leaves that the call changes.
+    """
+
+    program: Program
+    out_tree: Any
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network, as what is to be written of it.
+
+    Attributes:
+        model: the full model.
+        leaves: the arrays that the network has.
+        call: the call that it is written for; some sizes of its arrays may be symbols.
+        argument_names: what the positional arguments are called, as far as that is known.
+        inference: the network in inference mode.
+        training: the network in training mode.
+    """
+
+    model: Model
+    leaves: tuple[Leaf, ...]
+    call: Call
+    argument_names: tuple[str, ...]
+    inference: Traced
+    training: Traced
+
+
+def opened_network(
+    network: Any, inputs: Sequence[Any], given: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Network:
+    """Describes a sub-network or a model, see `to_source`.
+
+    Raises:
+        ArgumentError: it is neither, or what goes with it is missing or superfluous.
+    """
+    found = [own for flavour in flavours() if (own := flavour.recipe_of(network)) is not None]
+    if not found:
+        model = open_model(network, **given)
+        return _traced(model, Call.of(inputs, settings), model.leaves, _apply_full)
+    ((recipe, model),) = found
+    if superfluous := [name for name, value in given.items() if value is not None]:
+        raise ArgumentError(f"a sub-network knows what it was made of: leave out {', '.join(superfluous)}")
+    call = recipe.origin.call
+    if inputs or settings:
+        call = Call.of(inputs or call.arguments(call.avals)[0], settings or call.arguments(call.avals)[1])
+    return _traced(model, call, tuple(stored_leaves(recipe.leaves, recipe.layouts)), _apply_sub(recipe))
+
+
+def _apply_full(model: Model) -> Apply:
+    def apply(arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        outputs, after = model.apply([arrays[leaf.path] for leaf in model.leaves], args, kwargs)
+        return outputs, {leaf.path: value for leaf, value in zip(model.leaves, after, strict=True)}
+
+    return apply
+
+
+def _apply_sub(recipe: Recipe) -> Callable[[Model], Apply]:
+    def of_model(model: Model) -> Apply:
+        def apply(
+            arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+        ) -> tuple[Any, dict[str, Any]]:
+            return recipe.apply(model, arrays, args, kwargs)
+
+        return apply
+
+    return of_model
+
+
+def _traced(model: Model, call: Call, leaves: tuple[Leaf, ...], apply_of: Callable[[Model], Apply]) -> Network:
+    """Traces a network at a batch of any size if that is possible, and otherwise at the sizes of the call."""
+    if not call.arrays:
+        trace_model(model, call)  # which says that an input is missing
+    variants = call.variants
+    if len(variants) == 1:
+        modes = [(apply_of(model.in_mode(training)), call) for training in (False, True)]
+    else:
+        modes = [(apply_of(model), variant) for variant in variants]
+    try:
+        avals = symbolic_avals(call, ("*:0",)) if any(aval.shape for aval in call.avals) else list(call.avals)
+        traces = [_trace(apply, variant, avals, leaves) for apply, variant in modes]
+    except Exception:
+        # JAX has several errors for what cannot be done with a size that is not known.
+        avals = list(call.avals)
+        traces = [_trace(apply, variant, avals, leaves) for apply, variant in modes]
+    if len(variants) > 1 and traces[0].changed and not traces[1].changed:
+        traces.reverse()  # the call as given is the one in training mode
+    call = Call(tuple(avals), call.static, call.treedef)
+    return Network(model, leaves, call, model.call_names(), *traces)
+
+
+def _trace(apply: Apply, call: Call, avals: Sequence[Any], leaves: Sequence[Leaf]) -> Traced:
+    structures = []
+
+    def run(values: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        given = {leaf.path: value for leaf, value in zip(leaves, values, strict=True)}
+        outputs, after = apply(given, *call.arguments(arrays))
+        flat, out_tree = jax.tree.flatten(outputs)
+        changed = tuple(leaf.path for leaf in leaves if after.get(leaf.path, given[leaf.path]) is not given[leaf.path])
+        structures.append((out_tree, changed))
+        return flat, [after[path] for path in changed]
+
+    program = trace(run, [leaf.aval for leaf in leaves], list(avals))
+    flat = inline(unroll(program, [position < len(leaves) for position in range(len(program.inputs))]))
+    out_tree, changed = structures[-1]
+    # What is handed through has not changed.
+    number = out_tree.num_leaves
+    inputs = {leaf.path: var for leaf, var in zip(leaves, flat.inputs, strict=False)}
+    kept = [(path, atom) for path, atom in zip(changed, flat.outputs[number:], strict=True) if atom != inputs[path]]
+    flat = Program(
+        flat.inputs, (*flat.outputs[:number], *(atom for _, atom in kept)), flat.equations, flat.avals, flat.constants
+    )
+    return Traced(flat, out_tree, tuple(path for path, _ in kept))

@@ -1,0 +1,45 @@
+"""A network as the source of a Flax NNX module."""
+
+from typing import Any
+
+from jasgnas.collector import collector_paused
+from jasgnas.source.module import module_source
+from jasgnas.source.network import opened_network
+from jasgnas.source.recognised import recognised
+
+
+@collector_paused()
+def to_source(
+    network: Any, *inputs: Any, variables: Any = None, params: Any = None, method: Any = None, **kwargs: Any
+) -> str:
+    """Writes a network as the source of a Flax NNX module that needs nothing of jasgnas.
+
+    The network is traced anew, in inference and in training mode, and its equations are read as layers and functions of
+    Flax and JAX. Each reading is believed only once it has computed what the equations compute, for random inputs and
+    parameters. What is read as nothing else is written in calls of `jax.numpy` and `jax.lax`.
+
+    The module has the layers that are left, under the names of their parameters. `nnx.update(module, nnx.state(subnet))`
+    gives it those of a sub-network that is an `nnx.Module`; in general the array of the path `a/b/kernel` is its
+    `a.b.kernel`, without the name of a collection of Linen (`batch_stats/a/mean` is `a.mean`). It is in training mode
+    once it is made, like any module of Flax; `.eval()` and `.train()` switch it.
+
+    Args:
+        network: a sub-network: the `nnx.Module`, the Linen module or the function that `construct_subnet` returned; or
+            a model, as `search_space` takes it.
+        *inputs: example inputs, arrays or `jax.ShapeDtypeStruct`s; those of the search space for a sub-network. The
+            first axis of each may have any size, if the network can be traced so.
+        variables: the variables of a Linen module that is no sub-network.
+        params: the parameters of a function that is no sub-network.
+        method: the method of that Linen module that is called.
+        **kwargs: further arguments of the call. What is no array is fixed; the mode in which `train=False` or the like
+            is inverted is the other mode of the module.
+
+    Returns:
+        The source.
+
+    Raises:
+        ArgumentError: the network is of an unknown kind, or an argument is missing or superfluous.
+        SourceError: a primitive cannot be written as source; the message names it.
+    """
+    given = {"variables": variables, "params": params, "method": method}
+    return module_source(recognised(opened_network(network, inputs, given, kwargs)))
