@@ -2,7 +2,7 @@
 
 The first forty are the same in every run. The others are new in every run: pytest's header and the output of a failed
 test name the seed that draws them again, `JASGNAS_SEED=7 pytest tests/whole/test_generated.py`. More of them are tried
-with `JASGNAS_NETWORKS=1000`. Each takes about a second, most of which XLA spends on compiling operators at new shapes.
+with `JASGNAS_NETWORKS=1000`. Each takes a few seconds, most of which XLA spends on compiling operators at new shapes.
 """
 
 import os
