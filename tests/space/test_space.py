@@ -356,7 +356,7 @@ def test_plain_chain():
     ("fn", "reason"),
     [
         (lambda p, x: x + jax.nn.sigmoid(x @ p["a"]), "not zero-invariant: sigmoid does not keep zeros"),
-        (lambda p, x: (x + (x @ p["a"] * jnp.exp(x)) @ p["b"] ** 2) @ p["head"], "it feeds a product"),
+        (lambda p, x: (x + jnp.exp(x @ p["a"] * (x @ p["b"]))) @ p["head"], "it feeds a product"),
         (lambda p, x: ((x @ p["a"]) @ p["a"] + x) @ p["a"], "a is shared with other operators"),
         (lambda p, x: (x + jnp.cumsum(x, 1)) @ p["a"], "it has no trainable parameters"),
     ],
