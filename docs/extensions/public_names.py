@@ -1,5 +1,6 @@
 """A Sphinx extension: warns of public names that no page documents, which fails a build with `-W`."""
 
+import re
 from typing import Any
 
 from sphinx.util import logging
