@@ -145,7 +145,7 @@ def measure_selection(width: int, depth: int) -> dict[str, Any]:
         mixture = resolve_mixture(space.candidates, {"target_macs": 0.5}, 1, True, Limits())
         scores = np.random.default_rng(0).normal(size=len(space.groups)).astype(np.float32)
     none = jnp.zeros(len(space.groups), bool)
-    select = jax.jit(lambda scores: mixture.select(scores, -1, none, none, by_cost=True).redundant)
+    select = jax.jit(lambda scores: mixture.select(scores, -1, mixture.fallback, none, by_cost=True).redundant)
     started = time.perf_counter()
     jax.block_until_ready(select(scores))
     first = time.perf_counter() - started
