@@ -12,6 +12,7 @@ without which more multiply-adds are saved, and of two that save the same the fi
 """
 
 from collections.abc import Mapping
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from jasgnas.graph.graph import Graph, Operator
@@ -40,10 +41,11 @@ def way_of(graph: Graph, operator: int) -> Way:
     known = {var: zero(graph.ndim(var)) for var in graph.results(operator)}
     edges: list[Edge] = []
     passed: list[int] = []
-    pending = sorted((reader, operator) for reader in graph.consumers[operator])
+    pending = [(reader, operator) for reader in graph.consumers[operator]]
+    heapify(pending)
     is_zero = {operator}
     while pending:
-        reader, source = pending.pop(0)
+        reader, source = heappop(pending)
         if graph.operators[reader].additive:
             edges.append((source, reader))
             continue
@@ -54,7 +56,8 @@ def way_of(graph: Graph, operator: int) -> Way:
             return Way(tuple(edges), tuple(passed), graph.operators[reader])
         passed.append(reader)
         is_zero.add(reader)
-        pending = sorted([*pending, *((next_, reader) for next_ in graph.consumers[reader])])
+        for following in graph.consumers[reader]:
+            heappush(pending, (following, reader))
     return Way(tuple(edges), tuple(passed), None)
 
 
