@@ -46,12 +46,13 @@ def way_of(graph: Graph, operator: int) -> Way:
     is_zero = {operator}
     while pending:
         reader, source = heappop(pending)
-        if graph.operators[reader].additive:
-            edges.append((source, reader))
-            continue
         if reader in is_zero:
             continue
-        # Operators come in the order of the trace: all that is zero before this one is known.
+        # Operators come in the order of the trace: all that is zero before this one is known. Of a joint that reads
+        # nothing else, no input is left.
+        if graph.operators[reader].additive and not is_zero.issuperset(graph.operators[reader].sources):
+            edges.append((source, reader))
+            continue
         if not _passes(graph, reader, known):
             return Way(tuple(edges), tuple(passed), graph.operators[reader])
         passed.append(reader)

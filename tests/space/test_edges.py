@@ -138,8 +138,9 @@ def test_of_two_factors_one_is_the_structure_and_the_other_says_why_it_is_none()
         lambda p, x: (x + (x * (x @ p["a"])) @ p["b"]) @ p["head"],
         lambda p, x: x + jnp.exp(x @ p["a"]) * x @ p["b"],
         lambda p, x: (x + jax.nn.sigmoid(x @ p["a"]) * x) @ p["b"],
+        lambda p, x: (lambda h: jnp.concatenate([h, 2 * h], 1))(x @ p["a"])[:, 2:6] @ p["b"],
     ],
-    ids=["an output", "parameters of another segment", "no zeros pass", "not zero itself"],
+    ids=["an output", "parameters of another segment", "no zeros pass", "not zero itself", "all that a joint reads"],
 )
 def test_what_vanishes_with_no_sum_is_no_structure(fn: Callable[..., jax.Array]) -> None:
     params = drawn(a=SQUARE, b=SQUARE, head=SQUARE)

@@ -517,7 +517,7 @@ LINEN_FAMILIES = {
     "reparameterised weights": (Reparameterised, (random_array, (2, 4, 5)), {"train": True}, 3),
     "u-net": (UNet, (random_array, (2, 6, 6, 3)), {"train": True}, 2),
     "encoder and decoder": (EncoderDecoder, (_tokens, (2, 5), (2, 4)), {}, 3),
-    "stacks and rolls": (StacksAndRolls, (random_array, (2, 4, 5)), {}, 5),
+    "stacks and rolls": (StacksAndRolls, (random_array, (2, 4, 5)), {}, 6),
 }
 
 
