@@ -160,7 +160,7 @@ def _window(eqn: Equation, flow: Flow) -> tuple[str, ...] | None:
             break
     inner = strides[1:-1]
     return (
-        str(dimensions[1:-1]),
+        f"window_shape={dimensions[1:-1]}",
         "" if set(inner) == {1} else f"strides={inner}",
         "" if padding == '"VALID"' else f"padding={padding}",
     )
