@@ -114,7 +114,8 @@ def module_of(source: str) -> nnx.Module:
     space: dict[str, Any] = {"__name__": "source"}
     exec(compile(source, "source", "exec"), space)
     classes = [each for each in space.values() if isinstance(each, type) and issubclass(each, nnx.Module)]
-    return classes[-1](rngs=nnx.Rngs(0))
+    make: Any = classes[-1]
+    return make(rngs=nnx.Rngs(0))
 
 
 def largest_difference(network: nnx.Module, source: str, x: jax.Array) -> float:

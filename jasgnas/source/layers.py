@@ -99,7 +99,11 @@ class Layers:
     def _find_one(self, owner: str, names: Sequence[str], training: Flow, inference: Flow) -> None:
         constructor, steps = None, []
         for flow, is_training in ((training, True), (inference, False)):
-            after = {name: flow.changed[f"{owner}/{name}"] for name in names if f"{owner}/{name}" in flow.changed}
+            after = {
+                name: flow.changed[f"{owner}/{name}"]
+                for name in names
+                if isinstance(flow.changed.get(f"{owner}/{name}"), int)
+            }
             found = self._calls(owner, names, flow, after, constructor, is_training)
             if found is None:
                 return

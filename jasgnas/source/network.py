@@ -119,7 +119,7 @@ def _traced(model: Model, call: Call, leaves: tuple[Leaf, ...], apply_of: Callab
 
 
 def _trace(apply: Apply, call: Call, avals: Sequence[Any], leaves: Sequence[Leaf]) -> Traced:
-    structures = []
+    structures: list[Any] = []
 
     def run(values: Sequence[Any], arrays: Sequence[Any]) -> Any:
         given = {leaf.path: value for leaf, value in zip(leaves, values, strict=True)}

@@ -82,7 +82,7 @@ class Bodies:
             return self._give_below(unit, steps, results)
         self._tails[unit.path.rpartition("/")[0]] = [step.expression for step in steps[after : last + 1]]
         inside = steps[first : last + 1]
-        self._divide(unit, inside, found.inputs, found.outputs)
+        self._divide(unit, inside, found.variables, found.outputs)
         return [*steps[:first], found, *steps[last + 1 :]]
 
     def _give_below(self, unit: Part, steps: list[Step], results: Sequence[Any]) -> list[Step]:
