@@ -99,11 +99,8 @@ class Layers:
     def _find_one(self, owner: str, names: Sequence[str], training: Flow, inference: Flow) -> None:
         constructor, steps = None, []
         for flow, is_training in ((training, True), (inference, False)):
-            after = {
-                name: flow.changed[f"{owner}/{name}"]
-                for name in names
-                if isinstance(flow.changed.get(f"{owner}/{name}"), int)
-            }
+            own = {name: flow.changed.get(f"{owner}/{name}") for name in names}
+            after = {name: var for name, var in own.items() if isinstance(var, int)}
             found = self._calls(owner, names, flow, after, constructor, is_training)
             if found is None:
                 return
