@@ -59,8 +59,9 @@ class ResNet(nnx.Module):
 
     def __call__(self, x):
         """Returns float32[batch, 1000] of float32[batch, 224, 224, 3]."""
-        x = nnx.max_pool(nnx.relu(self.stem(x)), window_shape=(3, 3), strides=(2, 2), padding="SAME")
-        x = nnx.relu(nnx.relu(x))
+        x = nnx.relu(self.stem(x))
+        x = nnx.relu(nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME"))
+        x = nnx.relu(x)
         for block in self.blocks.values():
             x = block(x)
         return self.head(jnp.mean(x, axis=(1, 2)))
