@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -50,16 +51,23 @@ class NNXModel(Model):
         """Returns the `nnx.Param`s of a module."""
         return nnx.state(holder, nnx.Param) if isinstance(holder, nnx.Module) else None
 
+    @cached_property
+    def _skeleton(self) -> nnx.Module:
+        """The module, of which only the static part can be looked at."""
+        found = []
+        jax.eval_shape(lambda state: found.append(nnx.merge(self.graphdef, state)), self.abstract)
+        return found[0]
+
     def part_name(self, path: str) -> str:
         """Returns the class of a part."""
-        part: Any = nnx.merge(self.graphdef, self.abstract)
+        part: Any = self._skeleton
         for key in filter(None, path.split("/")):
             part = part[int(key)] if isinstance(part, nnx.List | list) else getattr(part, key, None)
         return type(part).__name__ if isinstance(part, nnx.Module) else ""
 
     def call_names(self) -> tuple[str, ...]:
         """Returns the names of the arguments of the module."""
-        return self.argument_names(nnx.merge(self.graphdef, self.abstract), None)
+        return self.argument_names(self._skeleton, None)
 
     def trainable(self) -> Any:
         """Returns the `nnx.Param`s."""

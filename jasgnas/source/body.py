@@ -172,7 +172,12 @@ class BodyWriter:
             lines.append(f"{targets} = {text}")
         found = [self._atom(atom, {}, names) for atom in results]
         # What is only returned needs no name.
-        if len(found) == 1 and lines and lines[-1].startswith(f"{found[0].text} = ") and rest[-1].step.outputs == tuple(results):
+        if (
+            len(found) == 1
+            and lines
+            and lines[-1].startswith(f"{found[0].text} = ")
+            and rest[-1].step.outputs == tuple(results)
+        ):
             found = [Expression(lines.pop().partition(" = ")[2], 0)]
         return lines, found
 

@@ -1,4 +1,4 @@
-"""Which classes a network is written in: parts that compute the same are made by one, with what differs as arguments."""
+"""Which classes a network is written in: parts that compute the same share one, and differ in its arguments."""
 
 import inspect
 import re
@@ -30,7 +30,9 @@ class Parameter:
     def text(self) -> str:
         """How it is declared."""
         declared = f"{self.name}: {self.kind}" if self.kind else self.name
-        return declared + (f" = {self.default}" if self.default and self.kind else f"={self.default}" if self.default else "")
+        return declared + (
+            f" = {self.default}" if self.default and self.kind else f"={self.default}" if self.default else ""
+        )
 
 
 @dataclass(eq=False)
@@ -72,9 +74,7 @@ def _signature(name: str) -> dict[str, Any]:
     found = NARROW_NORMS.get(name) or getattr(nnx, name.removeprefix("nnx."), None)
     if found is None or name in ("nnx.Param", "nnx.Variable"):
         return {}
-    return {
-        key: parameter for key, parameter in inspect.signature(found.__init__).parameters.items() if key != "self"
-    }
+    return {key: parameter for key, parameter in inspect.signature(found.__init__).parameters.items() if key != "self"}
 
 
 class ClassMaker:
@@ -106,9 +106,7 @@ class ClassMaker:
         for slot, column in columns.items():
             if len(set(column)) > 1 and column not in names:
                 names[column] = self._parameter(slot, column, names.values(), parts[0])
-        texts = {
-            slot: names[column].name if column in names else column[0] for slot, column in columns.items()
-        }
+        texts = {slot: names[column].name if column in names else column[0] for slot, column in columns.items()}
         new = Class(name, list(parts), sorted(names.values(), key=lambda each: bool(each.default)), body=tuple(body))
         for key, child in parts[0].children.items():
             text = self._made(child, key, texts)

@@ -160,7 +160,7 @@ def _window(eqn: Equation, flow: Flow) -> tuple[str, ...] | None:
             break
     inner = strides[1:-1]
     return (
-        str(dimensions[1:-1]),
+        f"window_shape={dimensions[1:-1]}",
         "" if set(inner) == {1} else f"strides={inner}",
         "" if padding == '"VALID"' else f"padding={padding}",
     )
@@ -222,7 +222,9 @@ def _are_heads(flow: Flow, query: int, key: int, value: int) -> bool:
 
 def _scores(flow: Flow, weights: Atom) -> Equation | None:
     """Returns the product that attention weights are computed from through an exponential, if there is one."""
-    pending, seen, found = [weights], set(), []
+    seen: set[Atom] = set()
+    found: list[Equation] = []
+    pending = [weights]
     has_exponential = False
     while pending and len(seen) < 60:
         atom = pending.pop()

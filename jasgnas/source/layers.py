@@ -14,6 +14,7 @@ from jasgnas.bridge import Leaf
 from jasgnas.bridge.nnx_model import NNXModel
 from jasgnas.bridge.trace import Call, trace_model
 from jasgnas.program.jaxpr import Equation, Literal, Program, inline
+from jasgnas.pytree import path_str
 from jasgnas.source.agreement import Judge
 from jasgnas.source.expression import Expression
 from jasgnas.source.flow import Flow, Step
@@ -98,7 +99,8 @@ class Layers:
     def _find_one(self, owner: str, names: Sequence[str], training: Flow, inference: Flow) -> None:
         constructor, steps = None, []
         for flow, is_training in ((training, True), (inference, False)):
-            after = {name: flow.changed[f"{owner}/{name}"] for name in names if f"{owner}/{name}" in flow.changed}
+            own = {name: flow.changed.get(f"{owner}/{name}") for name in names}
+            after = {name: var for name, var in own.items() if isinstance(var, int)}
             found = self._calls(owner, names, flow, after, constructor, is_training)
             if found is None:
                 return
@@ -179,11 +181,11 @@ class Layers:
     def _is_right(self, flow: Flow, site: Site, constructor: Constructor, is_training: bool, compute: bool) -> bool:
         """Tells whether a layer computes what the equations of a call compute."""
         avals = flow.program.avals
-        key = constructor, is_training, str(avals[site.input]), tuple(site.leaves), tuple(site.changed)
+        arrays = tuple((name, str(avals[var])) for name, var in site.leaves.items())
+        key = constructor, is_training, str(avals[site.input]), arrays, tuple(site.changed)
         if key not in self.programs:
-            self.programs[key] = _program(
-                constructor, avals[site.input], tuple(site.leaves), tuple(site.changed), is_training
-            )
+            arrays_of = {name: avals[var] for name, var in site.leaves.items()}
+            self.programs[key] = _program(constructor, avals[site.input], arrays_of, tuple(site.changed), is_training)
         if (program := self.programs[key]) is None:
             return False
         rows = min((int(avals[var].shape[0]) for var in site.leaves.values() if avals[var].shape), default=3)
@@ -201,38 +203,47 @@ class Layers:
 
 
 def _program(
-    constructor: Constructor, aval: Any, names: tuple[str, ...], changed: tuple[str, ...], is_training: bool
+    constructor: Constructor, aval: Any, arrays: dict[str, Any], changed: tuple[str, ...], is_training: bool
 ) -> Program | None:
     """Returns what a layer computes: from its arrays and its input to its output and the arrays that it changes.
 
     None if it cannot be made or called so, or has or changes other arrays.
+
+    Args:
+        constructor: what makes the layer.
+        aval: shape and dtype of its input.
+        arrays: those of its arrays, by name.
+        changed: names of the arrays that it changes.
+        is_training: whether it is in training mode.
     """
     space = {"nnx": nnx, "jnp": jnp, "jax": jax, "_zeros": nnx.initializers.zeros} | NARROW_NORMS
     text = constructor.text()
     if (initial := _INITIAL.get(constructor.name)) is not None:
         text = f"{text[:-1]}, {initial}=_zeros)"  # what is only compared needs no random values
     try:
-        traced = trace_model(
-            NNXModel.of(nnx.eval_shape(lambda: eval(text, space | {"rngs": nnx.Rngs(0)}))).in_mode(is_training),
-            Call.of((jax.ShapeDtypeStruct(aval.shape, aval.dtype),), {}),
-        )
+        model = NNXModel.of(nnx.eval_shape(lambda: eval(text, space | {"rngs": nnx.Rngs(0)})))
+        if {leaf.path: leaf.shape for leaf in model.leaves} != {name: own.shape for name, own in arrays.items()}:
+            return None
+        # The arrays may be loaded in another dtype than the layer would make them in.
+        tree = jax.tree_util.tree_map_with_path(lambda keys, _: _described(arrays[path_str(keys)]), model.abstract)
+        traced = trace_model(replace(model, abstract=tree).in_mode(is_training), Call.of((_described(aval),), {}))
     except Exception:
         # Whatever is wrong with it, it is not the layer that was looked for.
         return None
     program, leaves = inline(traced.program), [leaf.path for leaf in traced.leaves]
     after = dict(zip(leaves, program.outputs[traced.num_outputs :], strict=True))
-    if (
-        sorted(names) != leaves
-        or {leaves[index] for index in traced.updated} != set(changed)
-        or traced.num_outputs != 1
-    ):
+    if {leaves[index] for index in traced.updated} != set(changed) or traced.num_outputs != 1:
         return None
     inputs = dict(zip(leaves, program.inputs, strict=False))
     return replace(
         program,
-        inputs=(*(inputs[name] for name in names), program.inputs[-1]),
+        inputs=(*(inputs[name] for name in arrays), program.inputs[-1]),
         outputs=(program.outputs[0], *(after[name] for name in changed)),
     )
+
+
+def _described(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 _INITIAL = {

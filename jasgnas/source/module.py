@@ -10,12 +10,12 @@ from jasgnas.errors import SourceError
 from jasgnas.source.body import BodyWriter, wrapped
 from jasgnas.source.classes import Class, ClassMaker
 from jasgnas.source.expression import ATOM, Expression
-from jasgnas.source.flow import Flow, Step
+from jasgnas.source.flow import Flow
 from jasgnas.source.norms import SOURCES
 from jasgnas.source.parts import Bodies, Body
 from jasgnas.source.primitives import dtype_text
 from jasgnas.source.recognised import Recognised
-from jasgnas.source.sizes import is_symbolic, sizes_of
+from jasgnas.source.sizes import is_symbolic
 from jasgnas.source.tree import Constructor, Part, is_name, tree_of
 
 _IMPORTS = {
@@ -198,7 +198,10 @@ def _loop_of(part: Part, items: Sequence[str]) -> tuple[str, str]:
     if own == keys:
         return f"for {item} in {text}{'' if is_whole_list else '.values()'}:", item
     if is_whole_list:
-        return f"for {item} in {text}[{first if first != '0' else ''}:{own[-1] + 1 if own[-1] != keys[-1] else ''}]:", item
+        return (
+            f"for {item} in {text}[{first if first != '0' else ''}:{own[-1] + 1 if own[-1] != keys[-1] else ''}]:",
+            item,
+        )
     return f"for index in {tuple(own)}:", f"{text}[index]"
 
 
@@ -232,7 +235,13 @@ def _add_classes(found: Recognised, root: Part, flow: Flow, maker: ClassMaker) -
 
 def _described(paths: Sequence[str]) -> str:
     named = [path.replace("/", ".") for path in paths]
-    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}" if len(named) < 5 else f"{named[0]}, {named[1]} and {len(named) - 2} more, up to {named[-1]}"
+    return (
+        named[0]
+        if len(named) == 1
+        else f"{', '.join(named[:-1])} and {named[-1]}"
+        if len(named) < 5
+        else f"{named[0]}, {named[1]} and {len(named) - 2} more, up to {named[-1]}"
+    )
 
 
 def _structure(part: Part) -> Any:
@@ -265,12 +274,20 @@ def _spec(aval: Any) -> str:
 
 def _file(found: Recognised, classes: Sequence[Class]) -> str:
     """Returns the whole source."""
-    texts = [SOURCES[name].rstrip().splitlines() for name in SOURCES if any(name in line for each in classes for line in each.init)]
+    texts = [
+        SOURCES[name].rstrip().splitlines()
+        for name in SOURCES
+        if any(name in line for each in classes for line in each.init)
+    ]
     for each in classes:
         declared = [f"{parameter.text}" for parameter in each.parameters]
         lines = [f"class {each.name}(nnx.Module):"]
         is_root = each is classes[-1]
-        number = sum(int(jax.numpy.prod(jax.numpy.array(leaf.shape))) if False else _size(leaf.shape) for leaf in found.leaves if leaf.trainable)
+        number = sum(
+            int(jax.numpy.prod(jax.numpy.array(leaf.shape))) if False else _size(leaf.shape)
+            for leaf in found.leaves
+            if leaf.trainable
+        )
         doc = f"A network of {number:,} parameters." if is_root else f"What computes {each.doc}."
         lines += wrapped(f'"""{doc}"""', 4, 10**6)
         lines += ["", *wrapped(f"def __init__({', '.join(['self', *declared, '*', 'rngs: nnx.Rngs'])}):", 4)]
@@ -310,8 +327,6 @@ def _tree_text(tree: Any, results: Sequence[Expression]) -> str:
                 return f"[{', '.join(map(text, node))}]"
             case tuple() if type(node) is tuple:
                 return f"({', '.join(map(text, node))}{',' if len(node) == 1 else ''})"
-        raise SourceError(
-            f"outputs in a {type(node).__name__} cannot be written without its code: return dictionaries, lists or tuples"
-        )
+        raise SourceError(f"outputs in a {type(node).__name__} cannot be written: return dictionaries, lists or tuples")
 
     return text(outputs)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax import export
 
 from jasgnas.bridge import Leaf, Model, flavours, open_model
 from jasgnas.bridge.trace import Call, trace_model
 from jasgnas.errors import ArgumentError
 from jasgnas.program.jaxpr import Program, inline, trace
 from jasgnas.program.scans import unroll
-from jasgnas.saved.network import symbolic_avals
 from jasgnas.subnet.construct import Recipe, stored_leaves
 
 Apply = Callable[[Mapping[str, Any], Sequence[Any], Mapping[str, Any]], tuple[Any, dict[str, Any]]]
@@ -106,7 +106,7 @@ def _traced(model: Model, call: Call, leaves: tuple[Leaf, ...], apply_of: Callab
     else:
         modes = [(apply_of(model), variant) for variant in variants]
     try:
-        avals = symbolic_avals(call, ("*:0",)) if any(aval.shape for aval in call.avals) else list(call.avals)
+        avals = list(map(_of_any_batch, call.avals))
         traces = [_trace(apply, variant, avals, leaves) for apply, variant in modes]
     except Exception:
         # JAX has several errors for what cannot be done with a size that is not known.
@@ -119,7 +119,7 @@ def _traced(model: Model, call: Call, leaves: tuple[Leaf, ...], apply_of: Callab
 
 
 def _trace(apply: Apply, call: Call, avals: Sequence[Any], leaves: Sequence[Leaf]) -> Traced:
-    structures = []
+    structures: list[Any] = []
 
     def run(values: Sequence[Any], arrays: Sequence[Any]) -> Any:
         given = {leaf.path: value for leaf, value in zip(leaves, values, strict=True)}
@@ -140,3 +140,14 @@ def _trace(apply: Apply, call: Call, avals: Sequence[Any], leaves: Sequence[Leaf
         flat.inputs, (*flat.outputs[:number], *(atom for _, atom in kept)), flat.equations, flat.avals, flat.constants
     )
     return Traced(flat, out_tree, tuple(path for path, _ in kept))
+
+
+def _of_any_batch(aval: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns an array whose first axis may have any size, unless it is made of random keys."""
+    if not aval.shape or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        return aval
+    return jax.ShapeDtypeStruct((BATCH, *aval.shape[1:]), aval.dtype)
+
+
+(BATCH,) = export.symbolic_shape("batch")
+"""A size that may be any."""

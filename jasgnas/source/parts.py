@@ -1,4 +1,4 @@
-"""Which parts of a network are modules of their own: what computes with their arrays alone, one step after the other."""
+"""Which parts of a network are modules of their own: one step after the other, with no others' arrays."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ class Bodies:
             return self._give_below(unit, steps, results)
         self._tails[unit.path.rpartition("/")[0]] = [step.expression for step in steps[after : last + 1]]
         inside = steps[first : last + 1]
-        self._divide(unit, inside, found.inputs, found.outputs)
+        self._divide(unit, inside, found.variables, found.outputs)
         return [*steps[:first], found, *steps[last + 1 :]]
 
     def _give_below(self, unit: Part, steps: list[Step], results: Sequence[Any]) -> list[Step]:
@@ -108,7 +108,9 @@ class Bodies:
         """Returns steps as one call; None if that is not possible."""
         inside, outside = steps[first:end], [*steps[:first], *steps[end:]]
         made = [var for step in inside for var in step.outputs]
-        read_outside = {var for step in outside for var in step.variables} | {var for var in results if isinstance(var, int)}
+        read_outside = {var for step in outside for var in step.variables} | {
+            var for var in results if isinstance(var, int)
+        }
         inputs = [var for step in inside for var in step.variables if var not in made and var not in self._flow.paths]
         inputs = list(dict.fromkeys(inputs))
         outputs = [var for var in made if var in read_outside]
@@ -188,7 +190,9 @@ def _loop(calls: list[Step], steps: Sequence[Step], results: Sequence[Any]) -> L
                 return None
         mappings.append(tuple(mapping))
     carried = mappings[0]
-    if any(mapping != carried for mapping in mappings) or len({m for kind, m in carried if kind == "out"}) != len(calls[0].outputs):
+    if any(mapping != carried for mapping in mappings) or len({m for kind, m in carried if kind == "out"}) != len(
+        calls[0].outputs
+    ):
         return None
     inner = {var for call in calls[:-1] for var in call.outputs}
     members = {id(call) for call in calls}

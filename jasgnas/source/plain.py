@@ -70,8 +70,7 @@ KEPT = {name: f"{{{name}}}" for name in ("layer", "batch", *(f"axis{axis}" for a
 
 
 def _is_right(judge: Judge, flow: Flow, eqn: Equation, expression: Expression, typed: bool) -> bool:
-    positions = [position for position, atom in enumerate(eqn.inputs) if isinstance(atom, int)]
-    variables = list(dict.fromkeys(eqn.inputs[position] for position in positions))
+    variables = list(dict.fromkeys(atom for atom in eqn.inputs if isinstance(atom, int)))
     text = with_literals(expression, eqn.inputs, typed)
     places = [f"{{{variables.index(atom)}}}" if isinstance(atom, int) else "" for atom in eqn.inputs]
     program = judge.program_of(Expression(text.format(places, KEPT)), [flow.aval(var) for var in variables])

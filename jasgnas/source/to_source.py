@@ -18,10 +18,11 @@ def to_source(
     Flax and JAX. Each reading is believed only once it has computed what the equations compute, for random inputs and
     parameters. What is read as nothing else is written in calls of `jax.numpy` and `jax.lax`.
 
-    The module has the layers that are left, under the names of their parameters. `nnx.update(module, nnx.state(subnet))`
-    gives it those of a sub-network that is an `nnx.Module`; in general the array of the path `a/b/kernel` is its
-    `a.b.kernel`, without the name of a collection of Linen (`batch_stats/a/mean` is `a.mean`). It is in training mode
-    once it is made, like any module of Flax; `.eval()` and `.train()` switch it.
+    The module has the layers that are left, under the names of their parameters. The array of the path `a/b/kernel` is
+    its `a.b.kernel`, without the name of a collection of Linen (`batch_stats/a/mean` is `a.mean`), so that
+    `nnx.update(module, nnx.state(subnet))` gives it those of a sub-network that is an `nnx.Module`. It is in training
+    mode once it is made, like any module of Flax; `.eval()` and `.train()` switch it. Where the two modes compute in
+    different ways that are no layers of Flax, as dropout does, it has a method for each.
 
     Args:
         network: a sub-network: the `nnx.Module`, the Linen module or the function that `construct_subnet` returned; or

@@ -1,0 +1,169 @@
+"""Networks written by `jasgnas.to_source`: do they compute the same, and how long are they?
+
+Every registered network, and a sub-network of it without a random third of its groups (structures and channels), is
+written as source. Executed and given random parameters in float64, it must return what the network returns, in
+inference and in training mode, where running statistics must become the same. Networks that are recorded already are
+left out; `--examples` writes the sources shown in the documentation instead.
+"""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.table import Table
+
+import jasgnas
+import models
+from experiments.common.cli import check_names
+from experiments.common.errors import ExperimentError
+from experiments.common.files import write_atomically
+from experiments.common.text import show
+
+TOLERANCE = 1e-10
+"""The largest difference, relative to the largest entry."""
+EXAMPLES = ("demo_net", "resnet18", "vit_s16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Checks networks written as source."""
+
+    networks: tuple[str, ...] = ()
+    """Registered networks of `models`; all of them by default."""
+    batch_size: int = 2
+    """Inputs per call."""
+    output: Path = Path("experiments/results/sources.json")
+    """What was found so far, to be added to."""
+    examples: Path | None = None
+    """A folder to write the examples to; nothing is checked."""
+
+
+def run(config: Config) -> None:
+    """Checks networks one after the other, and shows all that is recorded."""
+    check_names("network", config.networks, models.list_models())
+    if config.examples is not None:
+        write_examples(config.examples)
+        return
+    jax.config.update("jax_enable_x64", True)
+    found: dict[str, dict[str, Any]] = json.loads(config.output.read_text()) if config.output.exists() else {}
+    for name in config.networks or models.list_models():
+        for is_sub in (False, True):
+            key = f"{name}/sub-network" if is_sub else name
+            if key not in found:
+                found[key] = check(name, is_sub, config.batch_size)
+                write_atomically(config.output, json.dumps(found, indent=1, sort_keys=True) + "\n")
+    show(_table(found))
+    if wrong := [key for key, row in found.items() if row["difference"] > TOLERANCE]:
+        raise ExperimentError(f"{', '.join(wrong)} written as source compute something else: report it")
+
+
+def check(name: str, is_sub: bool, batch_size: int) -> dict[str, Any]:
+    """Writes one network as source, and compares what both compute.
+
+    Returns:
+        `lines`, those of the source that are not blank; `of_model`, those of the file of the model; `difference`, the
+        largest of an output or array after a call, relative to the largest entry; `modes`,
+        how many ways it computes in.
+    """
+    network = made(name, is_sub, jnp.float64)
+    aval = models.example_input(name)
+    source = jasgnas.to_source(network) if is_sub else jasgnas.to_source(network, aval)
+    rng = np.random.default_rng(0)
+    shape = (batch_size, *aval.shape[1:])
+    x = jnp.asarray(rng.integers(0, 16, shape) if aval.dtype == jnp.int32 else rng.normal(size=shape), aval.dtype)
+    return {
+        "lines": count_lines(source),
+        "of_model": count_lines(inspect.getsource(inspect.getmodule(type(models.create_abstract(name))) or models)),
+        "difference": largest_difference(network, source, x),
+        "modes": 2 if "def train_once" in source else 1,
+    }
+
+
+def made(name: str, is_sub: bool, dtype: Any) -> nnx.Module:
+    """Returns a registered network with random parameters, or a sub-network of it."""
+    graphdef, state = nnx.split(models.create_abstract(name, param_dtype=dtype))
+    full = nnx.merge(graphdef, randomized(state, dtype))
+    if not is_sub:
+        return full
+    space = jasgnas.search_space(full, models.example_input(name), channels=True)
+    return jasgnas.construct_subnet(
+        space, space.zero(full, space.random_redundant(jax.random.key(0), len(space.groups) // 3))
+    )
+
+
+def randomized(state: Any, dtype: Any) -> Any:
+    """Returns random values in the place of all arrays; variances are positive."""
+    rng = np.random.default_rng(0)
+
+    def draw(keys: Any, leaf: Any) -> Any:
+        values = rng.normal(size=leaf.shape) * (2 / np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.5)
+        is_variance = "var" in [getattr(key, "key", None) for key in keys]
+        return jnp.asarray(np.abs(values) + 0.5 if is_variance else values, dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, state)
+
+
+def module_of(source: str) -> nnx.Module:
+    """Returns the network that a source defines."""
+    space: dict[str, Any] = {"__name__": "source"}
+    exec(compile(source, "source", "exec"), space)
+    classes = [each for each in space.values() if isinstance(each, type) and issubclass(each, nnx.Module)]
+    make: Any = classes[-1]
+    return make(rngs=nnx.Rngs(0))
+
+
+def largest_difference(network: nnx.Module, source: str, x: jax.Array) -> float:
+    """Returns the largest difference between a network and its source, in any mode, output or array after a call."""
+    written = module_of(source)
+    nnx.update(written, nnx.state(network))
+    worst = 0.0
+    for is_training in (False, True):
+        results = []
+        for module in (network, written):
+            own = nnx.merge(*nnx.split(module), copy=True)
+            own.train() if is_training else own.eval()
+            results.append(_called(own, x))
+        for found, expected in zip(*map(jax.tree.leaves, reversed(results)), strict=True):
+            scale = max(float(jnp.abs(expected).max()), 1e-300)
+            difference = float(jnp.abs(found - expected).max()) / scale
+            worst = max(worst, difference if np.isfinite(difference) else np.inf)
+    return worst
+
+
+@nnx.jit
+def _called(module: nnx.Module, x: jax.Array) -> Any:
+    outputs = module(x)
+    return outputs, nnx.to_pure_dict(nnx.state(module))
+
+
+def count_lines(text: str) -> int:
+    """Returns the number of lines that are not blank."""
+    return sum(1 for line in text.splitlines() if line.strip())
+
+
+def write_examples(folder: Path) -> None:
+    """Writes the sources that the documentation shows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in EXAMPLES:
+        space = jasgnas.search_space(models.create_abstract(name), models.example_input(name))
+        removed = space.random_redundant(jax.random.key(0), len(space.largest_removal) // 3)
+        full = models.create(name)
+        source = jasgnas.to_source(jasgnas.construct_subnet(space, space.zero(full, removed)))
+        write_atomically(folder / f"{name}.py", source)
+        of_model = count_lines(inspect.getsource(inspect.getmodule(type(full)) or models))
+        print(f"{name}: {count_lines(source)} lines, {of_model} of the file of the model")
+
+
+def _table(found: dict[str, dict[str, Any]]) -> Table:
+    table = Table("network", "lines", "of the model", "ratio", "bodies", "difference", title="Networks as source")
+    for key, row in sorted(found.items()):
+        ratio = f"{row['lines'] / row['of_model']:.2f}"
+        numbers = map(str, (row["lines"], row["of_model"], ratio, row["modes"]))
+        table.add_row(key, *numbers, f"{row['difference']:.1e}")
+    return table

@@ -1,0 +1,184 @@
+"""Networks written as source compute what they compute, whatever they are written in."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import jasgnas
+import models
+from tests.networks import build, error, randomize
+
+X = jnp.sin(jnp.arange(24.0).reshape(6, 4))
+
+
+def module_of(source):
+    """The network that a source defines."""
+    assert "jasgnas" not in source.partition('"""\n')[2]
+    space = {"__name__": "source"}
+    exec(compile(source, "source", "exec"), space)
+    return [each for each in space.values() if isinstance(each, type) and issubclass(each, nnx.Module)][-1](
+        rngs=nnx.Rngs(0)
+    )
+
+
+def assert_same(network, source, x):
+    """Asserts equal outputs and arrays after a call, in both modes."""
+    written = module_of(source)
+    nnx.update(written, nnx.state(network))
+    for mode in ("eval", "train"):
+        before, after = (nnx.merge(*nnx.split(each), copy=True) for each in (network, written))
+        getattr(before, mode)(), getattr(after, mode)()
+        assert error(after(x), before(x)) < 1e-5
+        assert error(nnx.to_pure_dict(nnx.state(after)), nnx.to_pure_dict(nnx.state(before))) < 1e-5
+
+
+def without(model, x, groups, **options):
+    space = jasgnas.search_space(model, x, **options)
+    return jasgnas.construct_subnet(space, space.zero(model, groups))
+
+
+def test_demo_net_is_written_in_layers():
+    model = build(models.DemoNet, width=0.1)
+    subnet = without(model, jnp.ones((2, 8, 8, 1)), [0, 1, 4])
+    source = jasgnas.to_source(subnet)
+    assert_same(subnet, source, jax.random.normal(jax.random.key(0), (3, 8, 8, 1)))
+    assert "nnx.relu(self.bn1(self.conv1(x)))" in source and "conv2" not in source and "jnp.concatenate" not in source
+
+
+class Blocks(nnx.Module):
+    def __init__(self, rngs):
+        self.blocks = nnx.List(
+            [nnx.Dict(norm=nnx.LayerNorm(6, rngs=rngs), fc=nnx.Linear(6, 6, rngs=rngs)) for _ in range(3)]
+        )
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = x + jnp.tanh(block.fc(block.norm(x)))
+        return x
+
+
+def test_equal_blocks_are_a_class_and_a_loop():
+    model = build(Blocks)
+    source = jasgnas.to_source(model, jnp.ones((2, 6)))
+    assert source.count("class ") == 2 and "for block in self.blocks:" in source
+    assert_same(model, source, X[:, :1] + jnp.ones((1, 6)) * jnp.arange(6))
+
+
+class Narrowed(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Linear(4, 6, rngs=rngs)
+        self.norm = nnx.LayerNorm(6, rngs=rngs)
+        self.head = nnx.Linear(6, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.norm(self.embed(x)))
+
+
+def test_a_norm_over_a_narrowed_axis_keeps_its_divisor():
+    subnet = without(build(Narrowed), X, [0, 3], channels=True)
+    source = jasgnas.to_source(subnet)
+    assert "NarrowLayerNorm(4, 6" in source
+    assert_same(subnet, source, X)
+
+
+class Misnamed(nnx.Module):
+    """Has the arrays of a dense layer and of a batch norm, and is neither."""
+
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        y = x @ self.dense.kernel[...].T + self.dense.bias[...]
+        z = (y - self.norm.mean[...]) * self.norm.scale[...] + self.norm.bias[...] + self.norm.var[...]
+        return jax.nn.relu(y) + jnp.minimum(z, 5.0)
+
+
+def test_what_only_has_the_names_of_a_layer_is_written_plainly():
+    model = build(Misnamed)
+    source = jasgnas.to_source(model, X)
+    assert "nnx.Linear" not in source and "nnx.BatchNorm" not in source
+    assert_same(model, source, 3 * X)
+
+
+class Dropped(nnx.Module):
+    def __init__(self, rngs):
+        self.fc, self.dropout = nnx.Linear(4, 4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.fc(x))
+
+
+def test_modes_that_differ_are_written_apart_and_drop_the_same():
+    model = Dropped(nnx.Rngs(0))
+    source = jasgnas.to_source(model, X)
+    assert "self.deterministic" in source
+    written = module_of(source)
+    nnx.update(written, nnx.state(model))
+    assert error(written(X), model(X)) < 1e-6 and error(written(X), model(X)) < 1e-6  # the count goes on
+    written.eval()
+    assert error(written(X), nnx.view(model, deterministic=True)(X)) < 1e-6
+
+
+def loaded(source, arrays):
+    """The network of a source, with arrays by path."""
+    network = module_of(source)
+    for path, variable in nnx.to_flat_state(nnx.state(network)):
+        variable.set_value(arrays["/".join(map(str, path))])
+    return network
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.relu(nn.Dense(5, name="left")(x)) + jnp.sin(nn.Dense(5, name="right")(x))
+        return {"logits": nn.Dense(3, name="head")(nn.BatchNorm(use_running_average=not train, name="norm")(x))}
+
+
+def test_a_linen_module_becomes_one_of_nnx():
+    module = LinenNet()
+    variables = randomize(jax.tree.map(jnp.asarray, module.init(jax.random.key(0), X, train=False)))
+    source = jasgnas.to_source(module, X, variables=variables, train=False)
+    flat = {path: leaf for tree in variables.values() for path, leaf in jasgnas.pytree.leaves_by_path(tree).items()}
+    network = loaded(source, flat)
+    expected, updated = module.apply(variables, X, train=True, mutable=["batch_stats"])
+    assert error(network(X), expected) < 1e-5
+    assert error(network.norm.mean[...], updated["batch_stats"]["norm"]["mean"]) < 1e-5
+    network.eval()
+    assert error(network(X), module.apply({**variables, **updated}, X, train=False)) < 1e-5
+
+
+def function(params, x):
+    (left, bias), right = params["branches"]
+    return jnp.tanh(x @ left + bias) + jnp.sin(x @ right)
+
+
+def test_a_function_becomes_a_module_of_its_parameters():
+    params = randomize({"branches": [(jnp.zeros((4, 5)), jnp.zeros(5)), jnp.zeros((4, 5))]})
+    space = jasgnas.search_space(function, X, params=params)
+    sub_fn, sub_params = jasgnas.construct_subnet(space, space.zero(params, [1]))
+    network = loaded(jasgnas.to_source(sub_fn), jasgnas.pytree.leaves_by_path(sub_params))
+    assert error(network(X), sub_fn(sub_params, X)) < 1e-6
+
+
+def test_what_cannot_be_written_is_named():
+    def halved(params, x):
+        return jax.lax.while_loop(lambda y: jnp.sum(y) > 1, lambda y: y / 2, x * params["w"])
+
+    with pytest.raises(jasgnas.SourceError, match="while"):
+        jasgnas.to_source(halved, X, params={"w": jnp.ones(4)})
+
+
+def test_ruff_finds_nothing(tmp_path):
+    path = tmp_path / "network.py"
+    path.write_text(jasgnas.to_source(models.create_abstract("resnet18_cifar"), models.example_input("resnet18_cifar")))
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length=120", "--select=E,F,I,UP,B", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert len(np.unique(path.read_text().splitlines())) > 20
