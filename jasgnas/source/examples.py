@@ -1,6 +1,6 @@
 """Random values for the operands of a piece of a network, to compare two ways of computing it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,10 +37,3 @@ def example(aval: Any, seed: int, sizes: Mapping[str, int], *, spread: float = 0
     if jnp.issubdtype(aval.dtype, jnp.complexfloating):
         values = values + 1j * rng.normal(size=shape)
     return jnp.asarray(values, aval.dtype)
-
-
-def examples(
-    avals: Mapping[int, Any], variables: Iterable[int], sizes: Mapping[str, int], **options: Any
-) -> dict[int, Any]:
-    """Returns random arrays for variables, by their numbers."""
-    return {var: example(avals[var], var, sizes, **options) for var in dict.fromkeys(variables)}

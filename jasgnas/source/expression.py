@@ -63,14 +63,6 @@ def binary(operator: str, level: int) -> Expression:
     return Expression(f"{{0}} {operator} {{1}}" if operator != "**" else "{0}**{1}", level, (left, right))
 
 
-def evaluated(expression: Expression, operands: Sequence[Any], sizes: Mapping[str, int], **names: Any) -> Any:
-    """Returns the value of an expression."""
-    places = {f"_{position}": operand for position, operand in enumerate(operands)}
-    return eval(
-        expression.format(list(places), {name: str(size) for name, size in sizes.items()}), NAMESPACE | names, places
-    )
-
-
 def run_equations(equations: Sequence[Equation], values: dict[int, Any], sizes: Mapping[str, int]) -> dict[int, Any]:
     """Computes equations one after the other; returns the values of all variables."""
     values = dict(values)

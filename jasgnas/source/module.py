@@ -280,14 +280,10 @@ def _file(found: Recognised, classes: Sequence[Class]) -> str:
         if any(name in line for each in classes for line in each.init)
     ]
     for each in classes:
-        declared = [f"{parameter.text}" for parameter in each.parameters]
+        declared = [parameter.text for parameter in each.parameters]
         lines = [f"class {each.name}(nnx.Module):"]
         is_root = each is classes[-1]
-        number = sum(
-            int(jax.numpy.prod(jax.numpy.array(leaf.shape))) if False else _size(leaf.shape)
-            for leaf in found.leaves
-            if leaf.trainable
-        )
+        number = sum(_size(leaf.shape) for leaf in found.leaves if leaf.trainable)
         doc = f"A network of {number:,} parameters." if is_root else f"What computes {each.doc}."
         lines += wrapped(f'"""{doc}"""', 4, 10**6)
         lines += ["", *wrapped(f"def __init__({', '.join(['self', *declared, '*', 'rngs: nnx.Rngs'])}):", 4)]
