@@ -38,7 +38,7 @@ class Gpu:
     minutes: float = 8.0
     """Time to take, compilation included."""
     files: Path | None = None
-    """Folder of the files that the data sets are published in, as `python -m experiments.gpu.bundle` collects them; by
+    """Folder of the files that the data sets are published in, as `python -m experiments.bundle_gpu` collects them; by
     default the data sets are those that `experiments.prepare` has made."""
     data_dir: Path | None = None
     """Folder of the TFDS copies; by default TFDS's own, ~/tensorflow_datasets or the variable TFDS_DATA_DIR."""

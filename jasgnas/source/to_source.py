@@ -3,9 +3,6 @@
 from typing import Any
 
 from jasgnas.collector import collector_paused
-from jasgnas.source.module import module_source
-from jasgnas.source.network import opened_network
-from jasgnas.source.recognised import recognised
 
 
 @collector_paused()
@@ -42,5 +39,10 @@ def to_source(
         ArgumentError: the network is of an unknown kind, or an argument is missing or superfluous.
         SourceError: a primitive cannot be written as source; the message names it.
     """
+    # Flax is loaded by those who use it.
+    from jasgnas.source.module import module_source
+    from jasgnas.source.network import opened_network
+    from jasgnas.source.recognised import recognised
+
     given = {"variables": variables, "params": params, "method": method}
     return module_source(recognised(opened_network(network, inputs, given, kwargs)))

@@ -20,7 +20,7 @@ from experiments.engine.config import Config, H2SPGConfig, ModelConfig
 from experiments.engine.networks import Network, create_module
 from experiments.engine.optimizers import make_optimizer, make_schedule
 from experiments.engine.steps import StepOptions, init_state, make_train_step
-from experiments.gpu import bundle
+from experiments.gpu import bundling
 from experiments.gpu.files import read_files
 from experiments.gpu.journal import Journal, read_lines
 from experiments.gpu.page import write_page
@@ -141,7 +141,7 @@ def test_files_are_read_as_they_are_published(tmp_path: Path) -> None:
 
 
 def test_bundle_collects_what_the_command_imports() -> None:
-    names = set(bundle.needed("jasgnas", "experiments", "3.12"))
+    names = set(bundling.needed("jasgnas", "experiments", "3.12"))
     assert {"flax", "grain", "jraph", "tyro"} <= names
     assert names == {canonicalize_name(name) for name in names}
     assert not names & {"jasgnas", "tensorflow-datasets", "pytest"}

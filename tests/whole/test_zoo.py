@@ -248,7 +248,7 @@ ZOO = {
         conditional_norm,
         {"stem": (3, 3, 3, 8), "gain": (5, 8), "shift": (5, 8), "conv": (3, 3, 8, 8), "head": (8, 2)},
         [(2, 4, 4, 3), ((2,), 5)],
-        [{"shift"}, {"conv"}],
+        [{"stem"}, {"shift"}, {"conv"}],
     ),
     "latent array": Case(
         latent_array,

@@ -1,4 +1,4 @@
-"""Collects what a machine with a GPU and without a network lacks: `python -m experiments.gpu.bundle FOLDER`.
+"""Collects what a machine with a GPU and without a network lacks: `python -m experiments.bundle_gpu FOLDER`.
 
 The folder holds code, wheels and the files of the data sets, and a script that runs `experiments.gpu` from there
 alone. The machine must have Python and jax for its device.
@@ -18,7 +18,6 @@ import tyro
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from experiments.common.cli import parse, run_command
 from experiments.common.errors import ConfigError, OutputError
 from experiments.common.files import write_atomically
 from experiments.data.datasets import NORMALISATION
@@ -143,12 +142,3 @@ def _download(names: list[str], python: str, folder: Path) -> None:
     command += ["--implementation", "cp", "--python-version", python, *platforms, *wanted]
     if subprocess.run(command, check=False).returncode:
         raise OutputError(f"not all wheels for Python {python} could be had, see above")
-
-
-def main() -> None:
-    """Collects what the command line asks for."""
-    run_command(lambda: run(parse(Bundle, "gpu.bundle")))
-
-
-if __name__ == "__main__":
-    main()
