@@ -90,8 +90,12 @@ class Model(ABC):
 
     @staticmethod
     def parameters(holder: Any) -> Any:
-        """Returns the trainable parameters in what a user of this flavour holds, None for what is of another one."""
-        return holder
+        """Returns the trainable parameters in what a user of this flavour holds, None for what is of another one.
+
+        Variables of a Linen module are known by their collection `params`, also where Linen is not loaded, as after
+        reading a checkpoint.
+        """
+        return holder["params"] if is_variables(holder) else holder
 
     @staticmethod
     @abstractmethod
@@ -230,3 +234,8 @@ def matched(leaves: Sequence[Leaf], tree: Any) -> list[Any]:
             + "\nPass the model that the space was made for, or make a new space with jasgnas.search_space."
         )
     return [found[leaf.path] for leaf in leaves]
+
+
+def is_variables(holder: Any) -> bool:
+    """Tells whether something is the variables of a Linen module: collections, of which `params` is one."""
+    return isinstance(holder, Mapping) and "params" in holder

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.core import FrozenDict, freeze, unfreeze
 from jax.tree_util import tree_map_with_path
 
-from jasgnas.bridge.base import Model, Recipe, abstracted
+from jasgnas.bridge.base import Model, Recipe, abstracted, is_variables
 from jasgnas.bridge.carry import pruned
 from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path, path_str
@@ -51,7 +51,7 @@ class LinenModel(Model):
         Raises:
             ArgumentError: the variables have no collection `params`.
         """
-        if not _is_variables(variables):
+        if not is_variables(variables):
             raise ArgumentError("expected variables={'params': …, …}, as module.init(…) returns them")
         tree = abstracted(_as_tree(variables))
         return cls(module, method, tree, tuple(name for name in variables if name != "params"))
@@ -89,22 +89,17 @@ class LinenModel(Model):
         is_own = bool(name) and getattr(type(self.module), name, None) is self.method
         return {**given, "method": name if is_own else self.method}
 
-    @staticmethod
-    def parameters(holder: Any) -> Any:
-        """Returns the collection `params` of the variables of a Linen module."""
-        return holder["params"] if _is_variables(holder) else None
-
     def trainable(self) -> Any:
         """Returns the collection `params`."""
         return _as_variables(self.abstract, self.collections)["params"]
 
     def tree(self, holder: Any) -> Any:
         """Returns variables (or parameters alone) as one tree."""
-        return _as_tree(holder) if _is_variables(holder) else holder
+        return _as_tree(holder) if is_variables(holder) else holder
 
     def like(self, holder: Any, tree: Any) -> Any:
         """Returns variables (or parameters alone) with the arrays of a tree."""
-        if not _is_variables(holder):
+        if not is_variables(holder):
             return tree
         return _as_kind(_as_variables(tree, [name for name in holder if name != "params"]), holder)
 
@@ -122,10 +117,6 @@ class LinenModel(Model):
         """Returns the sub-network as a module, and its variables."""
         variables = _as_variables(pruned(self.tree(holder), arrays), self.collections)
         return SubNetworkModule(recipe, self), _as_kind({"params": {}} | variables, holder)
-
-
-def _is_variables(holder: Any) -> bool:
-    return isinstance(holder, Mapping) and "params" in holder
 
 
 def _as_kind(variables: dict[str, Any], holder: Mapping[str, Any]) -> Mapping[str, Any]:

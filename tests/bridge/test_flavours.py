@@ -21,7 +21,7 @@ sub_fn, sub_params = jasgnas.construct_subnet(space, space.zero(params, [0]), ve
 assert jasgnas.count_params(sub_params) == 9
 scores = jasgnas.score_groups(space, params, lambda params, x: fn(params, x).sum(), [jnp.ones((2, 3))])
 assert scores.shape == (2,)
-assert jasgnas.count_params(params) == 18
+assert jasgnas.count_params({"params": params, "batch_stats": params}) == 18
 print("flax.nnx" in sys.modules, "jasgnas.bridge.nnx_model" in sys.modules)
 """
 
