@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, inline, trace
+from jasgnas.program.jaxpr import Atom, Literal, Program, aval_of, inline, trace
 from jasgnas.source.examples import example
 from jasgnas.source.expression import NAMESPACE, Expression, is_same, literal_value, run_equations
-from jasgnas.source.flow import IDENTITIES, Flow
-
-_SPREAD = 3.0
+from jasgnas.source.flow import IDENTITIES
 
 
 @dataclass(eq=False)
@@ -34,46 +33,39 @@ class Judge:
 
     def agrees(
         self,
-        flow: Flow,
-        equations: Sequence[Equation],
-        inputs: Sequence[int],
-        outputs: Sequence[Atom],
-        program: Program,
+        expected: Program,
+        found: Program,
         *,
         compute: bool = True,
         spread: float = 0.0,
         whole: int = 3,
         positive: Sequence[int] = (),
     ) -> bool:
-        """Tells whether a program computes what equations of a network compute.
+        """Tells whether two programs compute the same.
 
         Args:
-            flow: the flow of the network.
-            equations: the equations.
-            inputs: the variables that they start from.
-            outputs: the variables that they end with.
-            program: the program, with the same inputs and outputs.
+            expected: one program, such as a part of a network.
+            found: another one, whose inputs have the shapes and dtypes of the first one's.
             compute: whether to compute both where their equations differ.
             spread: see `example`.
             whole: see `example`.
             positive: positions of inputs that are positive numbers.
         """
-        expected = [_aval(flow.program, atom) for atom in outputs]
-        found = [_aval(program, atom) for atom in program.outputs]
-        if expected != found:
+        if list(map(partial(_form, expected), expected.outputs)) != list(map(partial(_form, found), found.outputs)):
             return False
-        roots = [self._intern((str(flow.aval(var)), position)) for position, var in enumerate(inputs)]
-        before = self._forms_of(equations, dict(zip(inputs, roots, strict=True)), flow.program.constants, outputs)
-        after = self._forms_of(
-            program.equations, dict(zip(program.inputs, roots, strict=True)), program.constants, program.outputs
-        )
-        if before == after:
+        roots = [self._intern((_form(expected, var), position)) for position, var in enumerate(expected.inputs)]
+        key = self._forms_of(expected, roots), self._forms_of(found, roots)
+        if key[0] == key[1]:
             return True
-        key = before, after
         if key not in self._known and not compute:
             return False
         if key not in self._known:
-            self._known[key] = self._computes(flow, equations, inputs, outputs, program, spread, whole, positive)
+            values = [
+                example(expected.avals[var], position, self.sizes, spread=spread, whole=whole)
+                for position, var in enumerate(expected.inputs)
+            ]
+            values = [abs(value) + 0.5 if position in positive else value for position, value in enumerate(values)]
+            self._known[key] = self._computes_same(expected, found, values)
         return self._known[key]
 
     def program_of(self, expression: Expression, avals: Sequence[Any]) -> Program | None:
@@ -98,25 +90,19 @@ class Judge:
     def _intern(self, key: Any) -> int:
         return self._forms.setdefault(key, len(self._forms))
 
-    def _forms_of(
-        self,
-        equations: Sequence[Equation],
-        roots: dict[int, int],
-        constants: Mapping[int, Any],
-        outputs: Sequence[Atom],
-    ) -> tuple[int, ...]:
+    def _forms_of(self, program: Program, roots: Sequence[int]) -> tuple[int, ...]:
         """Returns a number for each output that is the same for what is computed in the same way."""
-        forms = dict(roots)
+        forms = dict(zip(program.inputs, roots, strict=True))
 
         def of(atom: Atom) -> int:
             if isinstance(atom, Literal):
                 return self._intern(("literal", str(atom.value), str(atom.aval.dtype)))
             if atom not in forms:
-                value = constants[atom]
+                value = program.constants[atom]
                 forms[atom] = self._intern(("constant", str(value.dtype), value.shape, np.asarray(value).tobytes()))
             return forms[atom]
 
-        for eqn in equations:
+        for eqn in program.equations:
             if eqn.primitive in IDENTITIES:
                 forms[eqn.outputs[0]] = of(eqn.inputs[0])
                 continue
@@ -124,38 +110,12 @@ class Judge:
             key = (eqn.primitive, params, tuple(map(of, eqn.inputs)))
             for index, var in enumerate(eqn.outputs):
                 forms[var] = self._intern((key, index))
-        return tuple(map(of, outputs))
+        return tuple(map(of, program.outputs))
 
-    def _computes(
-        self,
-        flow: Flow,
-        equations: Sequence[Equation],
-        inputs: Sequence[int],
-        outputs: Sequence[Atom],
-        program: Program,
-        spread: float,
-        whole: int,
-        positive: Sequence[int],
-    ) -> bool:
-        avals = [flow.aval(var) for var in inputs]
-        values = [
-            example(aval, position, self.sizes, spread=spread, whole=whole) for position, aval in enumerate(avals)
-        ]
-        values = [abs(value) + 0.5 if position in positive else value for position, value in enumerate(values)]
+    def _computes_same(self, expected: Program, found: Program, values: Sequence[Any]) -> bool:
         with _quick_compilation():
             try:
-                results = [
-                    _results(
-                        equations, dict(zip(inputs, values, strict=True)), flow.program.constants, outputs, self.sizes
-                    ),
-                    _results(
-                        program.equations,
-                        dict(zip(program.inputs, values, strict=True)),
-                        program.constants,
-                        program.outputs,
-                        self.sizes,
-                    ),
-                ]
+                results = [_results(program, values, self.sizes) for program in (expected, found)]
             except ZeroDivisionError:
                 return False
             return all(map(is_same, results[1], results[0]))
@@ -165,20 +125,16 @@ _IDLE = ("sharding", "out_sharding", "accuracy", "precision", "name")
 """Parameters of equations that say nothing of the result."""
 
 
-def _results(
-    equations: Sequence[Equation],
-    values: dict[int, Any],
-    constants: Mapping[int, Any],
-    outputs: Sequence[Atom],
-    sizes: Any,
-) -> list[Any]:
-    values |= {var: jnp.asarray(value) for var, value in constants.items()}
-    after = run_equations(equations, values, sizes)
-    return [literal_value(atom) if isinstance(atom, Literal) else after[atom] for atom in outputs]
+def _results(program: Program, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+    known = dict(zip(program.inputs, values, strict=True))
+    known |= {var: jnp.asarray(value) for var, value in program.constants.items()}
+    after = run_equations(program.equations, known, sizes)
+    return [literal_value(atom) if isinstance(atom, Literal) else after[atom] for atom in program.outputs]
 
 
-def _aval(program: Program, atom: Atom) -> tuple[str, str]:
-    aval = program.avals[atom] if isinstance(atom, int) else atom.aval
+def _form(program: Program, atom: Atom) -> tuple[str, str]:
+    """Returns shape and dtype of a variable or literal, such that equal ones compare equal."""
+    aval = aval_of(program, atom)
     return str(tuple(aval.shape)), str(aval.dtype)
 
 

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from jasgnas.source.expression import ATOM, Expression
@@ -234,49 +235,40 @@ def wrapped(line: str, indent: int, width: int = 120) -> list[str]:
         return [space + line]
     start, end = opened
     parts = _parts(line[start + 1 : end])
-    inner = [*parts[:-1], parts[-1]]
-    comprehension = len(parts) == 1 and re.search(r"\bfor\b", parts[0]) is not None
     joined = ", ".join(parts)
     if len(joined) + indent + 4 <= width:
-        last = joined if comprehension or len(parts) == 1 else joined
-        return [space + line[: start + 1], " " * (indent + 4) + last, space + line[end:]]
-    lines = [space + line[: start + 1]]
-    for part in inner:
-        comma = "" if comprehension or (len(parts) == 1 and line[start] != "[") else ","
-        lines += wrapped(part + comma, indent + 4, width)
-    return [*lines, *wrapped(line[end:], indent, width)]
+        return [space + line[: start + 1], " " * (indent + 4) + joined, space + line[end:]]
+    # A comma behind a single part would make a tuple of it, but in a list.
+    is_alone = len(parts) == 1 and (line[start] != "[" or re.search(r"\bfor\b", parts[0]) is not None)
+    inner = [text for part in parts for text in wrapped(part + ("" if is_alone else ","), indent + 4, width)]
+    return [space + line[: start + 1], *inner, *wrapped(line[end:], indent, width)]
 
 
 def _last_bracket(line: str) -> tuple[int, int] | None:
     """Returns where the outermost brackets that hold most of a line begin and end."""
-    found, stack, quoted = [], [], ""
-    for index, char in enumerate(line):
-        if quoted:
-            quoted = "" if char == quoted else quoted
-        elif char in "\"'":
-            quoted = char
-        elif char in "([{":
-            stack.append(index)
-        elif char in ")]}" and stack:
-            start = stack.pop()
-            if not stack and index - start > 1:
-                found.append((start, index))
+    start, found = 0, []
+    for index, char, depth in _depths(line):
+        if char in "([{" and depth == 1:
+            start = index
+        elif char in ")]}" and depth == 0 and index - start > 1:
+            found.append((start, index))
     return max(found, key=lambda pair: pair[1] - pair[0], default=None)
 
 
 def _parts(text: str) -> list[str]:
     """Splits a text at the commas that are in no brackets."""
-    parts, depth, start, quoted = [], 0, 0, ""
+    commas = [index for index, char, depth in _depths(text) if char == "," and depth == 0]
+    parts = [text[start + 1 : end].strip() for start, end in pairwise([-1, *commas, len(text)])]
+    return [part for part in parts if part]
+
+
+def _depths(text: str) -> Iterator[tuple[int, str, int]]:
+    """Yields the characters that are in no quotes: their place, and how many brackets are open behind them."""
+    depth, quoted = 0, ""
     for index, char in enumerate(text):
         if quoted:
             quoted = "" if char == quoted else quoted
-        elif char in "\"'":
-            quoted = char
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        elif char == "," and depth == 0:
-            parts.append(text[start:index].strip())
-            start = index + 1
-    return [part for part in (*parts, text[start:].strip()) if part]
+            continue
+        quoted = char if char in "\"'" else ""
+        depth += (char in "([{") - (char in ")]}")
+        yield index, char, depth

@@ -1,7 +1,7 @@
 """What a network computes, as steps; recognisers replace equations by fewer steps that compute the same."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jasgnas.program.jaxpr import Atom, Equation, Program, aval_of
@@ -98,6 +98,10 @@ class Flow:
     def aval(self, atom: Atom) -> Any:
         """Returns shape and dtype of a variable or literal."""
         return aval_of(self.program, atom)
+
+    def part(self, equations: Sequence[Equation], inputs: Sequence[int], outputs: Sequence[Atom]) -> Program:
+        """Returns some equations as a program, from some variables to others."""
+        return replace(self.program, inputs=tuple(inputs), outputs=tuple(outputs), equations=tuple(equations))
 
     def is_kept(self, var: int) -> bool:
         """Tells whether a variable is an output, or becomes an array of the network."""

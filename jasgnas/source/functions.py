@@ -41,12 +41,11 @@ def _take(
     equations = flow.between([output], inputs)
     if not equations:
         return False
+    expected = flow.part(equations, inputs, [output])
     programs = [(proposal, judge.program_of(proposal, [flow.aval(var) for var in inputs])) for proposal in proposals]
     for compute in (False, True):
         for proposal, program in programs:
-            if program is not None and judge.agrees(
-                flow, equations, inputs, [output], program, compute=compute, **options
-            ):
+            if program is not None and judge.agrees(expected, program, compute=compute, **options):
                 flow.replace(Step(tuple(inputs), (output,), None, proposal))
                 return True
     return False

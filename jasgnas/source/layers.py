@@ -190,10 +190,7 @@ class Layers:
             return False
         rows = min((int(avals[var].shape[0]) for var in site.leaves.values() if avals[var].shape), default=3)
         return self.judge.agrees(
-            flow,
-            site.equations,
-            [*site.leaves.values(), site.input],
-            [site.output, *site.changed.values()],
+            flow.part(site.equations, [*site.leaves.values(), site.input], [site.output, *site.changed.values()]),
             program,
             compute=compute,
             spread=3.0,

@@ -74,4 +74,4 @@ def _is_right(judge: Judge, flow: Flow, eqn: Equation, expression: Expression, t
     text = with_literals(expression, eqn.inputs, typed)
     places = [f"{{{variables.index(atom)}}}" if isinstance(atom, int) else "" for atom in eqn.inputs]
     program = judge.program_of(Expression(text.format(places, KEPT)), [flow.aval(var) for var in variables])
-    return program is not None and judge.agrees(flow, [eqn], variables, eqn.outputs, program)
+    return program is not None and judge.agrees(flow.part([eqn], variables, eqn.outputs), program)
