@@ -26,6 +26,7 @@ from experiments.common.files import write_atomically
 from experiments.common.text import show
 
 TOLERANCE = 1e-10
+FLOAT32_TOLERANCE = 1e-4
 """The largest difference, relative to the largest entry."""
 EXAMPLES = ("demo_net", "resnet18", "vit_s16")
 
@@ -41,7 +42,7 @@ class Config:
     output: Path = Path("experiments/results/sources.json")
     """What was found so far, to be added to."""
     examples: Path | None = None
-    """A folder to write the examples to; nothing is checked."""
+    """A folder to write the examples to, in place of all else; they are checked in float32."""
 
 
 def run(config: Config) -> None:
@@ -74,15 +75,21 @@ def check(name: str, is_sub: bool, batch_size: int) -> dict[str, Any]:
     network = made(name, is_sub, jnp.float64)
     aval = models.example_input(name)
     source = jasgnas.to_source(network) if is_sub else jasgnas.to_source(network, aval)
-    rng = np.random.default_rng(0)
-    shape = (batch_size, *aval.shape[1:])
-    x = jnp.asarray(rng.integers(0, 16, shape) if aval.dtype == jnp.int32 else rng.normal(size=shape), aval.dtype)
+    x = _inputs(name, batch_size)
     return {
         "lines": count_lines(source),
         "of_model": count_lines(inspect.getsource(inspect.getmodule(type(models.create_abstract(name))) or models)),
         "difference": largest_difference(network, source, x),
         "modes": 2 if "def train_once" in source else 1,
     }
+
+
+def _inputs(name: str, batch_size: int) -> jax.Array:
+    """Returns random inputs of a registered network."""
+    aval = models.example_input(name)
+    rng = np.random.default_rng(0)
+    shape = (batch_size, *aval.shape[1:])
+    return jnp.asarray(rng.integers(0, 16, shape) if aval.dtype == jnp.int32 else rng.normal(size=shape), aval.dtype)
 
 
 def made(name: str, is_sub: bool, dtype: Any) -> nnx.Module:
@@ -148,16 +155,25 @@ def count_lines(text: str) -> int:
 
 
 def write_examples(folder: Path) -> None:
-    """Writes the sources that the documentation shows."""
+    """Writes the sources that the documentation shows, once they have computed what the sub-networks compute.
+
+    Raises:
+        ExperimentError: one computes something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in EXAMPLES:
         space = jasgnas.search_space(models.create_abstract(name), models.example_input(name))
         removed = space.random_redundant(jax.random.key(0), len(space.largest_removal) // 3)
-        full = models.create(name)
-        source = jasgnas.to_source(jasgnas.construct_subnet(space, space.zero(full, removed)))
+        full = made(name, is_sub=False, dtype=jnp.float32)
+        subnet = jasgnas.construct_subnet(space, space.zero(full, removed))
+        source = jasgnas.to_source(subnet)
+        difference = largest_difference(subnet, source, _inputs(name, 2))
+        if not difference <= FLOAT32_TOLERANCE:
+            raise ExperimentError(f"{name} written as source computes something else, by {difference:.1e}: report it")
         write_atomically(folder / f"{name}.py", source)
         of_model = count_lines(inspect.getsource(inspect.getmodule(type(full)) or models))
-        print(f"{name}: {count_lines(source)} lines, {of_model} of the file of the model")
+        said = f"{count_lines(source)} lines, {of_model} of the file of the model"
+        print(f"{name}: {said}; largest difference {difference:.1e}")
 
 
 def _table(found: dict[str, dict[str, Any]]) -> Table:
