@@ -24,6 +24,7 @@ from experiments.data.pipeline import changed_batch, drawn_shares, epoch_order, 
 from experiments.engine.config import Config
 from experiments.engine.networks import Network, create_module
 from experiments.engine.optimizers import add_h2spg, make_optimizer, make_schedule
+from experiments.engine.runs import make_space
 from experiments.engine.steps import StepOptions, TrainState, init_state, make_train_step
 
 _TEST_BATCH = 500
@@ -35,24 +36,22 @@ class Variant(NamedTuple):
     Attributes:
         name: what it is called.
         score: H2SPG's score; None trains the full network.
-        structures: whether H2SPG may remove structures.
-        channels: whether it may remove channels.
+        kinds: what it may remove, as `H2SPGConfig.kinds`.
     """
 
     name: str
     score: str | None
-    structures: bool = True
-    channels: bool = False
+    kinds: str = "structures"
 
 
 FULL = Variant("full", None)
 ERASING = (FULL, Variant("h2spg", "default"), Variant("random", "random"))
 SLIMMING = (
     FULL,
-    Variant("erase and slim", "default", channels=True),
+    Variant("erase and slim", "default", "both"),
     Variant("erase", "default"),
-    Variant("slim", "default", structures=False, channels=True),
-    Variant("random erase and slim", "random", channels=True),
+    Variant("slim", "default", "channels"),
+    Variant("random erase and slim", "random", "both"),
 )
 
 
@@ -123,12 +122,6 @@ class Trainer:
         """Parameters and multiply-adds of the full network."""
         return jasgnas.count_params(self._module), jasgnas.count_macs(self._module, self._images)
 
-    def space(self, variant: Variant) -> jasgnas.SearchSpace:
-        """Returns the search space that a variant chooses from."""
-        return jasgnas.search_space(
-            self._module, self._images, structures=variant.structures, channels=variant.channels
-        )
-
     def places(self, seed: int, epoch: int) -> Places:
         """Returns what an epoch shows, the same as `experiments.data.TrainBatches`."""
         size, batch = self.steps_per_epoch, self._config.batch_size
@@ -145,7 +138,8 @@ class Trainer:
         """Compiles an epoch of a training of so many; the full network's epoch is the same for any number."""
         if variant.score is None:
             return self._full._replace(epochs=epochs)
-        return self._compiled(self.space(variant), variant.score, epochs)
+        space = make_space(self._module, self._dataset.image_shape, variant.kinds)
+        return self._compiled(space, variant.score, epochs)
 
     @cached_property
     def _full(self) -> Program:

@@ -243,19 +243,21 @@ def resolve_mixture(
         amounts, fallback = _sizes(candidates, name, value, periods, limits)
         assert candidates.widths is not None
         terms = size_terms(candidates.widths, measure, candidates.num_groups, candidates.costs.num_segments)
-    return Mixture(
-        candidates.dependence,
-        jnp.asarray(candidates.critical),
-        terms,
-        jnp.asarray(candidates.segments, jnp.int32),
-        jnp.asarray(channels.dimension_of, jnp.int32),
-        jnp.asarray([each.size for each in channels.dimensions], jnp.int32),
-        jnp.asarray(limits.least(channels.dimensions), jnp.int32),
-        jnp.asarray(limits.multiples(channels.dimensions), jnp.int32),
-        jnp.asarray(candidates.inner_of, jnp.int32),
-        jnp.asarray(fallback),
-        jnp.asarray(amounts, jnp.int32),
-    )
+    # Known now also where an optimizer is made while something is traced, as by a step that takes its settings.
+    with jax.ensure_compile_time_eval():
+        return Mixture(
+            candidates.dependence,
+            jnp.asarray(candidates.critical),
+            terms,
+            jnp.asarray(candidates.segments, jnp.int32),
+            jnp.asarray(channels.dimension_of, jnp.int32),
+            jnp.asarray([each.size for each in channels.dimensions], jnp.int32),
+            jnp.asarray(limits.least(channels.dimensions), jnp.int32),
+            jnp.asarray(limits.multiples(channels.dimensions), jnp.int32),
+            jnp.asarray(candidates.inner_of, jnp.int32),
+            jnp.asarray(fallback),
+            jnp.asarray(amounts, jnp.int32),
+        )
 
 
 def _sizes(

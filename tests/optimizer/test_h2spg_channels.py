@@ -108,6 +108,26 @@ def test_the_selection_is_that_of_select():
     assert tuple(np.flatnonzero(state.redundant)) == space.select(scores, target_macs=0.5)
 
 
+def test_it_can_be_made_while_something_is_traced():
+    """As in a step that takes settings of the optimizer, such as a schedule or scores, as arguments."""
+    model, space = demo()
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+
+    def made(scores):
+        return jasgnas.h2spg(space, learning_rate=0.02, **STEPS, score=lambda _: scores, target_macs=0.5)
+
+    def selected(scores):
+        tx = made(scores)
+        state = tx.init(params)._replace(step=jnp.int32(STEPS["warmup_steps"] - 1))
+        for _ in range(2):
+            _, state = tx.update(params, state, params)
+        return state.redundant
+
+    scores = np.random.default_rng(0).random(len(space.groups)).astype(np.float32)
+    found = jax.jit(selected)(scores)
+    assert tuple(np.flatnonzero(found)) == space.select(scores, target_macs=0.5)
+
+
 def test_an_entry_moves_with_one_of_its_groups():
     """Heads and their features are made by one leaf: an entry of two redundant channels moves with the shorter one."""
 
