@@ -10,6 +10,7 @@ from jasgnas.bridge.value_fn import nnx_value_fn
 from jasgnas.errors import (
     ArgumentError,
     BlindSelectionWarning,
+    DerivativeWarning,
     DisconnectedOutputError,
     EarlySelectionWarning,
     ExportError,
@@ -49,6 +50,7 @@ __all__ = [
     "ADAM_DEFAULTS",
     "ArgumentError",
     "BlindSelectionWarning",
+    "DerivativeWarning",
     "DisconnectedOutputError",
     "EarlySelectionWarning",
     "ExportError",

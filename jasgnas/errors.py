@@ -68,6 +68,10 @@ class RevivedGroupsWarning(UserWarning):
     """Groups that H2SPG has set to zero are not: something changes its updates."""
 
 
+class DerivativeWarning(UserWarning):
+    """A network is written as source without the derivative that a function of it defines."""
+
+
 class EarlySelectionWarning(UserWarning):
     """H2SPG selects while the learning rate still rises, before anything has been learned."""
 

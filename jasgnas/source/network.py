@@ -10,7 +10,7 @@ from jax import export
 from jasgnas.bridge import Leaf, Model, flavours, open_model
 from jasgnas.bridge.trace import Call, trace_model
 from jasgnas.errors import ArgumentError
-from jasgnas.program.jaxpr import Program, inline, trace
+from jasgnas.program.jaxpr import Program, call_name, inline, inner_programs, trace
 from jasgnas.program.scans import unroll
 from jasgnas.subnet.construct import Recipe, stored_leaves
 
@@ -27,11 +27,13 @@ class Traced:
             network, and the leaves that the call changes.
         out_tree: tree structure of the network outputs.
         changed: paths of the leaves that the call changes.
+        derived: names of the functions in it that have derivatives of their own.
     """
 
     program: Program
     out_tree: Any
     changed: tuple[str, ...]
+    derived: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +141,17 @@ def _trace(apply: Apply, call: Call, avals: Sequence[Any], leaves: Sequence[Leaf
     flat = Program(
         flat.inputs, (*flat.outputs[:number], *(atom for _, atom in kept)), flat.equations, flat.avals, flat.constants
     )
-    return Traced(flat, out_tree, tuple(path for path, _ in kept))
+    return Traced(flat, out_tree, tuple(path for path, _ in kept), _with_derivatives(program))
+
+
+def _with_derivatives(program: Program) -> frozenset[str]:
+    """Returns the names of the functions in a program that have derivatives of their own."""
+    names: set[str] = set()
+    for eqn in program.equations:
+        if eqn.primitive in ("custom_jvp_call", "custom_vjp_call"):
+            names.add(call_name(eqn))
+        names.update(*map(_with_derivatives, inner_programs(eqn)))
+    return frozenset(names)
 
 
 def _of_any_batch(aval: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

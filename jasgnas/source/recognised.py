@@ -1,9 +1,12 @@
 """A network as steps in each of its modes: what is recognised, and the rest written plainly."""
 
+import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from jasgnas.bridge import Leaf
+from jasgnas.errors import DerivativeWarning, SourceError
 from jasgnas.source.agreement import Judge, symbols_of
 from jasgnas.source.flow import Flow
 from jasgnas.source.functions import find_functions
@@ -41,7 +44,10 @@ def recognised(network: Network) -> Recognised:
     """Reads the equations of a network.
 
     Raises:
-        SourceError: one of them can be written in no way.
+        SourceError: one of them can be written in no way, or reads an array that is no parameter.
+
+    Warns:
+        DerivativeWarning: a function has a derivative of its own, and is recognised as none of JAX's.
     """
     paths = {leaf.path: network.model.path_in_module(leaf.path) or "params" for leaf in network.leaves}
     if len(set(paths.values())) < len(paths):
@@ -57,7 +63,51 @@ def recognised(network: Network) -> Recognised:
     layers = Layers({leaf.path: leaf for leaf in leaves}, judge)
     layers.find(training, inference)
     known: dict[Any, Any] = {}
+    derived = network.inference.derived | network.training.derived
+    lost: set[str] = set()
     for flow in (training, inference):
+        ends = _ends_of_calls(flow, derived)
         find_functions(judge, flow)
+        lost |= {name for var, name in ends.items() if not _is_written_by_name(flow, var, name)}
         write_plainly(judge, flow, known)
+        _refuse_arrays(flow)
+    if lost:
+        warnings.warn(
+            f"written without the derivatives of their own: {', '.join(sorted(name or 'a lambda' for name in lost))}. "
+            "Outputs are the same; before you train the written network, give these functions their derivatives again",
+            DerivativeWarning,
+            3,
+        )
     return Recognised(network, leaves, {}, layers.found, inference, training)
+
+
+def _ends_of_calls(flow: Flow, names: frozenset[str]) -> dict[int, str]:
+    """Returns the last variable that each call of functions of some names computes, and the name."""
+    last: dict[int, tuple[int, str]] = {}
+    for step in flow.steps:
+        for number, name in step.equation.calls if step.equation else ():
+            if name in names:
+                last[number] = step.outputs[-1], name
+    return dict(last.values())
+
+
+def _is_written_by_name(flow: Flow, var: int, name: str) -> bool:
+    """Tells whether a variable is what a function of that name returns, or inside a larger one that is known."""
+    step = flow.made_by.get(var)
+    text = step.expression.text if step is not None and step.expression is not None else ""
+    return step is None or re.search(rf"\b{name.strip('_')}\(", text) is not None
+
+
+def _refuse_arrays(flow: Flow) -> None:
+    """Refuses arrays in the code of a network, whose numbers are no text that one would read.
+
+    Raises:
+        SourceError: there is one.
+    """
+    read = {atom for step in flow.steps for atom in step.variables} | {a for a in flow.outputs if isinstance(a, int)}
+    if found := sorted(read & flow.program.constants.keys()):
+        shapes = ", ".join(str(flow.program.avals[var]) for var in found)
+        raise SourceError(
+            f"the network reads arrays that are none of its parameters ({shapes}), which cannot be written as source. "
+            "Make them variables of the network, or compute them from numbers"
+        )

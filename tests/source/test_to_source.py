@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -182,3 +183,23 @@ def test_ruff_finds_nothing(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert len(np.unique(path.read_text().splitlines())) > 20
+
+
+def test_derivatives_that_are_lost_are_named():
+    @jax.custom_vjp
+    def straight_through(x):
+        return jnp.round(x)
+
+    straight_through.defvjp(lambda x: (straight_through(x), None), lambda _, grad: (grad,))
+    params = {"w": jnp.ones((4, 4))}
+    with pytest.warns(jasgnas.DerivativeWarning, match="straight_through"):
+        jasgnas.to_source(lambda params, x: straight_through(x @ params["w"]), jnp.ones((2, 4)), params=params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # relu has a derivative of its own, too, and is written by its name
+        jasgnas.to_source(lambda params, x: jax.nn.relu(x @ params["w"]), jnp.ones((2, 4)), params=params)
+
+
+def test_arrays_in_the_code_are_refused():
+    mask = np.random.default_rng(0).normal(size=4).astype(np.float32)
+    with pytest.raises(jasgnas.SourceError, match=r"none of its parameters \(float32\[4\]\)"):
+        jasgnas.to_source(lambda params, x: x @ params["w"] + mask, jnp.ones((2, 4)), params={"w": jnp.ones((4, 4))})
