@@ -153,12 +153,13 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
     state = single_state(h2spg_state(opt_state))
     if not isinstance(state.revived, jax.core.Tracer) and (revived := np.flatnonzero(state.revived).tolist()):
         warnings.warn(f"the groups {revived} were set to zero and are not. {CHANGED_UPDATES}", RevivedGroupsWarning, 2)
+    removed = np.isin(np.arange(len(state.redundant)), np.array(state.remainder.removed, int))
     return {
         "phase": state.phase,
         "num_redundant": jnp.sum(state.redundant, dtype=jnp.int32),
         "num_zero": jnp.sum(state.zero & state.redundant, dtype=jnp.int32),
         "num_revived": jnp.sum(state.revived, dtype=jnp.int32),
-        "num_removed": jnp.sum(state.redundant[np.array(state.remainder.removed, int)], dtype=jnp.int32),
+        "num_removed": jnp.sum(state.redundant & removed, dtype=jnp.int32),
         "group_sparsity": jnp.mean(state.zero, dtype=state.scores.dtype),
         "num_skipped": jnp.sum(state.num_skipped, dtype=jnp.int32),
         "selected_at": state.selected_at,

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jasgnas.errors import TreeMismatchError
-from jasgnas.optimizer.state import h2spg_state
+from jasgnas.optimizer.state import h2spg_metrics, h2spg_state
 from tests.optimizer.h2spg_problem import (
     CANDIDATES,
     DEFAULT,
@@ -63,10 +63,12 @@ def collective_sizes(compiled):
     return [math.prod(int(length) for length in shape.split(",") if length) for shape in shapes]
 
 
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 4)], ids=["1 device", "2 devices", "8 devices"])
-def test_sharded_parameters_cost_no_large_collective(shape):
+def test_sharded_parameters_cost_no_large_collective(shape, axis_type):
     history = default_history()
-    mesh = Mesh(np.array(jax.devices()[: math.prod(shape)]).reshape(shape), ("data", "model"))
+    devices = jax.devices()[: math.prod(shape)]
+    mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(axis_type,) * 2, devices=devices)
     specs = {
         "conv2/kernel": P("model"),
         "conv3/kernel": P("model"),
@@ -89,6 +91,8 @@ def test_sharded_parameters_cost_no_large_collective(shape):
         carry = step(*carry, number)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), carry, history[11])
     np.testing.assert_array_equal(h2spg_state(carry[1]).zero, h2spg_state(history[11][1]).zero)
+    for name, found in h2spg_metrics(carry[1]).items():
+        np.testing.assert_allclose(found, h2spg_metrics(history[11][1])[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("saved_after", [2, 4, 7, 12], ids=["warm-up", "before selection", "projection", "done"])
