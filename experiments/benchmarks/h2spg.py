@@ -252,6 +252,7 @@ def chain_of_blocks(num_blocks: int) -> DependenceGraph:
         additive=place == 2,
         num_external=(place == -1).astype(np.int32),
         outputs=np.array([10 * num_blocks], np.int32),
+        required=np.array([10 * num_blocks], np.int32),
         group=group,
         segment=np.arange(len(place), dtype=np.int32),
     )

@@ -15,15 +15,18 @@ from jasgnas.rules.reduction import Reduce
 from jasgnas.rules.shape import Broadcast, Concatenate, Reshape, Reverse, Slice, Split, Squeeze, Transpose
 
 
-def build_graph(program: Program, num_leaves: int, trainable: Sequence[bool]) -> Graph:
+def build_graph(
+    program: Program, num_leaves: int, trainable: Sequence[bool], required: Sequence[bool] | None = None
+) -> Graph:
     """Finds the operators and segments of a flat program.
 
     Args:
         program: an inlined program; its first `num_leaves` inputs are the leaves, the others the network inputs.
         num_leaves: number of leaves.
         trainable: for each leaf, whether it is a trainable parameter; others are state, such as a running mean.
+        required: for each output of the program, whether it is to stay connected to a network input; by default all.
     """
-    return _Builder(program, num_leaves, trainable).build()
+    return _Builder(program, num_leaves, trainable).build(required or [True] * len(program.outputs))
 
 
 class _Builder:
@@ -65,18 +68,21 @@ class _Builder:
             for var in eqn.outputs:
                 self.independent[var] = frozenset([self.holds_part[var]]) if var in self.holds_part else parts
 
-    def build(self) -> Graph:
+    def build(self, required: Sequence[bool]) -> Graph:
         self._merge_regions()
         self._merge_chains()
         operators = self._operators()
         place = {position: operator.index for operator in operators for position in operator.equations}
-        outputs = tuple(
-            INPUT if self.producer[atom] < 0 else place[self.producer[atom]]
-            for atom in self.program.outputs
+        computed = [
+            (INPUT if self.producer[atom] < 0 else place[self.producer[atom]], is_required)
+            for atom, is_required in zip(self.program.outputs, required, strict=True)
             if isinstance(atom, int) and atom in self.producer
-        )
+        ]
+        outputs, is_required = zip(*computed, strict=True) if computed else ((), ())
         segments = _segments(operators, outputs)
-        return Graph(self.program, self.parts, self.part_vars, self.independent, operators, segments, outputs)
+        return Graph(
+            self.program, self.parts, self.part_vars, self.independent, operators, segments, outputs, is_required
+        )
 
     # Single-entry, single-exit regions of elementwise, broadcast and reduction equations are one operator. So is what
     # slices a value and puts the slices together again: a roll, the rotation of half of the channels, a shuffle.

@@ -9,6 +9,7 @@ from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import NamedTuple
 
 from jasgnas.program.jaxpr import Atom, Equation, Program
@@ -91,6 +92,7 @@ class Graph:
         operators: vertices of the trace graph.
         segments: vertices of the segment graph.
         outputs: for each network output, the operator that computes it, or `INPUT`.
+        required: for each network output, whether it is to stay connected to the network input.
     """
 
     program: Program
@@ -100,6 +102,18 @@ class Graph:
     operators: tuple[Operator, ...]
     segments: tuple[Segment, ...]
     outputs: tuple[int, ...]
+    required: tuple[bool, ...]
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The operators that compute outputs which are to stay connected."""
+        return frozenset(compress(self.outputs, self.required))
+
+    @cached_property
+    def returned(self) -> frozenset[int]:
+        """The parts that outputs depend on which do not depend on the network input, such as a temperature."""
+        data = [atom for atom in self.program.outputs if isinstance(atom, int)]
+        return frozenset().union(*(self.independent.get(var, ()) for var in data))
 
     @cached_property
     def full(self) -> ZeroFlow:

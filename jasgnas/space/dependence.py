@@ -13,6 +13,7 @@ is the segment graph.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ def build_dependence(
     for segment, own in zip(graph.segments, reads, strict=True):
         for part_read, read in own.items():
             builder.add((segment.index, part_read), read)
-    return builder.graph(reader.outputs)
+    return builder.graph(reader.outputs, reader.required)
 
 
 class _Vertex(NamedTuple):
@@ -179,13 +180,13 @@ class _Builder:
     def _number(self, vertex: _Vertex) -> int:
         return self._numbers.setdefault(vertex, len(self._numbers))
 
-    def graph(self, outputs: Sequence[Section]) -> DependenceGraph:
+    def graph(self, outputs: Sequence[Section], required: Sequence[bool]) -> DependenceGraph:
         """Returns all vertices as arrays."""
         # An output that never depends on the input is a joint of nothing, which is dead.
-        ends = {
+        ends = [
             self._number(_Vertex(output[0], additive=True)) if (vertex := self._depends[output]) is None else vertex
             for output in outputs
-        }
+        ]
         edges = [
             (sender, receiver, passes)
             for receiver, vertex in enumerate(self._numbers)
@@ -198,7 +199,8 @@ class _Builder:
             passes_zeros=passes_zeros.astype(bool),
             additive=np.array([vertex.additive for vertex in self._numbers], bool),
             num_external=np.array([vertex.num_external for vertex in self._numbers], np.int32),
-            outputs=np.array(sorted(ends), np.int32),
+            outputs=np.array(sorted(set(ends)), np.int32),
+            required=np.array(sorted(set(compress(ends, required))), np.int32),
             group=np.array([vertex.group for vertex in self._numbers], np.int32),
             segment=np.array([vertex.segment for vertex in self._numbers], np.int32),
         )
@@ -226,14 +228,17 @@ class _Reader:
             self._can_vanish.append(segment.index in group_of or (all(read) if is_sum else any(read)))
         # What is needed of the results of each segment, by section.
         self._sections: list[dict[Hashable, Needs]] = [{} for _ in graph.segments]
+        # The outputs that are computed, and which of them are to stay connected.
         self.outputs: list[Section] = []
+        self.required: list[bool] = []
 
     def read_all(self) -> list[dict[Hashable, _Read]]:
         """Returns, for each segment, what each section of it depends on."""
         data = [atom for atom in self._graph.program.outputs if isinstance(atom, int)]
         data = [var for var in data if var not in self._graph.independent]
-        for var, operator in zip(data, self._graph.outputs, strict=True):
+        for var, operator, is_required in zip(data, self._graph.outputs, self._graph.required, strict=True):
             if operator != INPUT:
+                self.required.append(is_required)
                 self.outputs.append(self._ask(self._graph.segment_of[operator], {var: self._whole(var)}))
         reads: list[dict[Hashable, _Read]] = [{} for _ in self._graph.segments]
         for segment in reversed(self._graph.segments):

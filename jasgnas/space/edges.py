@@ -63,9 +63,9 @@ def way_of(graph: Graph, operator: int) -> Way:
 
 
 def _passes(graph: Graph, index: int, known: dict[int, Zeros]) -> bool:
-    """Tells whether an operator without parameters, which is no output, is zero, and notes that its results are."""
+    """Tells whether an operator without parameters, which is no output that must stay, is zero; notes its results."""
     operator = graph.operators[index]
-    if operator.parts or operator.kind in ("stem", "unknown") or index in graph.outputs:
+    if operator.parts or operator.kind in ("stem", "unknown") or index in graph.ends:
         return False
     zeros = graph.zeros_through([index], known).zeros
     results = graph.results(index)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +85,7 @@ class SearchSpace:
         effects: what the groups do to parameters of other segments than their own.
         kept: indices of the leaves that `keep=` names.
         connected: for each array among the inputs, whether it is one of those that outputs must stay connected to.
+        outputs: paths of the outputs that must stay connected to one of those, None for all.
         kinds: which kinds of groups were searched for.
     """
 
@@ -98,11 +100,12 @@ class SearchSpace:
     effects: tuple[Effect, ...]
     kept: frozenset[int]
     connected: tuple[bool, ...]
+    outputs: tuple[str, ...] | None
     kinds: Kinds
 
     def __reduce__(self) -> Any:
         """Copies and pickles search anew: a trace can be neither copied nor pickled, and the model says it all."""
-        return search, (self.model, self.call, self.kept, self.connected, self.kinds)
+        return search, (self.model, self.call, self.kept, self.connected, self.outputs, self.kinds)
 
     @cached_property
     def groups(self) -> Sequence[Group]:
@@ -336,17 +339,17 @@ class SearchSpace:
             )
 
     def _cut_off(self, indices: Sequence[int]) -> list[str]:
-        """Returns the outputs that need no entry of an input that they must stay connected to, given all zeros."""
+        """Returns the outputs that must stay and need no entry of an input that they must stay connected to."""
         program = self.traced.program
         inputs = program.inputs[len(self.leaves) :]
         flow = propagate_zeros(program, self.zeros_of_leaves(indices))
-        required = [var for var, is_required in zip(inputs, self.connected, strict=True) if is_required]
+        connected = list(compress(inputs, self.connected))
         outputs = [everything(len(aval.shape)) for aval in self.traced.output_avals]
         cut = []
-        for index, name in enumerate(self.traced.output_names):
+        for index, name in compress(enumerate(self.traced.output_names), _required(self.traced, self.outputs)):
             wanted = [need if index == i else NOTHING for i, need in enumerate(outputs)]
             needs = propagate_needs(program, flow, [*wanted, *[NOTHING] * len(self.leaves)])
-            if all(needs.read(var) == NOTHING for var in required):
+            if all(needs.read(var) == NOTHING for var in connected):
                 cut.append(name)
         return cut
 
@@ -555,6 +558,7 @@ def search_space(
     method: Any = None,
     keep: Sequence[KeepPattern] | KeepPattern = (),
     inputs: Sequence[str | int] | str | int | None = None,
+    outputs: Sequence[str | int] | str | int | None = None,
     structures: bool = True,
     channels: bool = False,
     **kwargs: Any,
@@ -573,6 +577,9 @@ def search_space(
         inputs: the arguments that outputs must stay connected to, by name or position, or `x/image` for a leaf of a
             pytree: every output must depend on one of them. By default all but random keys, typed ones and those under
             the keyword `rngs`; keys that are plain uint32 arrays are left out by naming the others.
+        outputs: the outputs that must stay connected, by their path in what the model returns: `logits`, `0`, or `0/x`;
+            one with all below it. By default all. The others may lose everything that they depend on, and are then
+            constant: features that are returned beside the prediction, new states, or a temperature.
         structures: whether minimal removal structures are candidates.
         channels: whether single channels are, beside them: indices of an axis that is the same axis everywhere, of the
             features of a convolution, the width of a residual stream, or the heads of an attention.
@@ -594,16 +601,26 @@ def search_space(
         chosen = [inputs] if isinstance(inputs, str | int) else inputs
         connected = _connected(call, argument_names(model, method), chosen)
         kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
-        return search(opened, call, kept, connected, Kinds(structures, channels))
+        named = [outputs] if isinstance(outputs, str | int) else outputs
+        wanted = None if named is None else tuple(map(str, named))
+        return search(opened, call, kept, connected, wanted, Kinds(structures, channels))
 
 
-def search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[bool, ...], kinds: Kinds) -> SearchSpace:
+def search(
+    opened: Model,
+    call: Call,
+    kept: frozenset[int],
+    connected: tuple[bool, ...],
+    outputs: tuple[str, ...] | None,
+    kinds: Kinds,
+) -> SearchSpace:
     """Makes the search space of a model in inference mode; the arguments are those attributes of the space."""
     traced = trace_model(opened, call)
+    required = _required(traced, outputs)
     program = inline(replace(traced.program, outputs=traced.outputs))
     trainable = [leaf.trainable for leaf in opened.leaves]
-    graph = build_graph(program, len(opened.leaves), trainable)
-    _require_connected(graph, traced)
+    graph = build_graph(program, len(opened.leaves), trainable, required)
+    _require_connected(graph, traced, required)
     found = find_groups(graph, opened.leaves, kept) if kinds.structures else FoundGroups()
     aligner, channels = Aligner(), Channels()
     if kinds.channels:
@@ -615,13 +632,14 @@ def search(opened: Model, call: Call, kept: frozenset[int], connected: tuple[boo
     reasons = reasons or ("structures=False: no structures were searched for",) * len(graph.segments)
     call = Call(call.avals, call.static, call.treedef)
     space = SearchSpace(
-        opened, call, traced, graph, groups, channels, aligner, reasons, effects, kept, connected, kinds
+        opened, call, traced, graph, groups, channels, aligner, reasons, effects, kept, connected, outputs, kinds
     )
     if not space.is_valid(()):
         raise DisconnectedOutputError(
             "a network output reads only such entries as no network input has an influence on, a class token before "
             "the first attention for example, or only random keys. Return only what is computed from the input, or "
-            "name the arguments that outputs are to stay connected to: inputs=('x',)."
+            "name the arguments that outputs are to stay connected to, inputs=('x',), or the outputs that must stay, "
+            "outputs=('logits',)."
         )
     return space
 
@@ -654,16 +672,35 @@ def _connected(call: Call, names: Sequence[str], selectors: Sequence[str | int] 
     return tuple(chosen)
 
 
-def _require_connected(graph: Graph, traced: TracedModel) -> None:
+def _required(traced: TracedModel, outputs: Sequence[str] | None) -> tuple[bool, ...]:
+    """Returns for each array that a model returns whether it must stay connected, see `search_space`."""
+    names = traced.output_names
+    if outputs is None:
+        return (True,) * len(names)
+    chosen = [False] * len(names)
+    for selector in outputs:
+        found = [f"{name}/".startswith(f"{selector}/") for name in names]
+        if not any(found):
+            raise ArgumentError(
+                f"outputs={selector!r} names nothing that the model returns, which is {', '.join(names)}"
+            )
+        chosen = [a or b for a, b in zip(chosen, found, strict=True)]
+    if not any(chosen):
+        raise ArgumentError("outputs=() leaves no output that must stay: name at least one")
+    return tuple(chosen)
+
+
+def _require_connected(graph: Graph, traced: TracedModel, required: Sequence[bool]) -> None:
     cut = [
         name
-        for name, atom in zip(traced.output_names, graph.program.outputs, strict=True)
+        for name, atom in compress(zip(traced.output_names, graph.program.outputs, strict=True), required)
         if not isinstance(atom, int) or atom in graph.independent
     ]
     if cut:
         raise DisconnectedOutputError(
             f"the network output {', '.join(cut)} does not depend on any network input. Return only what is computed "
-            "from the input, or pass as inputs whatever it is computed from."
+            "from the input, pass as inputs whatever it is computed from, or name the outputs that must stay: "
+            "outputs=('logits',)."
         )
 
 

@@ -72,7 +72,7 @@ def build_costs(graph: Graph, leaves: Sequence[Leaf], effects: Sequence[Effect],
         for part in operator.parts:
             users.setdefault(part, []).append(operator.index)
     params = np.zeros(len(graph.segments), np.int64)
-    fixed = 0
+    fixed = sum(num_params(graph.parts[part], leaves) for part in graph.returned - users.keys())
     for index, operators in users.items():
         segments = {graph.segment_of[operator] for operator in operators}
         size = num_params(graph.parts[index], leaves)

@@ -129,7 +129,7 @@ class _GroupFinder:
         trainable = {part for part in used if self._leaf(part).trainable}
         if len(self._graph.operators[segment.operators[0]].sources) > 1:
             return "it joins several inputs"
-        if last in self._graph.outputs:
+        if last in self._graph.ends:
             return "it computes a network output"
         reader = next((each for each in self._readers(last) if not each.additive), None)
         if reader is not None and way_of(self._graph, last).end is not None:

@@ -42,6 +42,7 @@ class DependenceGraph(NamedTuple):
         num_external: int32 `[num_vertices]`, network inputs that are read, which are always alive.
         outputs: int32 `[num_outputs]`, vertex of each network output; network inputs that are returned as they are do
             not count.
+        required: int32 `[num_required]`, those of the outputs that are to stay alive.
         group: int32 `[num_vertices]`, group with which the vertex goes, or -1.
         segment: int32 `[num_vertices]`, segment that the vertex belongs to.
     """
@@ -52,6 +53,7 @@ class DependenceGraph(NamedTuple):
     additive: np.ndarray
     num_external: np.ndarray
     outputs: np.ndarray
+    required: np.ndarray
     group: np.ndarray
     segment: np.ndarray
 
@@ -74,8 +76,8 @@ def alive_vertices(graph: DependenceGraph, removed: np.ndarray) -> np.ndarray:
 
 
 def is_valid(graph: DependenceGraph, removed: np.ndarray) -> bool:
-    """Returns whether every network output is alive without the groups marked in `removed`, bool `[num_groups]`."""
-    return bool(alive_vertices(graph, removed)[graph.outputs].all())
+    """Returns whether every required output is alive without the groups marked in `removed`, bool `[num_groups]`."""
+    return bool(alive_vertices(graph, removed)[graph.required].all())
 
 
 def largest_removal(graph: DependenceGraph, num_groups: int, sizes: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -83,8 +85,9 @@ def largest_removal(graph: DependenceGraph, num_groups: int, sizes: Sequence[int
 
     A vertex is kept alive by sets of groups: one that needs all of its inputs by every union of sets that keep
     these alive, an additive joint by every set that keeps one of them alive. One sweep finds the smallest such sets of
-    every vertex, and what the outputs do not need may go. The problem is NP-hard, so at most `_MAX_ALTERNATIVES` sets
-    per vertex are remembered: where no more exist the result is the largest; it is never contained in a larger one.
+    every vertex, and what the required outputs do not need may go. The problem is NP-hard, so at most
+    `_MAX_ALTERNATIVES` sets per vertex are remembered: where no more exist the result is the largest; it is never
+    contained in a larger one.
 
     Args:
         graph: what depends on what.
@@ -107,7 +110,7 @@ def largest_removal(graph: DependenceGraph, num_groups: int, sizes: Sequence[int
         else:
             fed = _smallest(groups for sender in alternatives for groups in sender)
         keepers.append([groups | masks[group] for groups in fed] if group >= 0 else fed)
-    needed_groups = _needing_all([keepers[output] for output in graph.outputs])[0]
+    needed_groups = _needing_all([keepers[output] for output in graph.required])[0]
     removed = np.array([not needed_groups & mask for mask in masks], dtype=bool)
     bits = [masks[group] if group >= 0 else 0 for group in graph.group.tolist()]
     while True:
@@ -119,7 +122,7 @@ def largest_removal(graph: DependenceGraph, num_groups: int, sizes: Sequence[int
 
 
 def critical_vertices(graph: DependenceGraph) -> np.ndarray:
-    """Returns the vertices whose death alone kills a network output, bool `[num_vertices]`. Runs on the host."""
+    """Returns the vertices whose death alone kills a required output, bool `[num_vertices]`. Runs on the host."""
     num_vertices = len(graph.group)
     nothing = np.zeros(graph.group.max(initial=-1) + 1, bool)
     killers = _sole_killers(graph, [1 << vertex for vertex in range(num_vertices)], nothing)
@@ -140,12 +143,12 @@ def _gone(graph: DependenceGraph, removed: np.ndarray) -> list[bool]:
 
 
 def _sole_killers(graph: DependenceGraph, bits: list[int], removed: np.ndarray) -> int:
-    """Returns everything that, if it alone went beside `removed`, would kill a network output, as a bit mask.
+    """Returns everything that, if it alone went beside `removed`, would kill a required output, as a bit mask.
 
     Args:
         graph: what depends on what.
         bits: for each vertex the bit of that whose going takes the vertex, 0 where nothing does.
-        removed: bool `[num_groups]`, groups taken away already, without which every output is alive.
+        removed: bool `[num_groups]`, groups taken away already, without which every required output is alive.
     """
     killers: list[int] = []
     rows = zip(_vertices(graph), bits, _gone(graph, removed), strict=True)
@@ -156,7 +159,7 @@ def _sole_killers(graph: DependenceGraph, bits: list[int], removed: np.ndarray) 
         else:
             shared = 0 if num_external else reduce(and_, inputs, _ALL)
         killers.append(_ALL if gone else shared | bit)
-    return reduce(or_, [killers[output] for output in graph.outputs], 0)
+    return reduce(or_, [killers[output] for output in graph.required], 0)
 
 
 def _widths(sizes: Sequence[int]) -> list[int]:

@@ -165,6 +165,9 @@ class WidthCounter:
             shape = graph.program.avals[var].shape
             axes = [] if is_kept else [((var, axis),) for axis in range(len(shape))]
             yield self._term(math.prod(shape), segment, axes)
+        for part in graph.returned - self._users.keys():
+            if self._leaves[graph.parts[part].leaf].trainable:
+                yield self._term(math.prod(graph.program.avals[graph.part_vars[part][0]].shape), NOBODY, [])
 
     def _macs(self) -> Iterable[tuple[int, int, list[int]]]:
         for operator in self._graph.operators:

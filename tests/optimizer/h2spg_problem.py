@@ -24,6 +24,7 @@ GRAPH = DependenceGraph(
     additive=np.isin(np.arange(10), [4, 8]),
     num_external=(np.arange(10) == 0).astype(np.int32),
     outputs=np.array([9], np.int32),
+    required=np.array([9], np.int32),
     group=np.array([-1, 0, 1, 2, -1, -1, 3, 4, -1, -1], np.int32),
     segment=np.arange(10, dtype=np.int32),
 )

@@ -136,6 +136,7 @@ def test_target_is_met_in_rounds_where_greed_alone_falls_short():
         additive=np.array([False, False, False, False, True]),
         num_external=np.array([1, 1, 1, 0, 0]),
         outputs=np.array([4]),
+        required=np.array([4]),
         group=np.array([0, 1, 2, -1, -1]),
         segment=np.arange(5),
     )

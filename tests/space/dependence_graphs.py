@@ -22,6 +22,7 @@ def make_graph(segments, outputs):
         additive=np.array(additive, bool),
         num_external=np.array(num_external, np.int32),
         outputs=np.array(outputs, np.int32),
+        required=np.array(outputs, np.int32),
         group=np.array(group, np.int32),
         segment=np.arange(len(segments), dtype=np.int32),
     )
@@ -111,6 +112,7 @@ def pad_graph(graph, num_edges, num_outputs):
         additive=np.append(graph.additive, False),
         num_external=np.append(graph.num_external, 0),
         outputs=np.resize(graph.outputs, num_outputs),
+        required=np.resize(graph.outputs, num_outputs),
         group=np.append(graph.group, -1),
         segment=np.append(graph.segment, graph.segment.max() + 1),
     )

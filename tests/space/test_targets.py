@@ -84,6 +84,7 @@ CHAIN = make_candidates(
         additive=np.array([False, *[False, True] * NUM_BLOCKS]),
         num_external=np.array([1] + [0] * 2 * NUM_BLOCKS, np.int32),
         outputs=np.array([2 * NUM_BLOCKS], np.int32),
+        required=np.array([2 * NUM_BLOCKS], np.int32),
         group=np.array([-1] + [g for i in range(NUM_BLOCKS) for g in (i, -1)], np.int32),
         segment=np.arange(2 * NUM_BLOCKS + 1, dtype=np.int32),
     ),
@@ -134,6 +135,7 @@ def test_smallest_network_need_not_be_without_most_groups():
         additive=np.array([False, False, False, False, True]),
         num_external=np.array([1, 0, 0, 0, 0], np.int32),
         outputs=np.array([4], np.int32),
+        required=np.array([4], np.int32),
         group=np.array([-1, 0, 1, 2, -1], np.int32),
         segment=np.arange(5, dtype=np.int32),
     )
