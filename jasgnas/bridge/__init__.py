@@ -15,6 +15,8 @@ __all__ = ["GONE", "Leaf", "Model", "argument_names", "flavour_of", "flavours", 
 _FLAVOURS = {
     "flax.nnx": ("jasgnas.bridge.nnx_model", "NNXModel"),
     "flax.linen": ("jasgnas.bridge.linen_model", "LinenModel"),
+    "equinox": ("jasgnas.bridge.equinox_model", "EquinoxModel"),
+    "haiku": ("jasgnas.bridge.haiku_model", "HaikuModel"),
     "jax": ("jasgnas.bridge.plain_model", "PlainModel"),
 }
 
