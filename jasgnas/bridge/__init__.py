@@ -14,8 +14,8 @@ __all__ = ["GONE", "Leaf", "Model", "argument_names", "flavour_of", "flavours", 
 # Each flavour by the library that its models are written in. The last one takes what is of no other.
 _FLAVOURS = {
     "flax.nnx": ("jasgnas.bridge.nnx_model", "NNXModel"),
-    "flax.linen": ("jasgnas.bridge.linen_model", "LinenModel"),
     "equinox": ("jasgnas.bridge.equinox_model", "EquinoxModel"),
+    "flax.linen": ("jasgnas.bridge.linen_model", "LinenModel"),
     "haiku": ("jasgnas.bridge.haiku_model", "HaikuModel"),
     "jax": ("jasgnas.bridge.plain_model", "PlainModel"),
 }
@@ -37,7 +37,8 @@ def flavour_of(model: Any) -> type[Model]:
     if (flavour := next((each for each in flavours() if each.owns(model)), None)) is not None:
         return flavour
     raise ArgumentError(
-        "expected an nnx.Module, a Linen module with `variables=`, or a function fn(params, x) with `params=`; got "
+        "expected an nnx.Module, an Equinox module, a Linen module with `variables=`, or a Haiku transform or a "
+        "function fn(params, x) with `params=`; got "
         + (f"the class {model.__name__}: pass an instance of it" if isinstance(model, type) else repr(type(model)))
     )
 
@@ -51,9 +52,10 @@ def open_model(model: Any, **given: Any) -> Model:
     """Returns the description of a model of any flavour.
 
     Args:
-        model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
-        **given: what goes with it, None for what is not given: the `variables` of a Linen module and the `method` that
-            is called instead of `__call__`; the `params` of a function.
+        model: an `nnx.Module`, an Equinox module, a Linen module, a Haiku transform, or a function
+            `fn(params, *inputs)`.
+        **given: what goes with it, None for what is not given: the `variables` of a Linen module or the state of an
+            Equinox module, and the `method` that is called instead of `__call__`; the `params` of a function.
 
     Raises:
         ArgumentError: the model is none of these, or what goes with it is missing or superfluous.

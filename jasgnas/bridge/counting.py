@@ -17,8 +17,9 @@ def count_params(holder: Any) -> int:
     """Returns the number of trainable parameters.
 
     Args:
-        holder: an `nnx.Module`, of which `nnx.Param`s count; the variables of a Linen module, of which the collection
-            `params` counts; or a pytree of parameters, of which every array counts.
+        holder: an `nnx.Module`, of which `nnx.Param`s count; an Equinox module, of which arrays of floating-point
+            numbers count; the variables of a Linen module, of which the collection `params` counts; or a pytree of
+            parameters, of which every array counts.
 
     Raises:
         ArgumentError: there is no array in it, and something else is.
@@ -50,11 +51,12 @@ def count_macs(
     `UserWarning` says so.
 
     Args:
-        model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
+        model: an `nnx.Module`, an Equinox module, a Linen module, a Haiku transform, or a function
+            `fn(params, *inputs)`.
         *inputs: example inputs, arrays or `jax.ShapeDtypeStruct`s; the count is for their batch size.
-        variables: the variables of a Linen module, as `module.init` returns them.
-        params: the parameter pytree of a function.
-        method: the method of a Linen module that is called, instead of `__call__`.
+        variables: the variables of a Linen module, as `module.init` returns them, or the state of an Equinox module.
+        params: the parameter pytree of a function, or what the `init` of a Haiku transform returned.
+        method: the method of a Linen or Equinox module that is called, instead of `__call__`.
         **kwargs: further arguments of the call (`train=False`, for a Linen module also `rngs`).
 
     Raises:

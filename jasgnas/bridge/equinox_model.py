@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import equinox as eqx
@@ -11,27 +11,36 @@ from jax.tree_util import tree_map_with_path
 
 from jasgnas.bridge.base import Model, Recipe, abstracted
 from jasgnas.bridge.carry import GONE
+from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path, path_str
+
+_STATE = "~state"
+"""What the paths of states start with: no name of a field."""
 
 
 @dataclass(frozen=True, eq=False)
 class EquinoxModel(Model):
     """An Equinox module, called like a function of its inputs, or by a function that takes the module first.
 
+    The paths of arrays are their places in the module (`blocks/0/weight`); those of a state start with `~state`.
+
     Attributes:
-        abstract: the module with shapes and dtypes in the place of its arrays, and None in the place of all else.
+        shapes: the module with shapes and dtypes in the place of its arrays, and None in the place of all else.
         rest: the module with None in the place of its arrays.
         method: what is called instead of `__call__`: the name of a method, or a function that is called as
             `method(module, *inputs)`; None for `__call__`.
+        state: the state that is the last of the inputs and of the outputs, shapes and dtypes only; None where the
+            module has none.
     """
 
-    options = ("method",)
+    options = ("method", "variables")
     why = "an Equinox module holds its own parameters"
     kind = "Equinox module"
 
-    abstract: Any
+    shapes: Any
     rest: Any
     method: str | Callable[..., Any] | None = None
+    state: eqx.nn.State | None = None
 
     @staticmethod
     def owns(model: Any) -> bool:
@@ -39,9 +48,33 @@ class EquinoxModel(Model):
         return isinstance(model, eqx.Module) and any(map(_is_array, jax.tree.leaves(model)))
 
     @classmethod
-    def of(cls, module: eqx.Module, method: str | Callable[..., Any] | None = None) -> "EquinoxModel":
-        """Describes a module; arrays are only looked at for their shapes."""
-        return cls(abstracted(_arrays(module)), _rest(module), method)
+    def of(
+        cls,
+        module: eqx.Module,
+        method: str | Callable[..., Any] | None = None,
+        variables: eqx.nn.State | None = None,
+    ) -> "EquinoxModel":
+        """Describes a module, and the state that comes with it; arrays are only looked at for their shapes.
+
+        Raises:
+            ArgumentError: what comes with it is no state.
+        """
+        if variables is not None and not isinstance(variables, eqx.nn.State):
+            raise ArgumentError(
+                "an Equinox module holds its own parameters: `variables=` is for its eqx.nn.State, as "
+                f"eqx.nn.make_with_state returns it; got {type(variables).__name__}"
+            )
+        return cls(abstracted(_arrays(module)), _rest(module), method, abstracted(variables))
+
+    @cached_property
+    def abstract(self) -> Any:
+        """The arrays by path, shapes and dtypes only."""
+        return self._by_path(self.shapes, self.state)
+
+    @staticmethod
+    def _by_path(module: Any, state: Any) -> dict[str, Any]:
+        of_state = {f"{_STATE}/{path}": value for path, value in leaves_by_path(state).items()}
+        return leaves_by_path(_arrays(module)) | of_state
 
     @staticmethod
     def parameters(holder: Any) -> Any:
@@ -65,13 +98,14 @@ class EquinoxModel(Model):
         return self.argument_names(self.rest, self.method)
 
     def given(self) -> dict[str, Any]:
-        """Returns the method, if there is one."""
-        return {} if self.method is None else {"method": self.method}
+        """Returns the method and the state, where there are any."""
+        given = {"method": self.method, "variables": self.state}
+        return {name: value for name, value in given.items() if value is not None}
 
     def trainable(self) -> Any:
         """Returns the arrays of floating-point numbers."""
-        inexact = jax.numpy.inexact
-        return jax.tree.map(lambda aval: aval if jax.numpy.issubdtype(aval.dtype, inexact) else None, self.abstract)
+        of_module = leaves_by_path(self.shapes).items()
+        return {path: aval for path, aval in of_module if jax.numpy.issubdtype(aval.dtype, jax.numpy.inexact)}
 
     @property
     def static(self) -> Any:
@@ -84,31 +118,40 @@ class EquinoxModel(Model):
         return replace(self, rest=eqx.nn.inference_mode(self.rest, value=not training))
 
     def tree(self, holder: Any) -> Any:
-        """Returns the arrays of a module."""
-        return _arrays(holder)
+        """Returns the arrays of a module, or of the pair of a module and its state, by path."""
+        return self._by_path(*holder) if isinstance(holder, tuple) else self._by_path(holder, None)
 
     def like(self, holder: Any, tree: Any) -> Any:
-        """Returns the module with other arrays, and what is no array as it is."""
-        return eqx.combine(tree, _rest(holder))
+        """Returns the module, or the pair, with other arrays, and what is no array as it is."""
+        module, state = holder if isinstance(holder, tuple) else (holder, None)
+        module = eqx.combine(_filled(_arrays(module), tree), _rest(module))
+        return (module, _filled(state, tree, _STATE)) if isinstance(holder, tuple) else module
 
     def switched(self, holder: Any, training: bool) -> Any:
-        """Returns a module with all of its `inference` flags set."""
+        """Returns a module, or the pair, with all of its `inference` flags set."""
         return eqx.nn.inference_mode(holder, value=not training)
 
     def call(self, tree: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Calls the module. It cannot change: a new state is among its outputs."""
-        module = eqx.combine(tree, self.rest)
-        called = getattr(module, self.method) if isinstance(self.method, str) else partial(self._function, module)
-        return called(*args, **kwargs), tree
+        """Calls the module. It cannot change itself; a state is given to it, and returned anew."""
+        module = eqx.combine(_filled(self.shapes, tree), self.rest)
+        if self.method is None:
+            called: Callable[..., Any] = module
+        else:
+            called = getattr(module, self.method) if isinstance(self.method, str) else partial(self.method, module)
+        if self.state is None:
+            return called(*args, **kwargs), tree
+        outputs, state = called(*args, _filled(self.state, tree, _STATE), **kwargs)
+        return outputs, {**tree, **self._by_path(None, state)}
 
-    @property
-    def _function(self) -> Callable[..., Any]:
-        return self.method if callable(self.method) else lambda module, *args, **kwargs: module(*args, **kwargs)
+    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> Any:
+        """Returns a module of a class derived from that of the full one, with None for the arrays that are gone.
 
-    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> "SubNetwork":
-        """Returns a module of a class derived from that of the full one, with None for the arrays that are gone."""
-        left = tree_map_with_path(lambda keys, _: arrays.get(path_str(keys)), self.abstract)
-        return _subnet_of(eqx.combine(left, _rest(self.full(holder))), recipe, self)
+        It comes with its state where the full one has one.
+        """
+        module = holder[0] if isinstance(holder, tuple) else holder
+        left = _filled(self.shapes, arrays)
+        subnet = _subnet_of(eqx.combine(left, _rest(self.full(module))), recipe, self)
+        return subnet if self.state is None else (subnet, _filled(self.state, arrays, _STATE))
 
     def full(self, module: Any) -> Any:
         """Returns a module of the full class with the fields of one that may be a sub-network already."""
@@ -131,7 +174,8 @@ class EquinoxModel(Model):
         def move_node(path: str | None, node: Any) -> Any:
             if not isinstance(node, type(self.rest)):
                 return move(path, node)
-            return _subnet_of(tree_map_with_path(move_leaf, node), subnet._recipe, self)
+            module = subnet[0] if isinstance(subnet, tuple) else subnet
+            return _subnet_of(tree_map_with_path(move_leaf, node), module._recipe, self)
 
         return super().carry(state, subnet, move_node, is_whole)
 
@@ -148,9 +192,15 @@ class SubNetwork(eqx.Module):
     _full: EquinoxModel = eqx.field(static=True, init=False, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the full module would."""
+        """Returns what the full module would: where it has a state, the last argument, the new state comes second."""
         full = replace(self._full, rest=_rest(self._full.full(self)))
-        return self._recipe.apply(full, leaves_by_path(_arrays(self)), args, kwargs)[0]
+        if full.state is None:
+            return self._recipe.apply(full, full.tree(self), args, kwargs)[0]
+        if not (args and isinstance(args[-1], eqx.nn.State)):
+            raise ArgumentError("the last positional argument must be the state, as construct_subnet returned it")
+        state = args[-1]
+        outputs, changed = self._recipe.apply(full, full.tree((self, state)), args[:-1], kwargs)
+        return outputs, _filled(state, full.tree((self, state)) | changed, _STATE)
 
     def __reduce__(self) -> Any:
         """Pickles a module of the full class: the class of the sub-network is made anew."""
@@ -187,6 +237,11 @@ def _is_array(value: Any) -> bool:
 def _arrays(module: Any) -> Any:
     """Returns a module with None in the place of all that is no array."""
     return eqx.filter(module, _is_array)
+
+
+def _filled(tree: Any, arrays: Mapping[str, Any], *above: str) -> Any:
+    """Returns a tree with other arrays in the place of its own, given by path; None where there is none."""
+    return tree_map_with_path(lambda keys, _: arrays.get("/".join([*above, path_str(keys)])), tree)
 
 
 def _rest(module: Any) -> Any:

@@ -568,11 +568,17 @@ def search_space(
     The model is traced once, in inference mode, with abstract values: nothing is computed.
 
     Args:
-        model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.
-        *args: example inputs, arrays or `jax.ShapeDtypeStruct`s (or pytrees of them).
-        variables: the variables of a Linen module, as `module.init` returns them.
-        params: the parameter pytree of a function.
-        method: the method of a Linen module that is called, instead of `__call__`.
+        model: an `nnx.Module`, an Equinox module, a Linen module, a Haiku transform, or a function
+            `fn(params, *inputs)`.
+        *args: example inputs, arrays or `jax.ShapeDtypeStruct`s (or pytrees of them). Those of a Haiku transform are
+            what its `apply` takes after parameters and state, a random key or None among them; an Equinox module takes
+            one example, unless its `method` is a function with `jax.vmap` in it.
+        variables: the variables of a Linen module, as `module.init` returns them; the state of an Equinox module, as
+            `equinox.nn.make_with_state` returns it, which the module takes as its last argument and returns second.
+        params: the parameter pytree of a function; of a Haiku transform what its `init` returned, the parameters or the
+            pair of parameters and state.
+        method: the method of a Linen or Equinox module that is called instead of `__call__`, by its name or as a
+            function that takes the module first: `lambda module, x: jax.vmap(module)(x)`.
         keep: patterns (as in a shell, or compiled regular expressions) of parameter paths that are never candidates.
         inputs: the arguments that outputs must stay connected to, by name or position, or `x/image` for a leaf of a
             pytree: every output must depend on one of them. By default all but random keys, typed ones and those under

@@ -167,16 +167,18 @@ def construct_subnet(
 
     Args:
         space: the search space.
-        holder: the `nnx.Module`, the variables of the Linen module, or the parameter pytree of the function.
+        holder: the `nnx.Module` or Equinox module (with its state, if it has one, as a pair), the variables of the
+            Linen module, or the parameter pytree of the function, Haiku's `(params, state)` if it has a state.
         opt_state: the optimizer state that belongs to it, which holds one `h2spg`. Its word that groups are zero is
             checked, and messages say how far it has come.
         allow_nothing: whether it is as it should be that no group is zero.
         verify: whether to compare full and sub-network on random inputs of the traced shapes.
 
     Returns:
-        For an `nnx.Module` a smaller `nnx.Module`; for the variables of a Linen module the tuple of a smaller module
-        and its variables; for the parameters of a function the tuple of a function `sub_fn(sub_params, *inputs)` and
-        its smaller parameters. Parameters keep their names.
+        For an `nnx.Module` a smaller `nnx.Module`; for an Equinox module a smaller one, of a class derived from its
+        own, with its state if it has one; for the variables of a Linen module the tuple of a smaller module and its
+        variables; for the parameters of a function the tuple of a function `sub_fn(sub_params, *inputs)` and its
+        smaller parameters, of a Haiku transform that of a transform and its parameters. Parameters keep their names.
 
     Raises:
         ArgumentError: `space` is no search space; or groups that `opt_state` says are zero are not.
