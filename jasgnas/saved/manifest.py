@@ -77,6 +77,7 @@ class Source:
                 "arguments": described(tuple(call.arguments(call.avals))),
                 "kept": sorted(origin.kept),
                 "connected": list(origin.connected),
+                "tie": list(origin.tie),
                 "structures": origin.kinds.structures,
                 "channels": origin.kinds.channels,
                 "fingerprint": origin.fingerprint,
@@ -104,6 +105,8 @@ class Source:
             call=Call.of(args, kwargs),
             kept=frozenset(of_type(index, int) for index in space["kept"]),
             connected=tuple(of_type(each, bool) for each in space["connected"]),
+            # Folders of before there were ties say nothing of them.
+            tie=tuple(of_type(pattern, str) for pattern in space.get("tie", ())),
             kinds=Kinds(of_type(space["structures"], bool), of_type(space["channels"], bool)),
             fingerprint=of_type(space["fingerprint"], int),
             removed=tuple(of_type(each["group"], int) for each in removed),

@@ -43,7 +43,8 @@ class DependenceGraph(NamedTuple):
         outputs: int32 `[num_outputs]`, vertex of each network output; network inputs that are returned as they are do
             not count.
         group: int32 `[num_vertices]`, group with which the vertex goes, or -1.
-        segment: int32 `[num_vertices]`, segment that the vertex belongs to.
+        segment: int32 `[num_vertices]`, segment that the vertex belongs to, or what several of them share, see
+            `Sharing`.
     """
 
     senders: np.ndarray

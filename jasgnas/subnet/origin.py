@@ -16,6 +16,7 @@ class Origin:
         call: the example inputs, shapes and dtypes only.
         kept: indices of the leaves that `keep=` named.
         connected: for each array among the inputs, whether outputs must stay connected to it.
+        tie: the patterns that `tie=` gave.
         kinds: which kinds of groups were searched for.
         fingerprint: that of the groups of the space.
         removed: indices of the groups that are gone.
@@ -25,6 +26,7 @@ class Origin:
     call: Call
     kept: frozenset[int]
     connected: tuple[bool, ...]
+    tie: tuple[str, ...]
     kinds: Kinds
     fingerprint: int
     removed: tuple[int, ...]
@@ -35,9 +37,9 @@ class Origin:
         """Describes the sub-network of a space without some groups."""
         indices = tuple(map(int, removed))
         names = tuple(map(space.name_of, indices))
-        known = space.call, space.kept, space.connected, space.kinds
+        known = space.call, space.kept, space.connected, space.tie, space.kinds
         return cls(*known, space.candidates.fingerprint, indices, names)
 
     def space(self, model: Model) -> SearchSpace:
         """Makes the search space again, of the full model."""
-        return search(model.in_mode(training=False), self.call, self.kept, self.connected, self.kinds)
+        return search(model.in_mode(training=False), self.call, self.kept, self.connected, self.tie, self.kinds)
