@@ -226,9 +226,9 @@ def _groups(space: "SearchSpace", removal: Removal) -> Columns:
     num = len(space.structures)
     columns: Columns = {
         "name": [group.name for group in space.structures],
-        "segment": [group.segment for group in space.structures],
+        "segment": [group.segments[0] for group in space.structures],
         "params": [group.num_params for group in space.structures],
-        "macs": [int(space.segment_graph.nodes["macs"][group.segment]) for group in space.structures],
+        "macs": [int(space.segment_graph.nodes["macs"][[*group.segments]].sum()) for group in space.structures],
         "paths": [list(group.paths) for group in space.structures],
     }
     if removal.scores is not None:

@@ -78,6 +78,20 @@ class Equation:
         """
         return next(filter(None, map(_user_line, self.sources)), "")
 
+    @cached_property
+    def inner(self) -> "list[Program]":
+        """The programs that it runs: the one it calls, the body of a loop, the branches of a condition."""
+        match self.primitive:
+            case "cond":
+                jaxprs = self.params["branches"]
+            case "scan":
+                jaxprs = [self.params["jaxpr"]]
+            case "while":
+                jaxprs = [self.params["cond_jaxpr"], self.params["body_jaxpr"]]
+            case _:
+                return [] if self.body is None else [self.body]
+        return list(map(from_jaxpr, jaxprs))
+
 
 def _user_line(source: Any) -> str:
     # From the inside out: first the layers that the model uses, then the model itself, then the library and its caller.
@@ -192,20 +206,6 @@ def _binder(eqn: Any) -> Callable[..., list[Any]]:
         return list(results) if eqn.primitive.multiple_results else [results]
 
     return bind
-
-
-def inner_programs(eqn: Equation) -> list[Program]:
-    """Returns the programs that an equation runs: the one it calls, the body of a loop, the branches of a condition."""
-    match eqn.primitive:
-        case "cond":
-            jaxprs = eqn.params["branches"]
-        case "scan":
-            jaxprs = [eqn.params["jaxpr"]]
-        case "while":
-            jaxprs = [eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]]
-        case _:
-            return [] if eqn.body is None else [eqn.body]
-    return list(map(from_jaxpr, jaxprs))
 
 
 def call_name(equation: Equation) -> str:

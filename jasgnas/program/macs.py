@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jasgnas.program.jaxpr import Equation, Program, inner_programs
+from jasgnas.program.jaxpr import Equation, Program
 
 
 def equation_macs(eqn: Equation) -> int:
@@ -27,9 +27,9 @@ def equation_macs(eqn: Equation) -> int:
             total = math.prod(eqn.out_avals[0].shape) * window // math.prod(eqn.params["lhs_dilation"])
             return _real_products(eqn) * total
         case "cond":
-            return max(map(program_macs, inner_programs(eqn)))
+            return max(map(program_macs, eqn.inner))
         case "scan":
-            return eqn.params["length"] * sum(map(program_macs, inner_programs(eqn)))
+            return eqn.params["length"] * sum(map(program_macs, eqn.inner))
     return 0
 
 
@@ -63,7 +63,7 @@ def program_macs(program: Program, constant: Sequence[bool] = ()) -> int:
 def has_uncounted_loop(program: Program) -> bool:
     """Tells whether a `while` loop in a program has multiply-adds, none of which are counted."""
     for eqn in program.equations:
-        inner = inner_programs(eqn)
+        inner = eqn.inner
         if (eqn.primitive == "while" and any(map(program_macs, inner))) or any(map(has_uncounted_loop, inner)):
             return True
     return False

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, abstract, aval_of, from_jaxpr, trace
+from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, abstract, aval_of, trace
 
 
 def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
@@ -51,8 +51,8 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
         if eqn.primitive != "scan":
             add(eqn)
             continue
-        body = from_jaxpr(eqn.params["jaxpr"])
-        num_consts, num_carry = _scan_arity(eqn, body)
+        (body,) = eqn.inner
+        num_consts, num_carry = scan_arity(eqn, body)
         if any(map(depends_on_leaves, eqn.inputs[num_consts + num_carry :])):
             _unroll_scan(eqn, body, partial(call, eqn.sources))
         else:
@@ -64,7 +64,7 @@ def _has_scan(program: Program) -> bool:
     return any(eqn.primitive == "scan" or (eqn.body is not None and _has_scan(eqn.body)) for eqn in program.equations)
 
 
-def _scan_arity(eqn: Equation, body: Program) -> tuple[int, int]:
+def scan_arity(eqn: Equation, body: Program) -> tuple[int, int]:
     """Returns how many operands of a scan are constants and how many are carried; the others are stacked.
 
     The parameters that say so differ between versions of JAX; that what is stacked has one more axis outside does not.
@@ -81,7 +81,7 @@ def _scan_arity(eqn: Equation, body: Program) -> tuple[int, int]:
 
 def _unroll_scan(eqn: Equation, body: Program, call: Callable[..., list[int]]) -> None:
     """Emits the steps of a scan, each a call of its body, in the order in which they run."""
-    num_consts, num_carry = _scan_arity(eqn, body)
+    num_consts, num_carry = scan_arity(eqn, body)
     consts, carry = eqn.inputs[:num_consts], list(eqn.inputs[num_consts : num_consts + num_carry])
     stacked = eqn.inputs[num_consts + num_carry :]
     stacked_avals = eqn.in_avals[num_consts + num_carry :]

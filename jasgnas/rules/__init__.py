@@ -4,7 +4,7 @@ The analysis knows primitives only, never layers. A primitive without a rule is 
 removed, never assumed to keep zeros, and evaluated at full width.
 """
 
-from jasgnas.rules import contraction, elementwise, indexing, reduction, shape  # noqa: F401 - they register rules
+from jasgnas.rules import contraction, control, elementwise, indexing, reduction, shape  # noqa: F401 - they register rules
 from jasgnas.rules.base import (
     PassThrough,
     Rule,

@@ -14,7 +14,7 @@ import numpy as np
 
 from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, aval_of
 from jasgnas.program.masks import NOTHING, Need, Zeros, everything, union, unknown, without, zero_at
-from jasgnas.rules import degrees_of, needs_of, zeros_of
+from jasgnas.rules.base import degrees_of, needs_of, zeros_of
 from jasgnas.rules.degrees import ANY, CONSTANT, Degree
 
 # Constants larger than this are not searched for zeros.

@@ -8,7 +8,7 @@ import numpy as np
 from jasgnas.program.jaxpr import Equation
 from jasgnas.program.masks import NOTHING, Layout, Zeros, broken, unknown, zero
 from jasgnas.program.sliced import Sliced
-from jasgnas.rules.base import PassThrough, Rule, register
+from jasgnas.rules.base import PassThrough, register
 from jasgnas.rules.degrees import Degree, of_power
 from jasgnas.rules.shape import padded
 
@@ -194,5 +194,3 @@ register(WindowOfAnyKind(), "reduce_window")
 register(Sort(), "sort")
 register(TopK(), "approx_top_k", "top_k")
 register(Fourier(), "fft")
-# A scan over data, such as a recurrent layer, is understood well enough to be removed as a whole, and no further.
-register(Rule(), "scan")

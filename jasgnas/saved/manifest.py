@@ -78,6 +78,7 @@ class Source:
                 "kept": sorted(origin.kept),
                 "connected": list(origin.connected),
                 "outputs": None if origin.outputs is None else list(origin.outputs),
+                "tie": list(origin.tie),
                 "structures": origin.kinds.structures,
                 "channels": origin.kinds.channels,
                 "fingerprint": origin.fingerprint,
@@ -105,7 +106,9 @@ class Source:
             call=Call.of(args, kwargs),
             kept=frozenset(of_type(index, int) for index in space["kept"]),
             connected=tuple(of_type(each, bool) for each in space["connected"]),
-            outputs=None if space["outputs"] is None else tuple(of_type(each, str) for each in space["outputs"]),
+            # Folders of before there were the next two say nothing of them.
+            outputs=None if space.get("outputs") is None else tuple(of_type(each, str) for each in space["outputs"]),
+            tie=tuple(of_type(pattern, str) for pattern in space.get("tie", ())),
             kinds=Kinds(of_type(space["structures"], bool), of_type(space["channels"], bool)),
             fingerprint=of_type(space["fingerprint"], int),
             removed=tuple(of_type(each["group"], int) for each in removed),

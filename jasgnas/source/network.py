@@ -10,7 +10,7 @@ from jax import export
 from jasgnas.bridge import Leaf, Model, flavours, open_model
 from jasgnas.bridge.trace import Call, trace_model
 from jasgnas.errors import ArgumentError
-from jasgnas.program.jaxpr import Program, call_name, inline, inner_programs, trace
+from jasgnas.program.jaxpr import Program, call_name, inline, trace
 from jasgnas.program.scans import unroll
 from jasgnas.subnet.construct import Recipe, stored_leaves
 
@@ -150,7 +150,7 @@ def _with_derivatives(program: Program) -> frozenset[str]:
     for eqn in program.equations:
         if eqn.primitive in ("custom_jvp_call", "custom_vjp_call"):
             names.add(call_name(eqn))
-        names.update(*map(_with_derivatives, inner_programs(eqn)))
+        names.update(*map(_with_derivatives, eqn.inner))
     return frozenset(names)
 
 

@@ -22,7 +22,8 @@ class Candidates:
 
     Attributes:
         num_params: int `[num_groups]`, parameters of each group, of structures and then of channels.
-        segments: int `[num_structures]`, segment of each structure.
+        group_of: int `[num_segments]`, the structure that each segment is or belongs to, and each set of what several
+            segments share, see `Sharing`; `NOBODY` for none.
         shapes: shapes of the leaves, by path.
         owners: which entries of which leaves belong to which group.
         gates: which of them belong to the gate of their group, see `Group.gate`.
@@ -35,7 +36,7 @@ class Candidates:
     """
 
     num_params: np.ndarray
-    segments: np.ndarray
+    group_of: np.ndarray
     shapes: dict[str, tuple[int, ...]]
     owners: OwnerTable
     gates: OwnerTable
@@ -54,7 +55,7 @@ class Candidates:
     @property
     def num_structures(self) -> int:
         """Number of groups that are removal structures; they come first."""
-        return len(self.segments)
+        return self.num_groups - (0 if self.channels is None else len(self.channels))
 
     @cached_property
     def critical(self) -> np.ndarray:
@@ -72,7 +73,8 @@ class Candidates:
     @cached_property
     def savings(self) -> dict[str, np.ndarray]:
         """What each group holds and saves by itself, dead branches left out, by measure, `[num_groups]`."""
-        found = {measure: self.costs.of_groups(self.segments, measure) for measure in self.costs.measures}
+        costs = self.costs
+        found = {each: costs.of_groups(self.group_of, self.num_structures, each) for each in costs.measures}
         if self.widths is not None:
             for measure, own in found.items():
                 channels = self.widths.savings(measure, self.num_groups)[self.num_structures :]
@@ -102,9 +104,11 @@ class Candidates:
         """
         if not isinstance(table, LatencyTable):
             raise ArgumentError(f"expected a LatencyTable of jasgnas.measure_latency, got {type(table).__name__}")
-        if table.fingerprint != self.fingerprint or len(table.segments) != self.costs.num_segments:
+        num_shared = self.costs.num_segments - len(table.segments)
+        if table.fingerprint != self.fingerprint or num_shared < 0:
             raise ArgumentError("the latency table is of another search space: measure it with the one at hand")
-        fixed, macs, elements = table.columns()
+        # What segments share takes no time of its own.
+        fixed, macs, elements = (np.pad(column, (0, num_shared)) for column in table.columns())
         own = self.costs.measures["macs"]
         per_mac = macs / np.maximum(own.segments, 1)
         latency = Measure(

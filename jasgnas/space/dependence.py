@@ -12,7 +12,8 @@ Where no constant is read and no sum takes away again what it adds, what is pres
 is the segment graph.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ from jasgnas.program.masks import NOTHING, Need, everything, same, without, zero
 from jasgnas.rules import rule_for
 from jasgnas.rules.indexing import DynamicSlice, Gather
 from jasgnas.rules.shape import Pad, Slice, Split, Unstack
-from jasgnas.space.groups import Group, OwnerTable
+from jasgnas.space.groups import NOBODY, OwnerTable
 from jasgnas.space.nonzero import Cell, Survival, Unit
+from jasgnas.space.sharing import Sharing
 from jasgnas.space.sums import Sums
 from jasgnas.space.validity import DependenceGraph
 
@@ -65,23 +67,28 @@ class _Read(NamedTuple):
     present: Sequence[Sequence[Section | int]] | None = None
     varying: Sequence[tuple[Sequence[Section | int], Sequence[Section]]] | None = None
 
+    def units(self) -> Iterator[Section | int]:
+        """Yields all that stands in the sets of `present` and `varying`."""
+        for units in (*(self.present or ()), *(units for units, _ in self.varying or ())):
+            yield from units
+
 
 def build_dependence(
-    graph: Graph, groups: Sequence[Group], owners: OwnerTable, leaves: Sequence[Leaf], connected: Sequence[bool]
+    graph: Graph, sharing: Sharing, owners: OwnerTable, leaves: Sequence[Leaf], connected: Sequence[bool]
 ) -> DependenceGraph:
     """Returns what depends on what, as index arrays.
 
     Args:
         graph: operators and segments.
-        groups: the groups.
+        sharing: the groups of segments, and what several segments share.
         owners: what they hold of the leaves.
         leaves: the arrays of the model.
         connected: for each network input, whether it is one of those that outputs are to stay connected to.
     """
-    group_of = {each.segment: each.index for each in groups}
-    reader = _Reader(graph, group_of, Survival(graph, owners, leaves, len(groups)), connected)
+    num_groups = 1 + max(sharing.group_of.values(), default=-1)
+    reader = _Reader(graph, sharing.group_of, Survival(graph, owners, leaves, num_groups), connected)
     reads = reader.read_all()
-    builder = _Builder(group_of)
+    builder = _Builder(sharing, reads)
     for segment, own in zip(graph.segments, reads, strict=True):
         for part_read, read in own.items():
             builder.add((segment.index, part_read), read)
@@ -102,8 +109,14 @@ class _Vertex(NamedTuple):
 class _Builder:
     """Makes vertices of sections, in topological order."""
 
-    def __init__(self, group_of: Mapping[int, int]):
-        self._group_of = group_of
+    def __init__(self, sharing: Sharing, reads: Sequence[Mapping[Hashable, _Read]]):
+        """Prepares what groups and segments have in common; `reads` are the sections of each segment."""
+        self._sharing = sharing
+        # Groups of which there is more than one section, or which others ask for. They have a vertex of their own that
+        # all of these read: other than any of these, it is only gone if the group is.
+        num_sections = Counter(group for s, own in enumerate(reads) for _ in own if (group := self._group(s)) != NOBODY)
+        asked = (unit for own in reads for read in own.values() for unit in read.units() if isinstance(unit, int))
+        self._apart = {group for group, number in (num_sections + Counter(asked)).items() if number > 1}
         self._numbers: dict[_Vertex, int] = {}
         # The vertex that says whether a section is present, and the one that says whether it depends on the network
         # input, None if it never does.
@@ -115,13 +128,13 @@ class _Builder:
     def add(self, section: Section, read: _Read) -> None:
         """Adds a section; those that it reads are known."""
         segment, _ = section
-        group = self._group_of.get(segment, -1)
+        group = self._group(segment)
         num_external = read.num_inputs + read.num_constants
         present = tuple(self._present[source] for source in read.sources)
         depends = [self._depends[source] for source in read.sources]
         # A range of a concatenation that is a constant reads nothing, and is always there.
         additive = read.additive and len(present) + num_external > 0
-        own = self._number(_Vertex(segment, present, read.passes_zeros, additive, num_external, group))
+        own = self._own(_Vertex(segment, present, read.passes_zeros, additive, num_external, group))
         is_fed = [*(vertex in self._always for vertex in present), *[True] * num_external]
         if group < 0 and (any(is_fed) if additive else all(is_fed)):
             self._always.add(own)
@@ -137,6 +150,27 @@ class _Builder:
         if read.present is not None:
             own, varying = self._restricted(segment, read, own, varying)
         self._present[section], self._depends[section] = own, varying
+
+    def _group(self, segment: int) -> int:
+        return self._sharing.group_of.get(segment, NOBODY)
+
+    def _own(self, vertex: _Vertex) -> int:
+        """Returns the vertex of a section, which reads what is shared with others beside what it reads of the data."""
+        shared = [
+            self._number(_Vertex(each, group=self._group(each))) for each in self._sharing.read_by(vertex.segment)
+        ]
+        if vertex.group in self._apart:
+            if all(self._group(each) != vertex.group for each in self._sharing.read_by(vertex.segment)):
+                shared.append(self._number(_Vertex(vertex.segment, group=vertex.group)))
+            vertex = vertex._replace(group=NOBODY)
+        if not shared:
+            return self._number(vertex)
+        passes = (True,) * len(shared)
+        if vertex.additive:
+            # A joint can lose any input, but not what it shares, a class token that is put beside its inputs.
+            return self._number(_Vertex(vertex.segment, (self._number(vertex), *shared), (True, *passes)))
+        senders, passes = (*vertex.senders, *shared), (*vertex.passes_zeros, *passes)
+        return self._number(vertex._replace(senders=senders, passes_zeros=passes))
 
     def _restricted(self, segment: int, read: _Read, own: int, varying: int | None) -> tuple[int, int | None]:
         """Returns the vertices of a section of which something must be present, and vary, beside what it reads."""

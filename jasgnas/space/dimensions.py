@@ -117,7 +117,7 @@ class Channels:
             if each.makes
             for start, stop in runs_of(each.indices_of(index))
         ]
-        return Group(index, self.name(index), tuple(slices), num_params, (), NOBODY, kind="channel")
+        return Group(index, self.name(index), tuple(slices), num_params, (), (), kind="channel")
 
     def owners(self, leaves: Sequence[Leaf]) -> OwnerTable:
         """Returns which entries of leaves belong to which channel group."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from jasgnas.errors import ArgumentError
 from jasgnas.graph.graph import ADDITIVE, Graph
-from jasgnas.program.jaxpr import Program, inline, inner_programs
+from jasgnas.program.jaxpr import Program, inline
 from jasgnas.space.dimensions import Dimension, LeafAxis
 from jasgnas.space.groups import NOBODY
 
@@ -75,7 +75,7 @@ def why_nothing(graph: Graph, reasons: Sequence[str], of_axes: Sequence[str]) ->
         listed = "\n  ".join(of_axes)
         return f"the network has nothing that could be removed. What was found of axes of parameters:\n  {listed}"
     if not any(segment.additive for segment in graph.segments):
-        loops = sorted({eqn.primitive for eqn in graph.program.equations if any(map(_has_joint, inner_programs(eqn)))})
+        loops = sorted({eqn.primitive for eqn in graph.program.equations if any(map(_has_joint, eqn.inner))})
         if loops:
             return (
                 "the network has no removable structure: its additions and concatenations are inside a "
@@ -93,4 +93,4 @@ def why_nothing(graph: Graph, reasons: Sequence[str], of_axes: Sequence[str]) ->
 
 def _has_joint(program: Program) -> bool:
     flat = inline(program)
-    return any(eqn.primitive in ADDITIVE or any(map(_has_joint, inner_programs(eqn))) for eqn in flat.equations)
+    return any(eqn.primitive in ADDITIVE or any(map(_has_joint, eqn.inner)) for eqn in flat.equations)

@@ -68,7 +68,7 @@ class LeafSlice(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """The parameters of one minimal removal structure, or of one channel.
+    """The parameters of one minimal removal structure, of several that are tied together, or of one channel.
 
     Attributes:
         index: its position in the search space.
@@ -76,7 +76,7 @@ class Group:
         slices: the leaves and ranges of leaves it holds.
         num_params: number of parameters in them.
         operators: names of the operators of its structure, in order; none for a channel.
-        segment: index of its structure in the segment graph; -1 for a channel.
+        segments: indices of its segments in the segment graph, several if they are tied; none for a channel.
         gate: those of the slices that the result of the structure grows with in proportion, as it would with a gate
             that it is multiplied by; none if there is no such set.
         kind: `structure` or `channel`.
@@ -87,7 +87,7 @@ class Group:
     slices: tuple[LeafSlice, ...]
     num_params: int
     operators: tuple[str, ...]
-    segment: int
+    segments: tuple[int, ...]
     gate: tuple[LeafSlice, ...] = ()
     kind: Literal["structure", "channel"] = "structure"
 

@@ -59,7 +59,7 @@ class SizeTerms(NamedTuple):
         coefficients: int32 `[num_terms, num_digits]`, see `to_digits`.
         segments: int32 `[num_terms]`, the segment of each term; the number of segments for none.
         factors: int32 `[num_terms, most]`, its axes; the number of axes for none.
-        is_counted: bool `[num_segments]`, all true: as many as there are segments.
+        is_counted: bool `[num_segments]`, all true: as many as there are segments, with what they share.
     """
 
     entry_axis: np.ndarray
@@ -77,7 +77,7 @@ class SizeTerms(NamedTuple):
         "graph",
         "critical",
         "terms",
-        "structure_segment",
+        "group_of",
         "dimension_of",
         "widths",
         "least",
@@ -96,7 +96,7 @@ class Mixture:
         graph: what depends on what.
         critical: vertices whose death alone kills a network output, bool `[num_vertices]`.
         terms: the measure of size, None where numbers of groups are to go.
-        structure_segment: int32 `[num_structures]`, segment of each structure.
+        group_of: int32 `[num_segments]`, the structure of each segment, the number of groups for none.
         dimension_of: int32 `[num_channels]`.
         widths: int32 `[num_dimensions]`, how many channels each has.
         least: int32 `[num_dimensions]`, how many channels of each stay at least.
@@ -111,7 +111,7 @@ class Mixture:
     graph: DependenceGraph
     critical: jax.Array
     terms: SizeTerms | None
-    structure_segment: jax.Array
+    group_of: jax.Array
     dimension_of: jax.Array
     widths: jax.Array
     least: jax.Array
@@ -119,6 +119,11 @@ class Mixture:
     inner_of: jax.Array
     fallback: jax.Array
     amounts: jax.Array
+
+    @property
+    def num_structures(self) -> int:
+        """Number of groups that are structures."""
+        return len(self.fallback) - len(self.dimension_of)
 
     @property
     def reachable(self) -> tuple[int, ...]:
@@ -249,7 +254,7 @@ def resolve_mixture(
             candidates.dependence,
             jnp.asarray(candidates.critical),
             terms,
-            jnp.asarray(candidates.segments, jnp.int32),
+            jnp.asarray(np.where(candidates.group_of == NOBODY, candidates.num_groups, candidates.group_of), jnp.int32),
             jnp.asarray(channels.dimension_of, jnp.int32),
             jnp.asarray([each.size for each in channels.dimensions], jnp.int32),
             jnp.asarray(limits.least(channels.dimensions), jnp.int32),
@@ -351,7 +356,7 @@ class _Ranks(NamedTuple):
 
 def _ranks(mixture: Mixture, order: jax.Array, eligible: jax.Array) -> _Ranks:
     """Returns what may go by an order, group indices int `[num_groups]`, among eligible groups."""
-    num_groups, num_structures = len(order), len(mixture.structure_segment)
+    num_groups, num_structures = len(order), mixture.num_structures
     # What is not eligible comes last, and takes no place from the others.
     order = order[jnp.argsort(~eligible[order], stable=True)]
     rank = jnp.zeros(num_groups, jnp.int32).at[order].set(jnp.arange(num_groups, dtype=jnp.int32))
@@ -414,7 +419,7 @@ def _take(
         fallback: bool `[num_groups]`, a valid set of them that meets the amount and contains those accepted.
         accepted: bool `[num_groups]`, groups that are taken in any case.
     """
-    num_groups, num_structures = len(order), len(mixture.structure_segment)
+    num_groups, num_structures = len(order), mixture.num_structures
     ranks = _ranks(mixture, order, eligible)
 
     def before(until: jax.Array) -> jax.Array:
@@ -456,7 +461,7 @@ def _least(is_enough: Any, most: int) -> jax.Array:
 def is_met(mixture: Mixture, removed: jax.Array, amount: jax.Array) -> jax.Array:
     """Returns whether the removal of some groups, bool `[num_groups]`, meets an amount, see `Mixture.amounts`."""
     if mixture.terms is None:
-        structures, channels = jnp.split(removed, [len(mixture.structure_segment)])
+        structures, channels = jnp.split(removed, [mixture.num_structures])
         numbers = jnp.sum(structures), jnp.sum(channels & ~_is_gone(mixture, structures))
         return (numbers[0] >= amount[0]) & (numbers[1] >= amount[1])
     total = jnp.sum(_values(mixture.terms, *_left(mixture, mixture.terms, removed)), 0, dtype=jnp.int32)
@@ -468,7 +473,6 @@ def savings_without(mixture: Mixture, removed: jax.Array) -> jax.Array:
     terms = mixture.terms
     assert terms is not None
     live, counted = _left(mixture, terms, removed)
-    num_structures = len(mixture.structure_segment)
     factors = jnp.append(live, 1)[terms.factors].astype(jnp.float32)
     values = from_digits(jnp.moveaxis(_values(terms, live, counted), -1, 0))
     slopes = values[:, None] / jnp.maximum(factors, 1)
@@ -476,7 +480,7 @@ def savings_without(mixture: Mixture, removed: jax.Array) -> jax.Array:
     each = jnp.broadcast_to(per_index[terms.entry_axis][:, None], terms.entry_groups.shape)
     savings = jax.ops.segment_sum(each.reshape(-1), terms.entry_groups.reshape(-1), len(removed) + 1)[:-1]
     per_segment = jax.ops.segment_sum(values, terms.segments, len(terms.is_counted) + 1)
-    return savings.at[:num_structures].add(per_segment[mixture.structure_segment])
+    return savings.at[mixture.group_of].add(per_segment[:-1], mode="drop")
 
 
 def _left(mixture: Mixture, terms: SizeTerms, removed: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -486,7 +490,7 @@ def _left(mixture: Mixture, terms: SizeTerms, removed: jax.Array) -> tuple[jax.A
     live = jnp.asarray(terms.sizes) - jax.ops.segment_sum(gone.astype(jnp.int32), terms.entry_axis, len(terms.sizes))
     everything = jnp.ones(graph.group.shape, bool)
     # There may be no structures; what belongs to none finds the appended entry.
-    structures = jnp.append(removed[: len(mixture.structure_segment)], False)
+    structures = jnp.append(removed[: mixture.num_structures], False)
     zero, useful = spread_zeros(graph, vertices_of(graph, structures), everything)
     counted = jnp.zeros(len(terms.is_counted), bool).at[jnp.asarray(graph.segment)].max(useful & ~zero)
     return live, counted

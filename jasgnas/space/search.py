@@ -54,6 +54,7 @@ from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.selection import Selection
+from jasgnas.space.sharing import Sharing
 from jasgnas.space.sizes import build_costs, counted_segments
 from jasgnas.space.structures import FoundGroups, find_groups, num_params
 from jasgnas.space.table import description, table
@@ -86,6 +87,7 @@ class SearchSpace:
         kept: indices of the leaves that `keep=` names.
         connected: for each array among the inputs, whether it is one of those that outputs must stay connected to.
         outputs: paths of the outputs that must stay connected to one of those, None for all.
+        tie: patterns of the paths of structures that are one group.
         kinds: which kinds of groups were searched for.
     """
 
@@ -101,11 +103,12 @@ class SearchSpace:
     kept: frozenset[int]
     connected: tuple[bool, ...]
     outputs: tuple[str, ...] | None
+    tie: tuple[str, ...]
     kinds: Kinds
 
     def __reduce__(self) -> Any:
         """Copies and pickles search anew: a trace can be neither copied nor pickled, and the model says it all."""
-        return search, (self.model, self.call, self.kept, self.connected, self.outputs, self.kinds)
+        return search, (self.model, self.call, self.kept, self.connected, self.outputs, self.tie, self.kinds)
 
     @cached_property
     def groups(self) -> Sequence[Group]:
@@ -185,19 +188,20 @@ class SearchSpace:
             for axes, groups in own:
                 fingerprint = zlib.crc32(f"{path}{axes}".encode() + groups.astype("<i8").tobytes(), fingerprint)
         sizes = [group.num_params for group in self.structures]
+        sharing = Sharing(self.graph, self.structures)
         widths = None
         if self.channels.dimensions:
             places = self.channels.places
-            counter = WidthCounter(self.graph, self.leaves, self.effects, places, self.kept, self.aligner)
+            counter = WidthCounter(self.graph, self.leaves, self.effects, places, self.kept, self.aligner, sharing)
             widths = counter.count()
         return Candidates(
             num_params=np.array([*sizes, *self.channels.num_params(self.leaves)]),
-            segments=np.array([group.segment for group in self.structures], int),
+            group_of=np.array([sharing.group_of.get(segment, NOBODY) for segment in range(sharing.num_all)], int),
             shapes=self.shapes,
             owners=owners,
             gates={path: (*gates.get(path, ()), *channels.get(path, ())) for path in owners},
-            dependence=build_dependence(self.graph, self.structures, structures, self.leaves, self.connected),
-            costs=build_costs(self.graph, self.leaves, self.effects, self.kept),
+            dependence=build_dependence(self.graph, sharing, structures, self.leaves, self.connected),
+            costs=build_costs(self.graph, self.leaves, self.effects, self.kept, sharing),
             fingerprint=fingerprint,
             channels=self.channels if self.dimensions else None,
             inner_of=self.channels.inner_of(structures, self.leaves) if self.dimensions else None,
@@ -249,9 +253,7 @@ class SearchSpace:
     @property
     def _segment_groups(self) -> np.ndarray:
         """Group of each segment, or -1."""
-        found = np.full(len(self.graph.segments), -1, np.int32)
-        found[self.candidates.segments] = np.arange(len(self.structures))
-        return found
+        return self.candidates.group_of[: len(self.graph.segments)].astype(np.int32)
 
     @cached_property
     def _num_params(self) -> list[int]:
@@ -307,10 +309,11 @@ class SearchSpace:
         """
         table = owner_table([group for group in self.structures if structures[group.index]], self.shapes)
         marked = np.ones(len(self.structures), bool)
-        counted = counted_segments(self.candidates.dependence, structures, len(self.graph.segments))
+        candidates = self.candidates
+        counted = counted_segments(candidates.dependence, structures, candidates.costs.num_segments)
         needed = {
             leaf
-            for segment in np.flatnonzero(counted).tolist()
+            for segment in np.flatnonzero(counted[: len(self.graph.segments)]).tolist()
             for operator in self.graph.segments[segment].operators
             for leaf in self.graph.leaves_of(operator)
         }
@@ -559,6 +562,7 @@ def search_space(
     keep: Sequence[KeepPattern] | KeepPattern = (),
     inputs: Sequence[str | int] | str | int | None = None,
     outputs: Sequence[str | int] | str | int | None = None,
+    tie: Sequence[str] | str = (),
     structures: bool = True,
     channels: bool = False,
     **kwargs: Any,
@@ -586,6 +590,10 @@ def search_space(
         outputs: the outputs that must stay connected, by their path in what the model returns: `logits`, `0`, or `0/x`;
             one with all below it. By default all. The others may lose everything that they depend on, and are then
             constant: features that are returned beside the prediction, new states, or a temperature.
+        tie: patterns of parameter paths, `cells/*/{edge}/{op}/**` for example: `*` and `{name}` are one component of a
+            path or a part of it, `**` any number of components. A structure matches if the paths of all leaves that it
+            holds as a whole, or rows of, match with the same names; structures for which the names stand for the same
+            are one group: they go together or not at all. Structures that share a leaf are one group without that.
         structures: whether minimal removal structures are candidates.
         channels: whether single channels are, beside them: indices of an axis that is the same axis everywhere, of the
             features of a convolution, the width of a residual stream, or the heads of an attention.
@@ -595,7 +603,7 @@ def search_space(
         The search space. Group indices and names follow the order of the trace: the same model gives the same space.
 
     Raises:
-        ArgumentError: the model is of an unknown kind, or an argument is missing.
+        ArgumentError: the model is of an unknown kind, an argument is missing, or a pattern matches or ties nothing.
         DisconnectedOutputError: a network output does not depend on the input.
         NoRemovableStructureError: nothing can be removed.
     """
@@ -605,11 +613,14 @@ def search_space(
         opened = open_model(model, variables=variables, params=params, method=method).in_mode(training=False)
         call = Call.of(args, kwargs)
         chosen = [inputs] if isinstance(inputs, str | int) else inputs
+        ties = (tie,) if isinstance(tie, str) else tuple(tie)
+        if ties and not structures:
+            raise ArgumentError("tie= is about structures, and structures=False leaves none: leave one of them out")
         connected = _connected(call, argument_names(model, method), chosen)
         kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
         named = [outputs] if isinstance(outputs, str | int) else outputs
         wanted = None if named is None else tuple(map(str, named))
-        return search(opened, call, kept, connected, wanted, Kinds(structures, channels))
+        return search(opened, call, kept, connected, wanted, ties, Kinds(structures, channels))
 
 
 def search(
@@ -618,6 +629,7 @@ def search(
     kept: frozenset[int],
     connected: tuple[bool, ...],
     outputs: tuple[str, ...] | None,
+    tie: tuple[str, ...],
     kinds: Kinds,
 ) -> SearchSpace:
     """Makes the search space of a model in inference mode; the arguments are those attributes of the space."""
@@ -627,7 +639,7 @@ def search(
     trainable = [leaf.trainable for leaf in opened.leaves]
     graph = build_graph(program, len(opened.leaves), trainable, required)
     _require_connected(graph, traced, required)
-    found = find_groups(graph, opened.leaves, kept) if kinds.structures else FoundGroups()
+    found = find_groups(graph, opened.leaves, kept, tie) if kinds.structures else FoundGroups()
     aligner, channels = Aligner(), Channels()
     if kinds.channels:
         channels = find_channels(graph, opened.leaves, kept, len(found.groups), aligner)
@@ -638,7 +650,7 @@ def search(
     reasons = reasons or ("structures=False: no structures were searched for",) * len(graph.segments)
     call = Call(call.avals, call.static, call.treedef)
     space = SearchSpace(
-        opened, call, traced, graph, groups, channels, aligner, reasons, effects, kept, connected, outputs, kinds
+        opened, call, traced, graph, groups, channels, aligner, reasons, effects, kept, connected, outputs, tie, kinds
     )
     if not space.is_valid(()):
         raise DisconnectedOutputError(

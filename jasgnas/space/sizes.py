@@ -8,7 +8,8 @@ import numpy as np
 from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import Graph
 from jasgnas.space.groups import NOBODY
-from jasgnas.space.invariance import Effect
+from jasgnas.space.invariance import Effect, effects_of_parts
+from jasgnas.space.sharing import Sharing
 from jasgnas.space.structures import num_params
 from jasgnas.space.validity import DependenceGraph
 
@@ -20,8 +21,8 @@ class Measure(NamedTuple):
     """What counts in one measure of size.
 
     Attributes:
-        fixed: size of what is there whatever goes: parameters that several segments share, or that are to be kept.
-        segments: int64 `[num_segments]`, size of each segment.
+        fixed: size of what is there whatever goes: parameters that are to be kept.
+        segments: int64 `[num_segments]`, size of each segment, and then of what several of them share, see `Sharing`.
         savings: int64 `[num_savings]`, what each saving saves.
     """
 
@@ -32,6 +33,8 @@ class Measure(NamedTuple):
 
 class Costs(NamedTuple):
     """What each segment contributes to the size of a sub-network.
+
+    What several segments share is a segment among others, after those of the network.
 
     A segment counts if it is not zero and an output depends on it. It is zero if its group is removed, if it is an
     additive joint of zeros, or if it reads a zero along an edge that passes zeros on. What the removal of a group saves
@@ -49,16 +52,20 @@ class Costs(NamedTuple):
 
     @property
     def num_segments(self) -> int:
-        """Number of segments."""
+        """Number of segments, and of what they share."""
         return len(next(iter(self.measures.values())).segments)
 
-    def of_groups(self, segments: np.ndarray, measure: str) -> np.ndarray:
-        """Returns what each group holds and saves in a measure, `[num_groups]`, given the segment of each."""
+    def of_groups(self, group_of: np.ndarray, num_groups: int, measure: str) -> np.ndarray:
+        """Returns what each group holds and saves in a measure, `[num_groups]`, given the group of each segment."""
         own = self.measures[measure]
-        return own.segments[segments] + np.bincount(self.saving_group, own.savings, len(segments))
+        has_group = group_of != NOBODY
+        held = np.bincount(group_of[has_group], own.segments[has_group], num_groups)
+        return held + np.bincount(self.saving_group, own.savings, num_groups)
 
 
-def build_costs(graph: Graph, leaves: Sequence[Leaf], effects: Sequence[Effect], kept: frozenset[int]) -> Costs:
+def build_costs(
+    graph: Graph, leaves: Sequence[Leaf], effects: Sequence[Effect], kept: frozenset[int], sharing: Sharing
+) -> Costs:
     """Returns what each segment contributes to the size of a sub-network.
 
     Args:
@@ -66,41 +73,50 @@ def build_costs(graph: Graph, leaves: Sequence[Leaf], effects: Sequence[Effect],
         leaves: the arrays of the model.
         effects: what the groups save in other segments than their own.
         kept: indices of the leaves that stay whatever is removed.
+        sharing: what several segments share.
     """
-    users: dict[int, list[int]] = {}
-    for operator in graph.operators:
-        for part in operator.parts:
-            users.setdefault(part, []).append(operator.index)
-    params = np.zeros(len(graph.segments), np.int64)
-    fixed = sum(num_params(graph.parts[part], leaves) for part in graph.returned - users.keys())
-    for index, operators in users.items():
-        segments = {graph.segment_of[operator] for operator in operators}
+    params = np.zeros(sharing.num_all, np.int64)
+    macs = np.zeros(sharing.num_all, np.int64)
+    read = {part for operator in graph.operators for part in operator.parts}
+    fixed = sum(num_params(graph.parts[part], leaves) for part in graph.returned - read)
+    for index in read:
         size = num_params(graph.parts[index], leaves)
-        if len(segments) > 1 or graph.parts[index].leaf in kept:
+        if graph.parts[index].leaf in kept:
             fixed += size
         else:
-            params[segments.pop()] += size
-    macs = np.array([sum(graph.operators[o].macs for o in s.operators) for s in graph.segments], np.int64)
-    saved: dict[tuple[int, int], tuple[int, float]] = {}
+            params[sharing.number_of(index)] += size
+    # By operator, what of it is of no use without each group: a part of its parameters takes the same part of its
+    # multiply-adds with it.
+    shares: dict[tuple[int, int], float] = {}
     for effect in effects:
-        held = graph.parts[effect.part]
-        # What is of no use to one operator may be needed by another one that reads it.
-        stays = held.leaf in kept or len(users[effect.part]) > 1
-        size = 0 if stays else num_params(held, leaves) // len(effect.groups)
-        groups, counts = np.unique(effect.groups[effect.groups != NOBODY], return_counts=True)
-        for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
-            before, share = saved.get((effect.operator, group), (0, 0.0))
-            saved[effect.operator, group] = before + size * count, max(share, count / len(effect.groups))
-    # A part of an operator's parameters that is of no use takes the same part of its multiply-adds with it.
-    saved_macs = [round(share * graph.operators[operator].macs) for (operator, _), (_, share) in saved.items()]
+        for group, count in _counts(effect.groups):
+            share = count / len(effect.groups)
+            shares[effect.operator, group] = max(shares.get((effect.operator, group), 0.0), share)
+    for operator in graph.operators:
+        macs[graph.segment_of[operator.index]] += operator.macs
+    # By segment and group, the parameters and multiply-adds that are saved.
+    saved: dict[tuple[int, int], np.ndarray] = {}
+    for (index, group), share in shares.items():
+        own = saved.setdefault((graph.segment_of[index], group), np.zeros(2, np.int64))
+        own[1] += round(share * graph.operators[index].macs)
+    for (index, _), groups in effects_of_parts(graph, effects).items():
+        held = graph.parts[index]
+        size = 0 if held.leaf in kept else num_params(held, leaves) // len(groups)
+        for group, count in _counts(groups):
+            own = saved.setdefault((sharing.number_of(index), group), np.zeros(2, np.int64))
+            own[0] += size * count
+    saved_params, saved_macs = np.array(list(saved.values()), np.int64).reshape(-1, 2).T
     return Costs(
-        saving_segment=np.array([graph.segment_of[operator] for operator, _ in saved], np.int32),
+        saving_segment=np.array([segment for segment, _ in saved], np.int32),
         saving_group=np.array([group for _, group in saved], np.int32),
-        measures={
-            "params": Measure(fixed, params, np.array([size for size, _ in saved.values()], np.int64)),
-            "macs": Measure(0, macs, np.array(saved_macs, np.int64)),
-        },
+        measures={"params": Measure(fixed, params, saved_params), "macs": Measure(0, macs, saved_macs)},
     )
+
+
+def _counts(groups: np.ndarray) -> list[tuple[int, int]]:
+    """Returns how often each group occurs, given one for each index, `NOBODY` for none."""
+    found, counts = np.unique(groups[groups != NOBODY], return_counts=True)
+    return list(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def counted_segments(graph: DependenceGraph, removed: np.ndarray, num_segments: int) -> np.ndarray:

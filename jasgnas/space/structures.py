@@ -7,15 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from jasgnas.bridge import Leaf
-from jasgnas.graph.graph import Graph, Operator, Part, Segment
+from jasgnas.graph.graph import INPUT, Graph, Operator, Part, Segment
 from jasgnas.graph.names import operator_label, segment_label
 from jasgnas.program.masks import zero
 from jasgnas.rules import unknown_in
 from jasgnas.rules.flow import ZeroFlow
-from jasgnas.space.edges import outdone, way_of
+from jasgnas.space.edges import Way, outdone, way_of
 from jasgnas.space.gates import GateFinder
 from jasgnas.space.groups import NOBODY, Group, LeafSlice
 from jasgnas.space.invariance import Effect, RangeFollower
+from jasgnas.space.ties import shared_ties, tied_by_patterns, united
 
 
 class FoundGroups(NamedTuple):
@@ -32,21 +33,28 @@ class FoundGroups(NamedTuple):
     effects: tuple[Effect, ...] = ()
 
 
-def find_groups(graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int]) -> FoundGroups:
+def find_groups(graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int], tie: Sequence[str] = ()) -> FoundGroups:
     """Finds the removal structures of a network.
 
     Args:
         graph: its operators and segments.
         leaves: its arrays.
         kept: indices of leaves that must not be candidates.
+        tie: patterns of the paths of structures that are to be one group, see `ties.tied_by_patterns`.
+
+    Raises:
+        ArgumentError: a pattern ties nothing.
     """
     finder = _GroupFinder(graph, leaves, kept)
-    groups = finder.find()
+    groups = finder.find(tie)
     return FoundGroups(groups, tuple(finder.reasons), tuple(finder.effects))
 
 
 class _GroupFinder:
-    """Decides for every segment whether it is a minimal removal structure, and which parameters make its group."""
+    """Decides for every segment whether it is a minimal removal structure, and which parameters make its group.
+
+    Every segment that may go is a structure, with a number. The structures that are tied to each other are one group.
+    """
 
     def __init__(self, graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int]):
         self._graph = graph
@@ -57,8 +65,12 @@ class _GroupFinder:
         for operator in graph.operators:
             for part in operator.parts:
                 self._users.setdefault(part, []).append(operator.index)
-        self._follower = RangeFollower(graph, self._eligible)
-        # What each group holds, its parts by the operators that read them, and the parts whose ranges belong to
+        self._segments_of = {
+            part: frozenset(graph.segment_of[operator] for operator in users) for part, users in self._users.items()
+        }
+        # The segments that each of those goes with that share parts which they need to be zero.
+        self._tied: dict[int, tuple[int, ...]] = {}
+        # What each structure holds, its parts by the operators that read them, and the parts whose ranges belong to
         # structures further up.
         self._slices: list[list[LeafSlice]] = []
         self._parts: list[dict[int, list[int]]] = []
@@ -68,65 +80,152 @@ class _GroupFinder:
         self.reasons: list[str] = []
         self.effects: list[Effect] = []
 
-    def find(self) -> tuple[Group, ...]:
+    def find(self, tie: Sequence[str]) -> tuple[Group, ...]:
         """Returns the groups, in the order of their segments; `reasons` says why the other segments have none."""
         segments: list[Segment] = []
+        self._tie()
         self._others = self._better_ones()
+        follower = RangeFollower(self._graph, self._eligible)
         # Structures come before those that read them, so a claim on a leaf is known when its own segment is judged.
         for segment in self._graph.segments:
             for operator in segment.operators:
-                for effect in self._follower.through(operator):
+                for effect in follower.through(operator):
                     self._note(effect)
             own = self._own_parts(segment)
             if isinstance(own, str):
                 self.reasons.append(f"not removable: {own}")
                 continue
             self.reasons.append("removable")
-            self._follower.start(segment.operators[-1], len(segments))
+            follower.start(segment.operators[-1], len(segments))
             segments.append(segment)
             self._slices.append(list(map(self._whole, own)))
             read = {index: [p for p in self._graph.operators[index].parts if p in own] for index in segment.operators}
             self._parts.append({operator: parts for operator, parts in read.items() if parts})
+        finder = GateFinder(self._graph, follower.ranges)
+        gates = [finder.find(i, each.operators, self._parts[i]) for i, each in enumerate(segments)]
+        members = self._members(segments, tie)
         names: set[str] = set()
-        gates = GateFinder(self._graph, self._follower.ranges)
         groups = tuple(
-            Group(
-                index=index,
-                name=_unique(segment_label(segment, self._graph, self._leaves), names),
-                slices=tuple(self._slices[index]),
-                num_params=sum(self._size(each) for each in self._slices[index]),
-                operators=tuple(self._graph.operators[operator].name for operator in segment.operators),
-                segment=segment.index,
-                gate=self._gate(index, gates.find(index, segment.operators, self._parts[index])),
-            )
-            for index, segment in enumerate(segments)
+            self._group(index, each, [segments[i] for i in each], self._common_gate(each, gates), names)
+            for index, each in enumerate(members)
         )
-        for group in groups:
-            self.reasons[group.segment] += f", group {group.index} ({_listed(group.gate)})"
+        number_of = np.zeros(len(segments) + 1, int)  # NOBODY finds the last entry
+        number_of[-1] = NOBODY
+        for index, structures in enumerate(members):
+            number_of[list(structures)] = index
+        self.effects = [effect._replace(groups=number_of[effect.groups]) for effect in self.effects]
         return groups
 
+    def _group(
+        self, index: int, structures: Sequence[int], segments: Sequence[Segment], gate: frozenset[int], names: set[str]
+    ) -> Group:
+        """Returns the group of some structures, under a name that is not among `names` yet."""
+        slices = tuple(dict.fromkeys(each for structure in structures for each in self._slices[structure]))
+        chosen = {(self._leaf(part).path, self._graph.parts[part].row) for part in gate}
+        labels = list(dict.fromkeys(segment_label(segment, self._graph, self._leaves) for segment in segments))
+        group = Group(
+            index=index,
+            name=_unique(" + ".join(labels if len(labels) <= 4 else [labels[0], "…", labels[-1]]), names),
+            slices=slices,
+            num_params=sum(map(self._size, slices)),
+            operators=tuple(self._graph.operators[each].name for segment in segments for each in segment.operators),
+            segments=tuple(segment.index for segment in segments),
+            gate=tuple(each for each in slices if (each.path, each.row) in chosen),
+        )
+        others = f", together with {len(segments) - 1} more" if len(segments) > 1 else ""
+        for segment in group.segments:
+            self.reasons[segment] += f", group {index}{others} ({_listed(group.gate)})"
+        return group
+
+    def _tie(self) -> None:
+        """Finds the segments that shared parts tie together."""
+        shared = {
+            part: segments
+            for part, segments in self._segments_of.items()
+            if len(segments) > 1 and self._leaf(part).trainable
+        }
+        for tied in shared_ties(shared, self._needed):
+            self._tied |= dict.fromkeys(tied, tied)
+            is_whole = not any(isinstance(self._own_parts(self._graph.segments[each]), str) for each in tied)
+            if not is_whole or self._cuts_off(tied):
+                for each in tied:
+                    del self._tied[each]
+
+    def _cuts_off(self, tied: Sequence[int]) -> bool:
+        """Tells whether an output is lost without some segments, which one by one could all be missed."""
+        alive: list[bool] = []
+        for segment in self._graph.segments:
+            fed = [source == INPUT or alive[source] for source in segment.sources]
+            alive.append(segment.index not in tied and (any(fed) if segment.additive else all(fed)))
+        return not all(alive[self._graph.segment_of[each]] for each in self._graph.outputs if each != INPUT)
+
+    def _needed(self, index: int, allowed: frozenset[int]) -> frozenset[int] | None:
+        """Returns which of some shared parts a segment must be without to be zero, see `shared_ties`."""
+        segment = self._graph.segments[index]
+        if self._why_not(segment) is not None:
+            return None
+        trainable = self._trainable(segment)
+        own = {part for part in trainable if len(self._segments_of[part]) == 1}
+        if self._is_removed(segment, own):
+            return frozenset()
+        needed = trainable & allowed
+        if not self._is_removed(segment, own | needed):
+            return None
+        for part in sorted(needed, key=lambda part: (-len(self._segments_of[part]), part)):
+            if self._is_removed(segment, own | needed - {part}):
+                needed -= {part}
+        return frozenset(needed)
+
+    def _members(self, segments: Sequence[Segment], tie: Sequence[str]) -> list[tuple[int, ...]]:
+        """Returns the structures that each group consists of, given the segments of the structures."""
+        place = {segment.index: number for number, segment in enumerate(segments)}
+        by_leaves = united(len(segments), [[place[each] for each in own] for own in self._tied.values()])
+        # A range belongs to what a concatenation is read by: its path says nothing of the structure.
+        paths = [[each.path for i in own for each in self._slices[i] if each.axis is None] for own in by_leaves]
+        return [
+            tuple(sorted(structure for number in own for structure in by_leaves[number]))
+            for own in united(len(by_leaves), tied_by_patterns(tie, paths))
+        ]
+
     def _better_ones(self) -> dict[int, int]:
-        """Returns the operators whose zeros end where those of a better structure do, and the operator of that one."""
-        last = (segment.operators[-1] for segment in self._graph.segments if self._passes_others(segment))
-        ways = {each: way_of(self._graph, each) for each in last}
-        return outdone(self._graph, ways)
+        """Returns the operators whose zeros end where those of a better structure do, and the operator of that one.
+
+        They tie nothing then: they are no structures.
+        """
+        lasts = {}
+        for segment in self._graph.segments:
+            tied = [self._graph.segments[each] for each in self._tied.get(segment.index, (segment.index,))]
+            if tied[0] == segment and any(map(self._passes_others, tied)):
+                lasts[segment.operators[-1]] = [each.operators[-1] for each in tied]
+        ways = {}
+        for first, own in lasts.items():
+            several = [way_of(self._graph, each) for each in own]
+            edges = tuple(edge for way in several for edge in way.edges)
+            ways[first] = Way(edges, (*own, *(each for way in several for each in way.operators)), None)
+        others = {each: other for first, other in outdone(self._graph, ways).items() for each in lasts[first]}
+        for operator in others:
+            self._tied.pop(self._graph.segment_of[operator], None)
+        return others
 
     def _passes_others(self, segment: Segment) -> bool:
         """Tells whether a segment is a structure whose zeros pass products, masks or the like."""
         direct = all(reader.additive for reader in self._readers(segment.operators[-1]))
         return not direct and not isinstance(self._own_parts(segment), str)
 
-    def _gate(self, group: int, parts: frozenset[int]) -> tuple[LeafSlice, ...]:
-        """Returns those of a group's slices that are of some parts."""
-        chosen = {(self._leaf(part).path, self._graph.parts[part].row) for part in parts}
-        return tuple(each for each in self._slices[group] if (each.path, each.row) in chosen)
+    def _common_gate(self, structures: Sequence[int], gates: Sequence[frozenset[int]]) -> frozenset[int]:
+        """Returns the parts that the results of some structures all grow in proportion with, none if there are none."""
+        common = frozenset[int]().union(*(gates[each] for each in structures))
+        for each in structures:
+            held = {part for parts in self._parts[each].values() for part in parts}
+            # A part that several of them read must do in each of them what it does in one.
+            if not gates[each] or common & held != gates[each]:
+                return frozenset()
+        return common
 
-    def _own_parts(self, segment: Segment) -> list[int] | str:
-        """Returns the parameters of a segment, which are to be a group, or why they are not."""
+    def _why_not(self, segment: Segment) -> str | None:
+        """Returns why a segment is no structure whatever its parameters are, None if it may be one."""
         last = segment.operators[-1]
         operators = [self._graph.operators[index] for index in segment.operators]
-        used = {part for operator in operators for part in operator.parts}
-        trainable = {part for part in used if self._leaf(part).trainable}
         if len(self._graph.operators[segment.operators[0]].sources) > 1:
             return "it joins several inputs"
         if last in self._graph.ends:
@@ -135,25 +234,48 @@ class _GroupFinder:
         if reader is not None and way_of(self._graph, last).end is not None:
             what = "a product" if len(reader.sources) > 1 else "another operator"
             return f"it feeds {what} ({operator_label(reader, self._graph, self._leaves)})"
-        if not trainable:
+        if not self._trainable(segment):
             return "it has no trainable parameters"
         if (other := self._others.get(last)) is not None:
             return f"what it feeds goes with {operator_label(self._graph.operators[other], self._graph, self._leaves)}"
         if unknown := unknown_in(self._graph.program.equations[p] for each in operators for p in each.equations):
             return f"it contains the unknown operator {', '.join(unknown)}"
-        if kept := sorted({self._leaf(part).path for part in used if self._graph.parts[part].leaf in self._kept}):
+        used = (self._graph.parts[part].leaf for operator in operators for part in operator.parts)
+        if kept := sorted({self._leaves[leaf].path for leaf in used if leaf in self._kept}):
             return f"{', '.join(kept)} is to be kept"
-        members = set(segment.operators)
-        shared = {part for part in trainable if not members.issuperset(self._users[part])}
-        own = sorted(trainable - shared - self._claimed)
+        return None
+
+    def _own_parts(self, segment: Segment) -> list[int] | str:
+        """Returns the parameters of a segment, which are to be its part of a group, or why they are not."""
+        if (reason := self._why_not(segment)) is not None:
+            return reason
+        members = set(self._tied.get(segment.index, (segment.index,)))
+        trainable = self._trainable(segment)
+        shared = {part for part in trainable if not members.issuperset(self._segments_of[part])}
+        own, flow = self._zeroed(segment, trainable - shared - self._claimed)
+        if not self._is_zero(segment.operators[-1], flow):
+            return self._why_not_invariant(segment, flow, shared, trainable)
+        return own
+
+    def _is_removed(self, segment: Segment, parts: Iterable[int]) -> bool:
+        """Tells whether the result of a segment is zero without some of its parameters."""
+        return self._is_zero(segment.operators[-1], self._zeroed(segment, parts)[1])
+
+    def _zeroed(self, segment: Segment, parts: Iterable[int]) -> tuple[list[int], ZeroFlow]:
+        """Returns which of some parameters of a segment can be zero, and what is known of its results then."""
+        last = segment.operators[-1]
+        own = sorted(parts)
         flow = self._flow_without(segment, own)
         if self._is_broken(last, flow):
             # A weight that is divided by its own norm cannot be zero itself, but the gain it is multiplied by can.
             own = [part for part in own if not self._is_broken(last, self._flow_without(segment, [part]))]
             flow = self._flow_without(segment, own)
-        if not self._is_zero(last, flow):
-            return self._why_not_invariant(segment, flow, shared, trainable)
-        return own
+        return own, flow
+
+    def _trainable(self, segment: Segment) -> set[int]:
+        """Returns the parameters that a segment reads."""
+        used = {part for index in segment.operators for part in self._graph.operators[index].parts}
+        return {part for part in used if self._leaf(part).trainable}
 
     def _flow_without(self, segment: Segment, parts: Iterable[int]) -> ZeroFlow:
         """Returns what is known of the results of a segment when parts are zero, whatever its input."""
@@ -171,7 +293,12 @@ class _GroupFinder:
         """Parts of which a range may join the group of a structure further up."""
         whole = (part for part, users in self._users.items() if len(users) == 1 and not self._graph.parts[part].row)
         return frozenset(
-            part for part in whole if self._leaf(part).trainable and self._graph.parts[part].leaf not in self._kept
+            part
+            for part in whole
+            if self._leaf(part).trainable
+            and self._graph.parts[part].leaf not in self._kept
+            # Structures that are tied go as a whole or not at all: nothing else may claim parts of one of them.
+            and self._tied.keys().isdisjoint(self._segments_of[part])
         )
 
     def _note(self, effect: Effect) -> None:

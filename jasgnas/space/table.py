@@ -43,7 +43,13 @@ def _structures(space: "SearchSpace") -> str:
     macs = space.segment_graph.nodes["macs"]
     headings = ("group", "name", "parameters", "multiply-adds", "operators")
     rows = [
-        (str(g.index), _clip(g.name), f"{g.num_params:,}", f"{macs[g.segment]:,}", _clip(", ".join(g.operators)))
+        (
+            str(g.index),
+            _clip(g.name),
+            f"{g.num_params:,}",
+            f"{macs[[*g.segments]].sum():,}",
+            _clip(", ".join(g.operators)),
+        )
         for g in space.structures
     ]
     return _aligned(headings, rows, "><>><")

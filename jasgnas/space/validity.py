@@ -44,7 +44,8 @@ class DependenceGraph(NamedTuple):
             not count.
         required: int32 `[num_required]`, those of the outputs that are to stay alive.
         group: int32 `[num_vertices]`, group with which the vertex goes, or -1.
-        segment: int32 `[num_vertices]`, segment that the vertex belongs to.
+        segment: int32 `[num_vertices]`, segment that the vertex belongs to, or what several of them share, see
+            `Sharing`.
     """
 
     senders: np.ndarray

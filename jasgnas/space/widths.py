@@ -18,7 +18,8 @@ from jasgnas.program.macs import equation_macs
 from jasgnas.space.alignment import Aligner, kept_axes
 from jasgnas.space.dimensions import Place
 from jasgnas.space.groups import NOBODY
-from jasgnas.space.invariance import Effect
+from jasgnas.space.invariance import Effect, effects_of_parts
+from jasgnas.space.sharing import Sharing
 
 Removers = tuple[np.ndarray, ...]
 """For each index of an axis the groups, each of which removes it: arrays int `[size]`, `NOBODY` for no group."""
@@ -29,7 +30,8 @@ class Terms(NamedTuple):
 
     Attributes:
         coefficients: int64 `[num_terms]`.
-        segments: int32 `[num_terms]`, the segment without which a term is zero, `NOBODY` for none.
+        segments: int32 `[num_terms]`, the segment without which a term is zero, or what several of them share, see
+            `Sharing`; `NOBODY` for none.
         axes: int32 `[num_terms, most]`, the axes whose live sizes are its factors, `NOBODY` for none.
     """
 
@@ -118,6 +120,7 @@ class WidthCounter:
         places: Mapping[Place, np.ndarray],
         kept: frozenset[int],
         aligner: Aligner,
+        sharing: Sharing,
     ):
         """Prepares a network.
 
@@ -128,21 +131,16 @@ class WidthCounter:
             places: for every axis of a variable that channels lie along, the group of each index.
             kept: indices of the leaves that stay whatever is removed.
             aligner: what knows which axes are the same.
+            sharing: what several segments share.
         """
         self._graph, self._leaves, self._kept, self._places = graph, leaves, kept, places
-        self._aligner = aligner
+        self._aligner, self._sharing = aligner, sharing
         self._makers = {var: eqn for eqn in graph.program.equations for var in eqn.outputs}
-        self._users: dict[int, list[int]] = {}
-        for operator in graph.operators:
-            for part in operator.parts:
-                self._users.setdefault(part, []).append(operator.index)
         # By the variable that holds a part, and an axis of it, which structures remove which indices.
         self._ranges: dict[Place, list[np.ndarray]] = {}
-        for effect in effects:
-            if len(self._users[effect.part]) > 1:
-                continue  # What is of no use to one operator may be needed by another one that reads it.
-            for var in graph.part_vars[effect.part]:
-                self._ranges.setdefault((var, effect.axis), []).append(effect.groups)
+        for (part, axis), groups in effects_of_parts(graph, effects).items():
+            for var in graph.part_vars[part]:
+                self._ranges.setdefault((var, axis), []).append(groups)
         self._axes: dict[tuple[bytes, ...], int] = {}
         self._removers: list[Removers] = []
 
@@ -154,20 +152,18 @@ class WidthCounter:
 
     def _params(self) -> Iterable[tuple[int, int, list[int]]]:
         graph = self._graph
-        for part, users in self._users.items():
+        read = dict.fromkeys(part for operator in graph.operators for part in operator.parts)
+        for part in (*read, *sorted(graph.returned - read.keys())):
             leaf = self._leaves[graph.parts[part].leaf]
             if not leaf.trainable:
                 continue
-            segments = {graph.segment_of[operator] for operator in users}
-            is_kept = graph.parts[part].leaf in self._kept
-            segment = NOBODY if len(segments) > 1 or is_kept else segments.pop()
+            # What outputs alone are computed from, such as a temperature, is there whatever goes.
+            is_kept = graph.parts[part].leaf in self._kept or part not in read
+            segment = NOBODY if is_kept else self._sharing.number_of(part)
             var = graph.part_vars[part][0]
             shape = graph.program.avals[var].shape
             axes = [] if is_kept else [((var, axis),) for axis in range(len(shape))]
             yield self._term(math.prod(shape), segment, axes)
-        for part in graph.returned - self._users.keys():
-            if self._leaves[graph.parts[part].leaf].trainable:
-                yield self._term(math.prod(graph.program.avals[graph.part_vars[part][0]].shape), NOBODY, [])
 
     def _macs(self) -> Iterable[tuple[int, int, list[int]]]:
         for operator in self._graph.operators:

@@ -109,7 +109,9 @@ def test_a_module_comes_back_as_a_smaller_one(residual):
         np.testing.assert_allclose(jax.vmap(full)(X, keys), jax.vmap(small)(X, keys), rtol=1e-5)
         expected = jax.vmap(inference(full))(X)
         np.testing.assert_allclose(jax.vmap(inference(small))(X), expected, rtol=1e-5)
-        np.testing.assert_allclose(eqx.filter_jit(lambda module: jax.vmap(module)(X))(inference(small)), expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            eqx.filter_jit(lambda module: jax.vmap(module)(X))(inference(small)), expected, rtol=1e-5
+        )
 
 
 def test_a_function_may_stand_for_the_call(residual):

@@ -47,7 +47,7 @@ def test_name_tables_match_the_nodes(case):
     assert len(space.segment_names) == space.segment_graph.n_node[0]
     assert "conv conv1" in space.operator_names or "conv conv0" in space.operator_names
     for group in space.groups:
-        assert space.segment_names[group.segment] == group.name
+        assert space.segment_names[group.segments[0]] == group.name
 
 
 def test_segments_are_what_their_operators_make(case):

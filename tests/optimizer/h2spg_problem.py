@@ -42,12 +42,11 @@ SHAPES = {
 
 def make_candidates(slices, shapes, graph, fingerprint, costs=NO_COSTS):
     """Candidates made by hand: the slices of each group, the shapes of the leaves, and what depends on what."""
-    groups = [Group(index, "", tuple(own), 0, (), 0) for index, own in enumerate(slices)]
+    groups = [Group(index, "", tuple(own), 0, (), (0,)) for index, own in enumerate(slices)]
     owners = owner_table(groups, shapes)
-    segments = [np.flatnonzero(graph.group == group.index)[0] for group in groups]
     num_params = [sum(np.ones(shapes[each.path])[each.indices].size for each in own) for own in slices]
     gates = gate_table(groups, owners)
-    return Candidates(np.array(num_params), np.array(segments), shapes, owners, gates, graph, costs, fingerprint)
+    return Candidates(np.array(num_params), graph.group, shapes, owners, gates, graph, costs, fingerprint)
 
 
 SLICES = (

@@ -369,7 +369,7 @@ def test_a_click_tells_everything(open_page, demo):
         shape = "×".join(map(str, leaves[name].shape))
         assert re.search(rf"{name}\s+{shape}\s", f"{text}\n")
     group = demo.groups[0]
-    macs = demo.segment_graph.nodes["macs"][group.segment]
+    macs = demo.segment_graph.nodes["macs"][group.segments[0]]
     for expected in ("removable, group 0", f"{group.num_params:,}", f"{macs:,}", "0.3", "batch_norm", "conv1-bn1"):
         assert expected in text
     page.get_by_role("button", name="concatenate").and_(page.locator("#details button")).click()

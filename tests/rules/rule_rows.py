@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,18 @@ class Row(NamedTuple):
 
 def row(primitive, meaning, fn, *args, in_bounds=False):
     return Row(primitive, str(meaning), fn, args, in_bounds)
+
+
+def _cell(carry, x):
+    """Half of what a cell holds stays, as in an LSTM without parameters."""
+    w, c = carry
+    c = 0.5 * c + w * x
+    return (w, c), jnp.tanh(c)
+
+
+def _step(w, carry):
+    i, x = carry
+    return i + 1, jnp.sin(x * w)
 
 
 def conv(meaning, lhs=(2, 5, 4), rhs=(3, 4, 6), numbers=("NWC", "WIO", "NWC"), dtype=F, **options):
@@ -256,6 +269,15 @@ ELEMENTWISE = [
     on_mesh("sharding_constraint", lax.with_sharding_constraint, AxisType.Auto),
     on_mesh("reshard", jax.sharding.reshard, AxisType.Explicit),
     row("scan", "over data", lambda x, xs: lax.scan(lambda c, x: (c + x, c * x), x, xs), A[0], A),
+    row("scan", "of a cell", lambda w, c, xs: lax.scan(_cell, (w, c), xs, reverse=True), A[0], A[0], A),
+    row("scan", "of products", lambda c, xs: lax.scan(lambda c, x: (c * x, c), c, xs), A[0], A),
+    row("scan", "of maxima", lambda c, xs: lax.scan(lambda c, x: (jnp.maximum(c, x), jnp.exp(c - x)), c, xs), A[0], A),
+    row("scan", "that hands on", lambda c, xs: lax.scan(lambda c, x: ((c[1], x), c[0] * x), c, xs), (A[0], A[1]), A),
+    row("scan", "over nothing", lambda x: lax.fori_loop(0, 3, lambda i, x: x * i, x), A),
+    row("while", "to a bound", lambda w, x: lax.while_loop(lambda c: c[0] < 3, partial(_step, w), (I, x)), A, A),
+    row("while", "not once", lambda w, x: lax.while_loop(lambda c: c[0] < 0, partial(_step, w), (I, x)), A, A),
+    row("cond", "of two", lambda i, x, y: lax.switch(i, [lambda x, y: x * y, lambda x, y: (x + y) * 2], x, y), I, A, A),
+    row("cond", "of three", lambda i, x: lax.switch(i, [jnp.tanh, jnp.sin, jnp.zeros_like], x), I, A),
 ]
 
 # Rows that differ from others by numbers alone, not by which entries go where.

@@ -33,7 +33,7 @@ def edges_of(space, group):
     """
     graph = space.graph
     if all(each.axis is None for each in group.gate):
-        last = graph.segments[group.segment].operators[-1]
+        last = graph.segments[group.segments[0]].operators[-1]
         return {(var, 0, graph.program.avals[var].shape[-1]) for var in graph.results(last)}
     edges = set()
     for each in group.gate:

@@ -181,7 +181,7 @@ def test_unets_segments(unets_space):
 def test_unets_removal_structures(unets_space):
     operators = unets_space.graph.segments
     found = [
-        (tuple(NUMBERS[index] for index in operators[group.segment].operators), set(group.paths))
+        (tuple(NUMBERS[index] for index in operators[group.segments[0]].operators), set(group.paths))
         for group in unets_space.groups
     ]
     assert found == UNETS_GROUPS

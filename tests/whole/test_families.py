@@ -228,7 +228,7 @@ class TwoInputs(nnx.Module):
 
 
 class SharedBlock(nnx.Module):
-    """One block is applied twice, so that it may not be removed; another once."""
+    """One block is applied twice, so that both uses go together; another once."""
 
     def __init__(self, rngs):
         settings = double_settings(rngs)
@@ -303,7 +303,7 @@ NNX_FAMILIES = {
     ),
     "standardised weights": (Standardised, (random_array, (3, 4)), [{"kernel", "gain"}]),
     "gates and shuffles": (GatesAndShuffles, (random_array, (2, 4, 4, 3)), [{"pointwise", "layer_scale"}]),
-    "shared block": (SharedBlock, (random_array, (3, 4)), [{"own"}]),
+    "shared block": (SharedBlock, (random_array, (3, 4)), [{"shared"}, {"own"}]),
     "query groups": (QueryGroups, (random_array, (2, 5, 3)), [{"out"}, {"fused_out"}]),
     "two inputs": (TwoInputs, (random_array, (3, 4), (3, 5)), [{"left"}, {"right"}, {"residual"}]),
 }

@@ -448,7 +448,7 @@ def assert_zero_invariant(space, params, x):
     values.update(zip(program.inputs, [*(params[leaf.path] for leaf in space.leaves), x * 3 + 1], strict=True))
     run(program.equations, values)
     for group in space.groups:
-        operators = [space.graph.operators[index] for index in space.graph.segments[group.segment].operators]
+        operators = [space.graph.operators[index] for index in space.graph.segments[group.segments[0]].operators]
         own = {position for operator in operators for position in operator.equations}
         zeroed = space.zero(params, [group.index])
         paths = {part.path for part in group.slices}

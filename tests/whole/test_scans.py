@@ -172,15 +172,15 @@ READINGS = {
     _rows_one_by_one: ["[0, 0]", "[0, 1]", "[0, 2]", "[1, 0]", "[1, 1]", "[1, 2]"],
     _rows_of_rows: ["[0, 0]", "[0, 1]", "[0, 2]", "[1, 0]", "[1, 1]", "[1, 2]"],
     _one_row_whole: ["[0]", "[1, 0]", "[1, 1]", "[1, 2]"],
-    _one_row_also_whole: [],
-    _all_also_whole: [],
-    _rows_that_share_a_layer: ["[0, 1]", "[0, 2]", "[1, 0]", "[1, 1]"],
+    _one_row_also_whole: [""],
+    _all_also_whole: [""],
+    _rows_that_share_a_layer: ["[0, 0]", "[1, 2]", "[0, 1]", "[0, 2]", "[1, 0]", "[1, 1]"],
 }
 
 
 @pytest.mark.parametrize("fn", READINGS, ids=lambda fn: fn.__name__)
 def test_rows_are_removed_as_they_are_read(fn):
-    """A leaf that is read in overlapping parts is taken as a whole."""
+    """A leaf that is read in overlapping parts is taken as a whole, and ties all that read it."""
 
     def network(params, x):
         return _branch(fn(params, x), params["other"])
