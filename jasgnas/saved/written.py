@@ -13,7 +13,7 @@ from jasgnas.saved.check import Check
 from jasgnas.saved.network import array_arguments
 from jasgnas.saved.tensors import is_key, raw, typed
 from jasgnas.saved.trees import Json
-from jasgnas.source.to_source import written_source
+from jasgnas.source.to_source import WrittenSource, written_source
 
 _LOAD = '''
 
@@ -29,6 +29,8 @@ def load(path):
     network.eval()
     return network
 '''
+
+_READ = "arrays = jax.device_put(load_file(path))"
 
 
 def write_source(
@@ -51,36 +53,30 @@ def write_source(
     try:
         args, kwargs = call.arguments(call.avals)
         source = written_source(subnet, args, {}, kwargs)
-        text = source.text + _loader(source.text, source.paths, arrays, needs_x64)
-        path.write_text(text, encoding="utf-8")
-        network = _loaded(text, path.with_name("params.safetensors"), call)
+        loader = _loader(source, arrays)
+        network = _loaded(source.text + loader, path.with_name("params.safetensors"), call)
         difference = check.require_equal(network, {}, call, "It is written as source in another way: report it")
-        return {"file": path.name, "largest_difference": difference, "notes": list(map(str, source.notes))}
     except Exception as error:
         # The network runs without its source, which is written in training mode, too: whatever it does not get through
         # there, in its own code, in Flax or in JAX, is no reason not to save it.
-        path.unlink(missing_ok=True)
         return {"file": None, "why": f"{type(error).__name__}: {str(error)[:2000]}"}
+    if needs_x64:
+        loader = loader.replace(_READ, f'jax.config.update("jax_enable_x64", True)\n    {_READ}')
+    path.write_text(source.text + loader, encoding="utf-8")
+    return {"file": path.name, "largest_difference": difference, "notes": list(map(str, source.notes))}
 
 
-def _loader(text: str, paths: Mapping[str, str], arrays: Mapping[str, Any], needs_x64: bool) -> str:
-    """Returns a function that makes the network of a source and loads its arrays.
-
-    Args:
-        text: the source.
-        paths: the path of each array in the file, by that in the module.
-        arrays: the arrays by the first of these.
-        needs_x64: whether JAX has to be told to allow numbers of 64 bits.
-    """
-    lines = ['jax.config.update("jax_enable_x64", True)'] if needs_x64 else []
-    lines.append("arrays = jax.device_put(load_file(path))")
-    for place, path in paths.items():
+def _loader(source: WrittenSource, arrays: Mapping[str, Any]) -> str:
+    """Returns a function that makes the network of a source and loads its arrays, given by path."""
+    lines = [_READ]
+    for place, path in source.paths.items():
         if is_key(arrays[path].dtype):
             name = key_implementation(arrays[path].dtype)
             lines.append(f'arrays["{place}"] = jax.random.wrap_key_data(arrays["{path}"], impl="{name}")')
         elif place != path:
             lines.append(f'arrays["{place}"] = arrays["{path}"]')
-    return _LOAD.format(lines="\n    ".join(lines), name=re.findall(r"^class (\w+)", text, re.MULTILINE)[-1])
+    network = re.findall(r"^class (\w+)", source.text, re.MULTILINE)[-1]
+    return _LOAD.format(lines="\n    ".join(lines), name=network)
 
 
 def _loaded(text: str, params: Path, call: Call) -> Any:
