@@ -10,7 +10,7 @@ import jax
 from jasgnas.bridge.trace import Call
 from jasgnas.program.jaxpr import key_implementation
 from jasgnas.saved.check import Check
-from jasgnas.saved.network import array_arguments
+from jasgnas.saved.network import Network, array_arguments
 from jasgnas.saved.tensors import is_key, raw, typed
 from jasgnas.saved.trees import Json
 from jasgnas.source.to_source import WrittenSource, written_source
@@ -54,7 +54,7 @@ def write_source(
         args, kwargs = call.arguments(call.avals)
         source = written_source(subnet, args, {}, kwargs)
         loader = _loader(source, arrays)
-        network = _loaded(source.text + loader, path.with_name("params.safetensors"), call)
+        network = loaded(source.text + loader, path.with_name("params.safetensors"), call)
         difference = check.require_equal(network, {}, call, "It is written as source in another way: report it")
     except Exception as error:
         # The network runs without its source, which is written in training mode, too: whatever it does not get through
@@ -79,12 +79,21 @@ def _loader(source: WrittenSource, arrays: Mapping[str, Any]) -> str:
     return _LOAD.format(lines="\n    ".join(lines), name=network)
 
 
-def _loaded(text: str, params: Path, call: Call) -> Any:
-    """Returns the network that a file defines, as a function of no arrays and of the arguments of a call."""
+def loaded(text: str, params: Path, call: Call) -> Network:
+    """Runs what `write_source` writes.
+
+    Args:
+        text: the file.
+        params: the file with the arrays.
+        call: the call that the network is saved for.
+
+    Returns:
+        The network; it has its arrays, and is given none.
+    """
     from flax import nnx  # Flax is loaded by those who use it.
 
     space: dict[str, Any] = {"__name__": "model"}
-    exec(compile(text, "model.py", "exec"), space)  # written by this process a moment ago
+    exec(compile(text, "model.py", "exec"), space)
     graphdef, state = nnx.split(space["load"](params))
 
     def network(_: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
