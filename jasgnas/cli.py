@@ -1,4 +1,4 @@
-"""The command `jasgnas`: looks at a model that a user's own code makes."""
+"""The command `jasgnas`: looks at a model that a user's own code makes, and converts saved networks to ONNX."""
 
 import argparse
 import inspect
@@ -17,6 +17,7 @@ import jasgnas
 from jasgnas.bridge import flavour_of, is_module
 from jasgnas.errors import JasgnasError
 from jasgnas.pages.page import report
+from jasgnas.saved.onnx import export_onnx
 from jasgnas.space.search import SearchSpace, search_space
 
 _EPILOG = """\
@@ -50,10 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        space = _inspect(options)
-        print(space)
-        if not options.no_report:
-            print(f"Report in {report(space, path=options.report, title=options.factory)}")
+        options.run(options)
     except (JasgnasError, _UsageError, _ModelError, OSError) as error:
         print(f"jasgnas: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, _UsageError) else 1
@@ -64,6 +62,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jasgnas", description="Automatic erasing of network structures in JAX.")
     parser.add_argument("--version", action="version", version=f"jasgnas {jasgnas.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_inspect(commands)
+    _add_onnx(commands)
+    return parser
+
+
+def _add_onnx(commands: Any) -> None:
+    command = commands.add_parser(
+        "onnx",
+        help="convert a saved network to ONNX",
+        description="Converts a network that jasgnas.save has written to ONNX, and compares outputs in onnxruntime. It "
+        "runs the model.py of the folder, and needs jasgnas[onnx].",
+    )
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="what jasgnas.save has written")
+    command.add_argument("--output", metavar="FILE", type=Path, help="file to write (default: FOLDER.onnx)")
+    command.set_defaults(run=_onnx)
+
+
+def _onnx(options: argparse.Namespace) -> None:
+    output = options.output or Path(f"{options.folder}.onnx")
+    difference = export_onnx(options.folder, output)
+    print(f"{output}: {output.stat().st_size / 2**20:.2f} MiB, largest difference {difference:.2g} in onnxruntime")
+
+
+def _add_inspect(commands: Any) -> None:
     command = commands.add_parser(
         "inspect",
         help="print what may be removed from a model, and write a report",
@@ -104,7 +126,14 @@ def _parser() -> argparse.ArgumentParser:
         "--report", metavar="FILE", type=Path, default=Path("report.html"), help="file to write (default: report.html)"
     )
     output.add_argument("--no-report", action="store_true", help="print the table alone")
-    return parser
+    command.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    space = _space(options)
+    print(space)
+    if not options.no_report:
+        print(f"Report in {report(space, path=options.report, title=options.factory)}")
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -134,7 +163,7 @@ def _setting(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def _inspect(options: argparse.Namespace) -> SearchSpace:
+def _space(options: argparse.Namespace) -> SearchSpace:
     dtypes = options.dtype or [jnp.dtype("float32")]
     if len(dtypes) not in (1, len(options.input)):
         raise _UsageError(f"{len(options.input)} inputs were given with {len(dtypes)} dtypes; give one each or one")

@@ -72,6 +72,10 @@ class DerivativeWarning(UserWarning):
     """A network is written as source without the derivative that a function of it defines."""
 
 
+class FixedSizeWarning(UserWarning):
+    """A network is written as source for the sizes of its example inputs alone, not for a batch of any size."""
+
+
 class EarlySelectionWarning(UserWarning):
     """H2SPG selects while the learning rate still rises, before anything has been learned."""
 

@@ -52,6 +52,7 @@ def run(config: Config) -> None:
         write_examples(config.examples)
         return
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # each network is called once: compiling takes longest
     found: dict[str, dict[str, Any]] = json.loads(config.output.read_text()) if config.output.exists() else {}
     for name in config.networks or models.list_models():
         for is_sub in (False, True):
@@ -117,12 +118,12 @@ def randomized(state: Any, dtype: Any) -> Any:
 
 
 def module_of(source: str) -> nnx.Module:
-    """Returns the network that a source defines."""
+    """Returns the network that a source defines, with shapes and dtypes in the place of its arrays."""
     space: dict[str, Any] = {"__name__": "source"}
     exec(compile(source, "source", "exec"), space)
     classes = [each for each in space.values() if isinstance(each, type) and issubclass(each, nnx.Module)]
     make: Any = classes[-1]
-    return make(rngs=nnx.Rngs(0))
+    return nnx.eval_shape(lambda: make(rngs=models.CountedKeys()))
 
 
 def largest_difference(network: nnx.Module, source: str, x: jax.Array) -> float:

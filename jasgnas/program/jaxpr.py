@@ -264,6 +264,13 @@ def _live(equations: Sequence[Equation], outputs: Sequence[Atom]) -> Iterator[Eq
     return reversed(live)
 
 
+def key_implementation(dtype: Any) -> str:
+    """Returns what makes random keys of a dtype: the name that `jax.random.key` knows it by."""
+    names: list[str] = []
+    jax.eval_shape(lambda key: names.append(str(jax.random.key_impl(key))), jax.ShapeDtypeStruct((), dtype))
+    return names[0]
+
+
 def is_array(value: Any) -> bool:
     """Tells whether a value is an array (or an abstract one), as opposed to a static argument."""
     return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)

@@ -18,10 +18,19 @@ from jasgnas.pytree import leaves_by_path
 from jasgnas.saved.check import Check
 from jasgnas.saved.folder import new_folder, write_manifest
 from jasgnas.saved.manifest import Source, versions
-from jasgnas.saved.network import PLATFORMS, Network, array_arguments, exported_network, network_of, signature
+from jasgnas.saved.network import (
+    PLATFORMS,
+    Network,
+    array_arguments,
+    exported_network,
+    needs_x64,
+    network_of,
+    signature,
+)
 from jasgnas.saved.script import run_script
 from jasgnas.saved.tensors import raw, raw_aval, to_bytes
 from jasgnas.saved.trees import Json, described
+from jasgnas.saved.written import write_source
 from jasgnas.subnet.construct import Recipe, stored_leaves
 
 
@@ -32,6 +41,7 @@ def save(
     *,
     inputs: Any = None,
     symbolic: Sequence[str] | str = ("*:0",),
+    source: bool = True,
     report: bool = False,
     stablehlo: bool = False,
 ) -> Path:
@@ -39,9 +49,11 @@ def save(
 
     The folder holds `params.safetensors`; `model.jax_export`, the network in inference mode as `jax.export` serializes
     it for CPUs, CUDA GPUs and TPUs; `run.py`, which runs it and needs jax, numpy, safetensors and flatbuffers alone;
-    `check.safetensors`, inputs and what the sub-network returns for them; and `manifest.json`: versions, inputs and
-    outputs, sizes, what was removed, the largest difference between the exported and the sub-network, and hashes of all
-    files. Nothing in it is a pickle. It is written beside its place, and moved there once it is whole.
+    `model.py`, the source of the network (see `to_source`) with a function that loads its parameters, where it can be
+    written; `check.safetensors`, inputs and what the sub-network returns for them; and `manifest.json`: versions,
+    inputs and outputs, sizes, what was removed, the largest differences between the exported and the written network
+    and the sub-network, why there is no `model.py` where there is none, and hashes of all files. Nothing in it is a
+    pickle. It is written beside its place, and moved there once it is whole.
 
     Args:
         path: the folder to make.
@@ -53,6 +65,7 @@ def save(
         symbolic: the axes that may have any size, `path:axis` each: `0:0` is axis 0 of the first argument, `mask:0`
             that of the keyword `mask`; the path may be a pattern as in a shell. Axes of one number have one size. By
             default axis 0 of every array input, the batch; `()` fixes all shapes.
+        source: whether to write `model.py`.
         report: whether to write `report.html`, the page of `jasgnas.report`.
         stablehlo: whether to write `model.stablehlo.mlir`, the exported network as text.
 
@@ -84,6 +97,9 @@ def save(
         (folder / "model.jax_export").write_bytes(data)
         difference = check.require_equal(exported.call, params, call, "JAX has exported something else: report it")
         (folder / "run.py").write_text(run_script(exported), encoding="utf-8")
+        if source:
+            file = folder / "model.py"
+            content["source"] = write_source(file, subnet, call, arrays, check, needs_x64=needs_x64(exported))
         if stablehlo:
             (folder / "model.stablehlo.mlir").write_text(exported.mlir_module(), encoding="utf-8")
         if report:

@@ -10,6 +10,7 @@ import safetensors
 from safetensors.numpy import save
 
 from jasgnas.errors import ArgumentError
+from jasgnas.program.jaxpr import key_implementation
 
 # The names that the format has for dtypes, of those that a reader who knows NumPy alone can read.
 _DTYPES = {
@@ -49,9 +50,7 @@ def typed(array: Any, aval: Any) -> Any:
     """Returns an array of some dtype, given its numbers."""
     if not is_key(aval.dtype):
         return jnp.asarray(array)
-    implementations = []
-    jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), aval)
-    return jax.random.wrap_key_data(jnp.asarray(array), impl=implementations[0])
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=key_implementation(aval.dtype))
 
 
 def to_bytes(arrays: Mapping[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jasgnas.errors import ArgumentError
-from jasgnas.program.jaxpr import is_array
+from jasgnas.program.jaxpr import is_array, key_implementation
 
 Json = Any
 """What `json` reads and writes."""
@@ -18,9 +18,7 @@ def dtype_name(dtype: Any) -> str:
     """Returns the name of a dtype, `key:` and the implementation for typed random keys."""
     if not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         return np.dtype(dtype).name
-    implementations = []
-    jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct((), dtype))
-    return f"key:{implementations[0]}"
+    return f"key:{key_implementation(dtype)}"
 
 
 def dtype_of(name: str) -> Any:

@@ -83,8 +83,12 @@ class Judge:
         """Returns a function as a program; None if it does not fit its operands."""
         try:
             return inline(trace(lambda *operands: jax.tree.leaves(run(*operands)), *avals))
+        except (NameError, SyntaxError):
+            raise  # no proposal of ours is to be so: a mistake here, and none of the network
         except Exception:
-            # Whatever is wrong with it, it is not what was looked for.
+            # Proposals are tried on operands that they may not fit. What JAX, NumPy and Flax raise then is of every
+            # class, plain `Exception` and `AssertionError` among them; one that cannot be traced is not what was
+            # looked for, and another is tried, down to the plain way, which fails with a `SourceError`.
             return None
 
     def _intern(self, key: Any) -> int:

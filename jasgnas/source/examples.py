@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jasgnas.program.jaxpr import key_implementation
 from jasgnas.source.sizes import concrete
 
 
@@ -24,7 +25,7 @@ def example(aval: Any, seed: int, sizes: Mapping[str, int], *, spread: float = 0
     rng = np.random.default_rng(seed)
     shape = concrete(tuple(aval.shape), sizes)
     if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        return jax.random.split(jax.random.key(seed, impl=jax.random.key_impl(jnp.empty((), aval.dtype))), shape)
+        return jax.random.split(jax.random.key(seed, impl=key_implementation(aval.dtype)), shape)
     if aval.dtype == bool:
         return jnp.asarray(rng.random(shape) < 0.5)
     if jnp.issubdtype(aval.dtype, jnp.integer):

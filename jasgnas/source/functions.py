@@ -160,7 +160,7 @@ def _window(eqn: Equation, flow: Flow) -> tuple[str, ...] | None:
     inner = strides[1:-1]
     return (
         f"window_shape={dimensions[1:-1]}",
-        "" if set(inner) == {1} else f"strides={inner}",
+        f"strides={inner}",  # said even where they are 1, for those who know the default of other libraries
         "" if padding == '"VALID"' else f"padding={padding}",
     )
 

@@ -224,8 +224,11 @@ def _program(
         # The arrays may be loaded in another dtype than the layer would make them in.
         tree = jax.tree_util.tree_map_with_path(lambda keys, _: _described(arrays[path_str(keys)]), model.abstract)
         traced = trace_model(replace(model, abstract=tree).in_mode(is_training), Call.of((_described(aval),), {}))
+    except (NameError, SyntaxError):
+        raise  # no proposal of ours is to be so: a mistake here, and none of the network
     except Exception:
-        # Whatever is wrong with it, it is not the layer that was looked for.
+        # A layer is made and called on what it may not fit, which Flax and JAX refuse with errors of every class. One
+        # that cannot be traced is not the layer that was looked for; what it would have been is written plainly.
         return None
     program, leaves = inline(traced.program), [leaf.path for leaf in traced.leaves]
     after = dict(zip(leaves, program.outputs[traced.num_outputs :], strict=True))

@@ -1,12 +1,14 @@
 """The source of a module: its imports, its classes, their constructors and what they compute."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from jasgnas.errors import SourceError
+from jasgnas.program.jaxpr import key_implementation
 from jasgnas.source.body import BodyWriter, wrapped
 from jasgnas.source.classes import Class, ClassMaker
 from jasgnas.source.expression import ATOM, Expression
@@ -85,7 +87,8 @@ def _constructors(found: Recognised) -> dict[str, Constructor]:
         if path.rpartition("/")[0] in found.layers:
             continue
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            value = "jax.random.key(0)" if not leaf.shape else f"jax.random.split(jax.random.key(0), {leaf.shape})"
+            key = f'jax.random.key(0, impl="{key_implementation(leaf.dtype)}")'
+            value = key if not leaf.shape else f"jax.random.split({key}, {leaf.shape})"
         else:
             dtype = "" if leaf.dtype == jax.numpy.float32 else f", {dtype_text(leaf.dtype)}"
             value = f"jnp.zeros({leaf.shape}{dtype})"
@@ -292,7 +295,18 @@ def _file(found: Recognised, classes: Sequence[Class]) -> str:
         texts.append(lines)
     text = "\n\n\n".join("\n".join(lines) for lines in texts)
     imports = [line for name, line in _IMPORTS.items() if re.search(rf"\b{name}\.", text)]
-    return '"""A network as jasgnas.to_source has written it."""\n\n' + "\n".join(imports) + "\n\n\n" + text + "\n"
+    return f"{_file_doc(found)}\n\n" + "\n".join(imports) + "\n\n\n" + text + "\n"
+
+
+def _file_doc(found: Recognised) -> str:
+    """Returns the docstring of the file, which says what the written network does not do."""
+    summary = "A network as jasgnas.to_source has written it."
+    if not found.notes:
+        return f'"""{summary}"""'
+    # What JAX says may hold what would end the string that it is written into.
+    notes = [str(note).replace("\\", "/").replace('"', "'") for note in found.notes]
+    texts = [textwrap.fill(f"{note[0].upper()}{note[1:]}.", 120) for note in notes]
+    return "\n\n".join([f'"""{summary}', *texts]) + '\n"""'
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -45,6 +45,8 @@ class Network:
         leaves: the arrays that the network has.
         call: the call that it is written for; some sizes of its arrays may be symbols.
         argument_names: what the positional arguments are called, as far as that is known.
+        why_fixed: what JAX says of tracing the network at a batch of any size, where that is not possible; empty where
+            it is.
         inference: the network in inference mode.
         training: the network in training mode.
     """
@@ -53,6 +55,7 @@ class Network:
     leaves: tuple[Leaf, ...]
     call: Call
     argument_names: tuple[str, ...]
+    why_fixed: str
     inference: Traced
     training: Traced
 
@@ -107,17 +110,20 @@ def _traced(model: Model, call: Call, leaves: tuple[Leaf, ...], apply_of: Callab
         modes = [(apply_of(model.in_mode(training)), call) for training in (False, True)]
     else:
         modes = [(apply_of(model), variant) for variant in variants]
+    why_fixed = ""
     try:
         avals = list(map(_of_any_batch, call.avals))
         traces = [_trace(apply, variant, avals, leaves) for apply, variant in modes]
-    except Exception:
-        # JAX has several errors for what cannot be done with a size that is not known.
+    except Exception as error:
+        # JAX, Flax and the code of the network have errors of their own for what cannot be done with a size that is
+        # not known. Whatever has nothing to do with that fails again here.
+        why_fixed = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
         avals = list(call.avals)
         traces = [_trace(apply, variant, avals, leaves) for apply, variant in modes]
     if len(variants) > 1 and traces[0].changed and not traces[1].changed:
         traces.reverse()  # the call as given is the one in training mode
     call = Call(tuple(avals), call.static, call.treedef)
-    return Network(model, leaves, call, model.call_names(), *traces)
+    return Network(model, leaves, call, model.call_names(), why_fixed, *traces)
 
 
 def _trace(apply: Apply, call: Call, avals: Sequence[Any], leaves: Sequence[Leaf]) -> Traced:

@@ -1,12 +1,12 @@
 """A network as steps in each of its modes: what is recognised, and the rest written plainly."""
 
 import re
-import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from jasgnas.bridge import Leaf
-from jasgnas.errors import DerivativeWarning, SourceError
+from jasgnas.errors import DerivativeWarning, FixedSizeWarning, SourceError
 from jasgnas.source.agreement import Judge, symbols_of
 from jasgnas.source.flow import Flow
 from jasgnas.source.functions import find_functions
@@ -30,6 +30,7 @@ class Recognised:
         layers: what makes each layer, by path.
         inference: its steps in inference mode.
         training: its steps in training mode.
+        notes: what the written network does not do that the network does.
     """
 
     network: Network
@@ -38,6 +39,7 @@ class Recognised:
     layers: dict[str, Constructor]
     inference: Flow
     training: Flow
+    notes: tuple[UserWarning, ...]
 
 
 def recognised(network: Network) -> Recognised:
@@ -45,9 +47,6 @@ def recognised(network: Network) -> Recognised:
 
     Raises:
         SourceError: one of them can be written in no way, or reads an array that is no parameter.
-
-    Warns:
-        DerivativeWarning: a function has a derivative of its own, and is recognised as none of JAX's.
     """
     paths = {leaf.path: network.model.path_in_module(leaf.path) or "params" for leaf in network.leaves}
     if len(set(paths.values())) < len(paths):
@@ -71,14 +70,22 @@ def recognised(network: Network) -> Recognised:
         lost |= {name for var, name in ends.items() if not _is_written_by_name(flow, var, name)}
         write_plainly(judge, flow, known)
         _refuse_arrays(flow)
-    if lost:
-        warnings.warn(
-            f"written without the derivatives of their own: {', '.join(sorted(name or 'a lambda' for name in lost))}. "
-            "Outputs are the same; before you train the written network, give these functions their derivatives again",
-            DerivativeWarning,
-            3,
+    return Recognised(network, leaves, {}, layers.found, inference, training, tuple(_notes(network, lost)))
+
+
+def _notes(network: Network, lost: set[str]) -> Iterator[UserWarning]:
+    """Yields what has to be said of a network that is written; `lost` names the functions without their derivatives."""
+    if network.why_fixed:
+        sizes = ", ".join(f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" for aval in network.call.avals)
+        yield FixedSizeWarning(
+            f"written for inputs of these sizes alone, {sizes}: the network cannot be traced at a batch of any size "
+            f"({network.why_fixed}). Pass inputs of the sizes that it is to be written for"
         )
-    return Recognised(network, leaves, {}, layers.found, inference, training)
+    if lost:
+        yield DerivativeWarning(
+            f"written without the derivatives of their own: {', '.join(sorted(name or 'a lambda' for name in lost))}. "
+            "Outputs are the same; before you train the written network, give these functions their derivatives again"
+        )
 
 
 def _ends_of_calls(flow: Flow, names: frozenset[str]) -> dict[int, str]:

@@ -21,7 +21,7 @@ from jasgnas.saved.folder import _digest
 from tests.networks import sampled
 from tests.saved.flavours import MAKE
 
-FILES = ("manifest.json", "params.safetensors", "model.jax_export", "check.safetensors", "run.py")
+FILES = ("manifest.json", "params.safetensors", "model.jax_export", "check.safetensors", "run.py", "model.py")
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +211,7 @@ def test_networks_that_call_back_are_refused(folder, monkeypatch):
 def test_no_code_of_the_folder_is_run(folder, saved, capfd):
     (folder / "jax.py").write_text("raise SystemExit")
     replace_file(folder, "run.py", b"raise SystemExit")
+    replace_file(folder, "model.py", b"raise SystemExit")
     before = set(sys.modules)
     jasgnas.load(folder)
     jasgnas.load(folder, saved.model)

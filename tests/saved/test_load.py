@@ -261,7 +261,7 @@ def test_numbers_of_64_bits(tmp_path):
     for model in (None, fn):
         with pytest.raises(jasgnas.ArgumentError, match="jax_enable_x64"):
             jasgnas.load(folder, model)
-    assert "jax_enable_x64" in (folder / "run.py").read_text()
+    assert all("jax_enable_x64" in (folder / name).read_text() for name in ("run.py", "model.py"))
 
 
 def test_a_narrowed_network_is_saved_and_loaded(tmp_path):

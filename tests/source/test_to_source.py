@@ -19,13 +19,12 @@ X = jnp.sin(jnp.arange(24.0).reshape(6, 4))
 
 
 def module_of(source):
-    """The network that a source defines."""
+    """The network that a source defines, its arrays yet to be given."""
     assert "jasgnas" not in source.partition('"""\n')[2]
     space = {"__name__": "source"}
     exec(compile(source, "source", "exec"), space)
-    return [each for each in space.values() if isinstance(each, type) and issubclass(each, nnx.Module)][-1](
-        rngs=nnx.Rngs(0)
-    )
+    network = [each for each in space.values() if isinstance(each, type) and issubclass(each, nnx.Module)][-1]
+    return nnx.eval_shape(lambda: network(rngs=nnx.Rngs(0)))
 
 
 def assert_same(network, source, x):
@@ -203,3 +202,15 @@ def test_arrays_in_the_code_are_refused():
     mask = np.random.default_rng(0).normal(size=4).astype(np.float32)
     with pytest.raises(jasgnas.SourceError, match=r"none of its parameters \(float32\[4\]\)"):
         jasgnas.to_source(lambda params, x: x @ params["w"] + mask, jnp.ones((2, 4)), params={"w": jnp.ones((4, 4))})
+
+
+def test_sizes_that_are_fixed_are_named():
+    params = {"w": jnp.arange(12.0).reshape(4, 3)}
+
+    def averaged(params, x):
+        return jnp.tanh(x @ params["w"]) / float(x.shape[0])
+
+    with pytest.warns(jasgnas.FixedSizeWarning, match=r"these sizes alone, float32\[6, 4\].*any size"):
+        source = jasgnas.to_source(averaged, X, params=params)
+    assert "alone" in source.partition("import")[0]
+    assert error(loaded(source, params)(X), averaged(params, X)) < 1e-6
