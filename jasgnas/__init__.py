@@ -33,7 +33,7 @@ from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, h2spg
 from jasgnas.optimizer.scores import GroupStats
 from jasgnas.optimizer.scoring import score_groups, select_groups
 from jasgnas.optimizer.state import H2SPGState, h2spg_metrics, h2spg_state
-from jasgnas.pages import draw, report
+from jasgnas.pages import Run, compare, draw, report
 from jasgnas.saved.load import load
 from jasgnas.saved.save import save
 from jasgnas.source.to_source import to_source
@@ -69,6 +69,7 @@ __all__ = [
     "NothingRemovedWarning",
     "RevivedGroupsWarning",
     "RuleError",
+    "Run",
     "SavedNetworkError",
     "SearchSpace",
     "SourceError",
@@ -76,6 +77,7 @@ __all__ = [
     "TreeMismatchError",
     "VerificationError",
     "__version__",
+    "compare",
     "construct_subnet",
     "count_macs",
     "count_params",

@@ -136,7 +136,8 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
         opt_state: anything that `h2spg_state` accepts.
 
     Returns:
-        `phase`, `num_redundant`, and of these `num_zero` and `num_removed` (int32; `jasgnas.shrink` has taken these
+        `step` (int32, the updates made) and `phase`; `num_redundant` and, of the redundant groups, `num_zero` and
+        `num_removed` (int32; `jasgnas.shrink` has taken these
         out), `group_sparsity` (float, fraction of groups that are zero), and the vectors `scores` and `shrinking_norms`
         (float `[num_groups]`, 0 for groups not on their way to zero). `num_revived` (int32) counts the groups that were
         set to zero and are not: it is 0 where `h2spg` is the last link. `num_skipped` (int32) counts the scores left
@@ -155,6 +156,7 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
         warnings.warn(f"the groups {revived} were set to zero and are not. {CHANGED_UPDATES}", RevivedGroupsWarning, 2)
     removed = np.isin(np.arange(len(state.redundant)), np.array(state.remainder.removed, int))
     return {
+        "step": state.step,
         "phase": state.phase,
         "num_redundant": jnp.sum(state.redundant, dtype=jnp.int32),
         "num_zero": jnp.sum(state.zero & state.redundant, dtype=jnp.int32),

@@ -116,7 +116,7 @@ def _layout_engine() -> Callable[[str], Any]:
     init_mini_racer(ignore_duplicate_init=True)
     context = _served(mini_racer)
     # An evaluation ends in a number, so that nothing but that is converted to Python.
-    for script in (asset("engine.js"), engine(), asset("scene.js"), asset("draw.js")):
+    for script in (asset("engine.js"), engine(), asset("scene.js"), asset("modules.js"), asset("draw.js")):
         context.eval(f"{script}\n;0", timeout_sec=_SECONDS)
     return lambda expression: context.eval(expression, timeout_sec=_SECONDS)
 

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jasgnas.pages.data import History, Removal, Results, page_data
+from jasgnas.errors import ArgumentError
+from jasgnas.pages.data import page_data
 from jasgnas.pages.files import asset, packed_engine
+from jasgnas.pages.history import History
+from jasgnas.pages.runs import Results, Run
 from jasgnas.space.latency import LatencyTable
 
 if TYPE_CHECKING:
@@ -18,7 +21,23 @@ if TYPE_CHECKING:
 
 _STYLES = ("theme.css", "drawing.css", "page.css")
 # In this order they make one script; the first is also the worker's.
-_SCRIPTS = ("scene.js", "dom.js", "tables.js", "charts.js", "details.js", "graph.js", "print.js", "page.js")
+_SCRIPTS = (
+    "scene.js",
+    "modules.js",
+    "dom.js",
+    "model.js",
+    "downloads.js",
+    "tables.js",
+    "charts.js",
+    "heat.js",
+    "panels.js",
+    "runs.js",
+    "overview.js",
+    "details.js",
+    "graph.js",
+    "print.js",
+    "page.js",
+)
 _WORKER_SCRIPTS = ("scene.js", "worker.js")
 
 _FRAME_HEIGHT = 640
@@ -34,14 +53,19 @@ def report(
     scores: Sequence[float] | None = None,
     history: History | None = None,
     full: Results | None = None,
+    construction: Results | None = None,
+    recalibrated: Results | None = None,
     sub: Results | None = None,
     latency: LatencyTable | None = None,
+    settings: Results | None = None,
+    command: str | None = None,
 ) -> Path:
     """Writes a page that shows a search space and, where given, what a run made of it.
 
-    The page is one file that needs no network: the graphs laid out from top to bottom, with every segment, operator and
-    parameter and why it is or is not removable; the groups; full and sub-network side by side; the curves of the run.
-    The sizes of the sub-network are those that `construct_subnet` arrives at, and take about as long to find.
+    The page is one file that needs no network: an overview of what went, why and at what cost; the graphs laid out from
+    top to bottom, with every segment, operator and parameter and why it is or is not removable, large ones folded by
+    the modules of the network; the groups; full and sub-network side by side; the curves of the run. The sizes of the
+    sub-network are those that `construct_subnet` arrives at, and take about as long to find.
 
     Args:
         space: the search space.
@@ -50,15 +74,20 @@ def report(
         opt_state: anything `jasgnas.h2spg_state` accepts: says which groups are redundant and zero, and their scores.
         redundant: instead of `opt_state`, indices of the groups that go.
         scores: instead of `opt_state`, a redundancy score per group, `[num_groups]`.
-        history: the course of the run: a mapping per logged step, or a mapping of names to columns of one length. Of
-            the names, `step`, `phase` (that of `H2SPGState`) and `group_norms` (`[num_groups]` per step) have a
-            meaning; every other column is a curve, and columns `a/loss`, `b/loss` are curves of one chart. None and
-            what is not finite is left out. Long histories are thinned out.
+        history: the course of the run: a mapping per logged step, or a mapping of names to columns of one length.
+            Entries may be what `jasgnas.h2spg_metrics` returns, with whatever else was logged. Of the names, `step`,
+            `phase` (that of `H2SPGState`), `group_norms` and all that `h2spg_metrics` returns have a meaning; every
+            other column is a curve, and columns `a/loss`, `b/loss` are curves of one chart. None and what is not finite
+            is left out. Long histories are thinned out.
         full: results of the full network, numbers or texts by label, as in `{"test accuracy": "99.2 %"}`. Parameters
             and multiply-adds need not be given.
-        sub: the same of the sub-network.
+        construction: the same of the sub-network as it was constructed.
+        recalibrated: the same once its running statistics were those of `jasgnas.recalibrate`.
+        sub: the same of the sub-network in the end.
         latency: what `jasgnas.measure_latency` has measured, for the seconds that are predicted of both; those measured
             of them are results.
+        settings: what the run was made with, numbers or texts by name.
+        command: the command that made the run.
 
     Returns:
         The path of the file.
@@ -66,21 +95,80 @@ def report(
     Raises:
         ArgumentError: arguments contradict each other or do not fit the search space.
         OSError: the file cannot be written.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {name: jnp.ones((3, 3)) for name in "abc"}
+        >>> space = search_space(lambda p, x: (x @ p["a"] + x @ p["b"]) @ p["c"], jnp.ones((2, 3)), params=params)
+        >>> history = [{"loss": loss} | h2spg_metrics(opt_state) for loss, opt_state in run]  # doctest: +SKIP
+        >>> report(space, opt_state=opt_state, history=history, sub={"test accuracy": 0.98})  # doctest: +SKIP
+        PosixPath('report.html')
     """
-    data = page_data(space, Removal.of(space, opt_state, redundant, scores), history, full, sub, latency)
-    path = Path(path)
-    path.write_text(_page(title or "Search space", data), encoding="utf-8")
-    return path
+    run = Run(
+        opt_state=opt_state,
+        redundant=redundant,
+        scores=scores,
+        history=history,
+        full=full,
+        construction=construction,
+        recalibrated=recalibrated,
+        sub=sub,
+        latency=latency,
+        settings=settings,
+        command=command,
+    )
+    return _write(space, [run], path, title or "Search space")
+
+
+def compare(
+    space: "SearchSpace", runs: Iterable[Run], *, path: str | Path = "compare.html", title: str | None = None
+) -> Path:
+    """Writes one page of several runs of one network: their results beside each other, and the report of each.
+
+    Args:
+        space: the search space that all of them are of.
+        runs: the runs, each with a name of its own.
+        path: the file to write.
+        title: heading of the page.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ArgumentError: there is no run, two have one name, or what is known of one does not fit the search space.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> runs = [Run(name=f"seed {seed}", opt_state=state) for seed, state in enumerate(states)]  # doctest: +SKIP
+        >>> compare(space, runs)  # doctest: +SKIP
+        PosixPath('compare.html')
+    """
+    runs = list(runs)
+    for run in runs:
+        if not isinstance(run, Run):
+            raise ArgumentError(f"expected runs of jasgnas.Run(name=…, opt_state=…), got {type(run).__name__}")
+    names = [run.name for run in runs]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise ArgumentError(f"expected one run at least and a name of its own for each, got the names {names}")
+    return _write(space, runs, path, title or "Runs")
 
 
 def embedded(space: "SearchSpace") -> str:
     """Returns the page of a search space in a frame of its own, for notebooks."""
-    page = _page("Search space", page_data(space, Removal(None, None, None), None, None, None))
+    page = _page("Search space", page_data(space, [Run()]))
     # A sandboxed frame: its scripts run, but reach nothing of the notebook.
     return (
-        f'<iframe sandbox="allow-scripts" title="Search space" style="width: 100%; height: {_FRAME_HEIGHT}px; '
-        f'border: 1px solid #8884; border-radius: 8px" srcdoc="{html.escape(page)}"></iframe>'
+        f'<iframe sandbox="allow-scripts allow-downloads" title="Search space" style="width: 100%; '
+        f'height: {_FRAME_HEIGHT}px; border: 1px solid #8884; border-radius: 8px" srcdoc="{html.escape(page)}">'
+        "</iframe>"
     )
+
+
+def _write(space: "SearchSpace", runs: Sequence[Run], path: str | Path, title: str) -> Path:
+    page = _page(title, page_data(space, runs))
+    path = Path(path)
+    path.write_text(page, encoding="utf-8")
+    return path
 
 
 def _page(title: str, data: dict[str, Any]) -> str:

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 import jasgnas
 from jasgnas import ArgumentError
-from jasgnas.pages.data import Removal, history_data, page_data
 from jasgnas.pages.files import packed_engine
+from jasgnas.pages.history import history_data
+from jasgnas.pages.modules import module_paths
 from jasgnas.pages.page import _script_json
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
 from tests.networks import arrays, build, subsets
+from tests.pages.joined import joined_data
 
 # The authors' redundant set of StackedUnets: the second U-net is dead without its outputs.
 AUTHORS_REDUNDANT = (0, 3, 4, 5)
@@ -36,8 +38,8 @@ def unets():
     return model, jasgnas.search_space(model, jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32))
 
 
-def data_of(space, redundant=None, *, scores=None, history=None, full=None, sub=None):
-    return page_data(space, Removal.of(space, None, redundant, scores), history, full, sub)
+def data_of(space, redundant=None, **known):
+    return joined_data(space, jasgnas.Run(redundant=redundant, **known))
 
 
 def fates(space, redundant):
@@ -140,11 +142,17 @@ def test_optimizer_state_says_the_same_as_arguments(demo_space):
         params = optax.apply_updates(params, updates)
     redundant = np.flatnonzero(state.redundant)
     assert len(redundant) == 2
-    known = page_data(demo_space, Removal.of(demo_space, (state,), None, None), None, None, None)
+    known = data_of(demo_space, opt_state=(state,))
     given = data_of(demo_space, redundant, scores=state.scores)
     assert known["groups"].pop("zero") == state.zero.tolist() == state.redundant.tolist()
     runner_up = demo_space.name_of(int(state.runner_up))
-    assert known.pop("selection") == {"at": 1, "runnerUp": runner_up, "predicted": 0, "measured": 0}
+    assert known.pop("selection") == {
+        "at": 1,
+        "runnerUp": runner_up,
+        "runnerUpGroup": int(state.runner_up),
+        "predicted": 0,
+        "measured": 0,
+    }
     assert given.pop("selection") is None
     assert known == given
 
@@ -207,7 +215,109 @@ def test_long_histories_are_thinned_out_but_not_sparse_columns():
 
 
 def test_an_empty_history_has_no_curves():
-    assert history_data([], 3) == {"series": {}, "phases": [], "norms": None}
+    assert history_data([], 3) == {"series": {}, "phases": [], "marks": [], "norms": None, "scores": None}
+
+
+def test_metrics_of_the_library_are_a_history(demo_space):
+    """Of a run in which 2 of 5 groups are selected at the third update and cut out after the fifth."""
+    model = build(DemoNet, width=0.1)
+    tx = jasgnas.h2spg(
+        demo_space, learning_rate=0.1, target_groups=2, warmup_steps=2, projection_steps=2, score="magnitude"
+    )
+    params = nnx.state(model, nnx.Param)
+    state = tx.init(params)
+    rows = []
+    for number in range(5):
+        updates, state = tx.update(jax.tree.map(lambda x: -0.1 * x, params), state, params)
+        params = optax.apply_updates(params, updates)
+        rows.append({"loss": 1 / (number + 1)} | jasgnas.h2spg_metrics(state))
+    cut = rows[-1] | {"step": 6, "num_removed": 2}
+    redundant = np.flatnonzero(state.redundant).tolist()
+    data = data_of(demo_space, redundant, scores=np.asarray(state.scores), history=[*rows, cut])
+    history = data["history"]
+    assert list(history["series"]) == ["loss", "selected/groups", "zero/groups", "cut out/groups", "group_sparsity"]
+    assert history["series"]["selected/groups"] == {"steps": [1, 2, 3, 4, 5, 6], "values": [0, 0, 2, 2, 2, 2]}
+    assert history["marks"] == [{"step": 2, "text": "selection"}, {"step": 6, "text": "shrunk: 2 groups cut out"}]
+    assert np.array(history["scores"]["values"])[:, -1] == pytest.approx(np.asarray(state.scores), rel=1e-3)
+    assert history["norms"]["redundant"] == state.redundant.tolist()
+    assert data["selection"]["at"] == 2
+    assert data["selection"]["runnerUp"] == demo_space.name_of(int(state.runner_up))
+
+
+def test_sizes_by_score_are_those_of_the_sets(demo_space):
+    """Groups 3 and 4 cannot go together, nor 0, 1 and 2."""
+    data = data_of(demo_space, (0,), scores=[0.5, 0.9, 0.1, np.nan, 0.7])
+    taken = [1, 4, 0]
+    sizes = [demo_space.subnet_size(taken[:count]) for count in range(4)]
+    assert data["sizes"] == {
+        "groups": [0, 1, 2, 3],
+        "params": [params for params, _ in sizes],
+        "macs": [macs for _, macs in sizes],
+    }
+    assert data_of(demo_space, (0,))["sizes"] is None
+
+
+def test_stages_of_a_network_stand_beside_each_other(demo_space):
+    data = data_of(
+        demo_space,
+        (0,),
+        full={"accuracy": 0.99},
+        construction={"accuracy": 0.9},
+        recalibrated={"accuracy": 0.95},
+        sub={"accuracy": 0.98},
+        settings={"target_groups": 1},
+        command="python train.py",
+    )
+    assert data["networks"][-1] == {
+        "label": "accuracy",
+        "full": 0.99,
+        "construction": 0.9,
+        "recalibrated": 0.95,
+        "sub": 0.98,
+    }
+    assert (data["settings"], data["command"]) == ({"target_groups": 1}, "python train.py")
+    assert data["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize(
+    ("runs", "match"),
+    [
+        ([], "one run at least"),
+        ([jasgnas.Run()], r"got the names \[''\]"),
+        ([jasgnas.Run(name="a"), jasgnas.Run(name="a")], r"got the names \['a', 'a'\]"),
+        ([{"name": "a"}], "got dict"),
+    ],
+)
+def test_runs_that_cannot_be_compared(demo_space, tmp_path, runs, match):
+    with pytest.raises(ArgumentError, match=match):
+        jasgnas.compare(demo_space, runs, path=tmp_path / "compare.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_modules_of_segments():
+    """Blocks hold their sums; rows of scanned layers are modules of their own."""
+
+    def layer(x, p):
+        return x + jnp.tanh(x @ p["up"]["w"]) @ p["down"]["w"], None
+
+    def fn(p, x):
+        x = jnp.tanh(x @ p["stem"]["w"])
+        for block in p["blocks"].values():
+            x = jnp.tanh(x + jnp.tanh(x @ block["a"]["w"]) @ block["b"]["w"])
+        return jax.lax.scan(layer, x, p["layers"])[0] @ p["head"]["w"]
+
+    weight = np.ones((4, 4), np.float32)
+    params = {
+        "stem": {"w": weight},
+        "blocks": {str(i): {name: {"w": weight} for name in "ab"} for i in range(2)},
+        "layers": {name: {"w": np.ones((3, 4, 4), np.float32)} for name in ("up", "down")},
+        "head": {"w": weight},
+    }
+    space = jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params)
+    modules = ["/".join(path) for path in module_paths(space)]
+    assert sorted(set(modules)) == ["blocks/0", "blocks/1", "head", "layers/0", "layers/1", "layers/2", "stem"]
+    sums = [module for module, name in zip(modules, space.segment_names, strict=True) if name == "add"]
+    assert sums == ["blocks/0", "blocks/1", "layers/0", "layers/1", "layers/2"]
 
 
 def test_results_stand_beside_sizes(demo_space):
@@ -257,7 +367,7 @@ def test_dimensions_before_and_after():
     assert norms["values"][0] == [2.0] * 3
     assert norms["values"][-1] == pytest.approx([2 * last.size**0.5] * 3, rel=1e-3)
     table = jasgnas.measure_latency(space, timer=lambda run, arrays: 2.0)
-    rows = page_data(space, Removal.of(space, None, redundant, None), None, None, {"seconds": 1.5}, table)["networks"]
+    rows = data_of(space, redundant, sub={"seconds": 1.5}, latency=table)["networks"]
     predicted, measured = rows[2:]
     assert predicted["label"] == "seconds of a forward pass, predicted"
     assert (predicted["full"], predicted["sub"] < 2.0) == (2.0, True)
@@ -272,7 +382,7 @@ def test_a_folder_that_is_not_there(demo_space, tmp_path):
 
 def test_notebooks_get_a_sandboxed_frame(demo_space):
     html = demo_space._repr_html_()
-    assert re.match(r'<iframe sandbox="allow-scripts" ', html)
+    assert re.match(r'<iframe sandbox="allow-scripts allow-downloads" ', html)
     assert html.count("<") == 2  # everything else is inside an attribute
 
 

@@ -109,6 +109,7 @@ def files(demo, unets, large, tmp_path_factory):
         history=run,
         full={"test accuracy": 0.99},
         sub={"test accuracy": 0.98},
+        command="python -m train --steps 60",
     )
     jasgnas.report(demo, path=folder / "plain.html")
     jasgnas.report(unets, path=folder / "unets.html", redundant=AUTHORS_REDUNDANT)
@@ -133,10 +134,10 @@ class Opened:
 def open_page(browser, files):
     opened: list[Opened] = []
 
-    def open_one(name: str, **options) -> Page:
+    def open_one(name: str, tab: str = "graph", **options) -> Page:
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 800}} | options)
         opened.append(Opened(page))
-        page.goto((files / name).as_uri())
+        page.goto(f"{(files / name).as_uri()}#tab={tab}")
         page.wait_for_selector("html[data-ready]")
         return page
 
@@ -238,7 +239,7 @@ def test_switch_to_the_subnetwork_and_back(open_page, unets):
 def test_without_a_run_there_is_nothing_to_switch(open_page, demo):
     page = open_page("plain.html")
     assert page.locator("#network").is_hidden()
-    assert page.locator(".tabs button").all_inner_texts() == ["Graph", "Groups", "Networks"]
+    assert page.locator(".tabs button").all_inner_texts() == ["Overview", "Graph", "Groups", "Networks"]
     assert page.locator("#viewport .redundant").count() == 0
     page.click("#tab-groups")
     assert page.locator("#groups th").all_inner_texts()[:3] == ["Group", "Structure", "Parameters"]
@@ -355,6 +356,81 @@ def test_the_dead_are_drawn_dead_and_say_why(open_page, branches_page):
     assert set(names(page)) == {"stays", "bias-c", "add", "head"}
     assert names(page, ".dead") == ["bias-c"]
     assert page.locator("#viewport .dead .amount").all_text_contents() == ["4"]
+
+
+# The overview.
+
+
+def rows_of(page, selector):
+    """The titles of drawn bars and squares, which say their numbers in full."""
+    return page.locator(f"{selector} title").evaluate_all("found => found.map((each) => each.textContent)")
+
+
+def test_the_overview_has_the_sizes_of_the_constructed_network(open_page, demo):
+    model = build(DemoNet, width=0.1)
+    subnet = jasgnas.construct_subnet(demo, demo.zero(model, REMOVED))
+    x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    page = open_page("demo.html", tab="overview")
+    expected = {
+        "parameters, Full network": jasgnas.count_params(model),
+        "parameters, Sub-network": jasgnas.count_params(subnet),
+        "multiply-adds, Full network": jasgnas.count_macs(model, x),
+        "multiply-adds, Sub-network": jasgnas.count_macs(subnet, x),
+    }
+    bars = dict(text.split(": ") for text in rows_of(page, "#overview .panels"))
+    assert {name: int(bars[name].replace(",", "")) for name in expected} == expected
+    assert bars["test accuracy, Sub-network"] == "0.98"
+    layers = page.locator("#overview .layer").evaluate_all(
+        "found => found.map((g) => [+g.dataset.size, +g.dataset.left])"
+    )
+    assert np.sum(layers, axis=0).tolist() == [jasgnas.count_params(model), jasgnas.count_params(subnet)]
+    text = page.locator("#overview").inner_text()
+    assert f"3 of {len(demo.groups)}, which hold" in text
+    assert all(demo.groups[index].name in text for index in REMOVED)
+    assert f"jax {jax.__version__}" in text and "python -m train --steps 60" in text
+    # By size, the points that were chosen are where the removed groups lead.
+    (params, macs), (left, macs_left) = demo.subnet_size(()), demo.subnet_size(REMOVED)
+    dots = page.locator("#overview .dot").evaluate_all(
+        "found => found.map((dot) => [+dot.dataset.step, +dot.dataset.value])"
+    )
+    assert dots == [[3, pytest.approx(100 * left / params)], [3, pytest.approx(100 * macs_left / macs)]]
+
+
+def test_the_overview_says_when_and_why(open_page, files, demo):
+    run = [
+        row | {"selected_at": 20, "runner_up": 1, "predicted_rise": 0.012, "measured_rise": 0.017} for row in history(5)
+    ]
+    results = {"test accuracy": "97.0 %"}
+    jasgnas.report(demo, path=files / "why.html", redundant=REMOVED, history=run, construction=results, sub=results)
+    page = open_page("why.html", tab="overview")
+    text = re.sub(r"\s+", " ", page.locator("#overview").inner_text())
+    for said in ("Selected at update 20", f"Came next {demo.groups[1].name}", "predicted 0.012", "measured 0.017"):
+        assert said in text
+    assert "At construction" in text and "At the end" in text
+
+
+def test_runs_are_compared(open_page, files, demo):
+    sets = {"seed 0": (0, 2, 4), "seed 1": (1, 2, 3)}
+    runs = [
+        jasgnas.Run(name=name, redundant=removed, history={"loss": [2.0, 1.0]}, sub={"test accuracy": 0.9 + len(name)})
+        for name, removed in sets.items()
+    ]
+    jasgnas.compare(demo, runs, path=files / "compare.html")
+    page = open_page("compare.html", tab="overview")
+    table = [row.split("\t") for row in page.locator("#overview tbody tr").all_inner_texts()]
+    for (name, *found), (expected, removed) in zip(table, sets.items(), strict=True):
+        params, macs = demo.subnet_size(removed)
+        assert (name, *found[:2], found[3]) == (expected, f"{params:,}", f"{macs:,}", str(len(removed)))
+    squares = [title for title in rows_of(page, "#overview .panels") if " in seed" in title]
+    assert {title for title in squares if "went" in title} == {
+        f"{demo.groups[index].name} went in {name}" for name, removed in sets.items() for index in removed
+    }
+    page.click("#tab-training")
+    assert page.locator("#training .line").count() == 2
+    page.select_option("#run", "1")
+    page.wait_for_function("() => document.readyState === 'complete' && document.getElementById('run')?.value === '1'")
+    page.wait_for_selector("html[data-ready]")
+    assert names(page, ".redundant") == [demo.groups[index].name for index in sets["seed 1"]]
 
 
 # Details and search.
@@ -651,8 +727,8 @@ def test_everything_by_keyboard(open_page):
     page.locator("#tab-graph").focus()
     page.keyboard.press("ArrowRight")
     assert focused() == "tab-groups" and page.locator("#groups").is_visible()
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowLeft")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
     assert focused() == "tab-training" and page.locator("#training").is_visible()
 
 

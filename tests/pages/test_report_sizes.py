@@ -11,14 +11,14 @@ from flax import nnx
 
 import jasgnas
 import models
-from jasgnas.pages.data import Removal, page_data
 from models.demo_net import DemoNet
 from tests.networks import arrays, build, randomize
+from tests.pages.joined import joined_data
 from tests.small_models import SMALL
 
 
 def data_of(space, redundant):
-    return page_data(space, Removal.of(space, None, redundant, None), None, None, None)
+    return joined_data(space, jasgnas.Run(redundant=redundant))
 
 
 def row_of(path):

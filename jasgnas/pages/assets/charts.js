@@ -4,27 +4,33 @@ const PHASES = ["warm-up", "projection", "target met"];
 const CHART = { width: 520, height: 262, left: 58, right: 12, top: 36, bottom: 40 };
 const LETTER = 9; // at least the width of a character in a chart, in its own px, on a narrow screen too
 
+const MOST_LINES = 20; // groups whose curves can be told apart; more are a heat map
+const MOST_RUNS = 6; // as many colours as there are
+
 function trainingCharts(data) {
   const { history } = data;
   const charts = new Map();
-  for (const [name, { steps, values }] of Object.entries(history.series)) {
+  const add = (chart, line) => charts.set(chart, [...(charts.get(chart) ?? []), { ...line, className: `line-${(charts.get(chart)?.length ?? 0) % MOST_RUNS}` }]);
+  for (const [name, curve] of Object.entries(history.series)) {
     const slash = name.lastIndexOf("/");
     const [series, chart] = slash < 0 ? ["", name] : [name.slice(0, slash), name.slice(slash + 1)];
-    charts.set(chart, [...(charts.get(chart) ?? []), { name: series || chart, steps, values, className: `line-${charts.get(chart)?.length % 6 || 0}` }]);
+    const others = slash < 0 ? data.runs.filter((run, i) => i !== data.index && run.history?.series[name]).slice(0, MOST_RUNS - 1) : [];
+    add(chart, { name: series || (others.length ? data.name : chart), ...curve });
+    for (const run of others) add(chart, { name: run.name, ...run.history.series[name] });
   }
-  const made = [...charts].map(([title, series]) => lineChart(title.replaceAll("_", " "), series, history.phases));
-  if (history.norms) {
-    const series = history.norms.values.map((values, i) => ({
-      name: history.norms.names[i],
-      steps: history.norms.steps,
-      values,
-      className: history.norms.redundant[i] ? "line-gone" : "line-stays",
-    }));
-    // Those that go are drawn last, on top.
-    series.sort((a, b) => (a.className === "line-gone") - (b.className === "line-gone"));
-    made.push(lineChart("group norms", series, history.phases, "norm of each group's parameters"));
-  }
+  const { phases, marks } = history;
+  const made = [...charts].map(([title, series]) => lineChart(title.replaceAll("_", " "), series, phases, { marks }));
+  if (history.norms) made.push(groupsChart("group norms", history.norms, phases, { marks, measure: "norm of each group's parameters" }));
+  if (history.scores) made.push(groupsChart("redundancy scores", history.scores, phases, { marks, measure: "score of each group: what has the highest goes first" }));
   return made;
+}
+
+/** A chart of a number for each group: as lines, or of many groups as a heat map. */
+function groupsChart(title, { names, redundant, steps, values }, phases, options) {
+  const series = values.map((own, i) => ({ name: names[i], steps, values: own, className: redundant[i] ? "line-gone" : "line-stays" }));
+  // Those that go are drawn last, on top; of a heat map they are the first rows.
+  series.sort((a, b) => (a.className === "line-gone") - (b.className === "line-gone"));
+  return series.length > MOST_LINES ? heatMap(title, series.toReversed(), options) : lineChart(title, series, phases, options);
 }
 
 /**
@@ -33,13 +39,14 @@ function trainingCharts(data) {
  * @param title what the curves show.
  * @param series `[{name, steps, values, className}]`; a value that is null is left out.
  * @param phases `[{phase, start, stop}]`, in steps.
- * @param measure name of the upright axis.
+ * @param options `measure`, name of the upright axis; `across`, that of the other; `marks`, `[{step, text}]`, moments;
+ *   `points`, `[{name, step, value, className}]`, single ones.
  */
-function lineChart(title, series, phases, measure = title) {
+function lineChart(title, series, phases, { measure = title, across = "step (optimizer updates)", marks: moments = [], points = [] } = {}) {
   const { width, height, left, right, top, bottom } = CHART;
-  const values = series.flatMap((line) => line.values).filter((value) => value !== null);
+  const values = [...series.flatMap((line) => line.values).filter((value) => value !== null), ...points.map((point) => point.value)];
   const yTicks = niceTicks(...extent(values), 5);
-  const [xMin, last] = extent(series.flatMap((line) => line.steps));
+  const [xMin, last] = extent([...series.flatMap((line) => line.steps), ...points.map((point) => point.step)]);
   const xMax = Math.max(last, xMin + 1);
   const xTicks = niceTicks(xMin, xMax, 6, true);
   const [yMin, yMax] = [yTicks[0], yTicks.at(-1)];
@@ -55,19 +62,30 @@ function lineChart(title, series, phases, measure = title) {
     ["path", { class: "grid", d: `M${left},${y(tick)}H${width - right}` }],
     ["text", { class: "tick end", x: left - 7, y: y(tick) + 4 }, figure(tick)],
   ]);
-  const marks = xTicks.map((tick) => ["text", { class: "tick middle", x: x(tick), y: height - bottom + 18 }, figure(tick)]);
+  const marks = xTicks.map((tick) => ["text", { class: "tick middle", x: x(tick), y: height - bottom + 18 }, tick >= 1e4 ? compact(tick) : figure(tick)]);
+  const uprights = moments.filter(({ step }) => step >= xMin && step <= xMax).flatMap(({ step, text }) => [
+    ["path", { class: "moment", d: `M${x(step)},${top}V${height - bottom}` }, ["title", {}, `${text}, step ${figure(step)}`]],
+  ]);
+  const dots = points.flatMap((point) => {
+    const [cx, cy] = [x(point.step), y(point.value)];
+    const isRight = cx > (left + width - right) / 2;
+    return [
+      ["circle", { class: `dot ${point.className}`, cx, cy, r: 5, "data-step": point.step, "data-value": point.value }, ["title", {}, `${point.name}: ${figure(point.value)}`]],
+      ["text", { class: isRight ? "tick end" : "tick", x: cx + (isRight ? -9 : 9), y: cy - 6 }, point.name],
+    ];
+  });
   const lines = series.map((line) => ["path", { class: `line ${line.className}`, d: linePath(line, x, y) }]);
   const svg = svgElement([
-    "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} over steps` },
-    ...shades, ...grid, ...marks, ...lines,
+    "svg", { class: "curves", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} over ${across}` },
+    ...shades, ...grid, ...marks, ...uprights, ...lines, ...dots,
     ["text", { class: "axis-name", x: 4, y: 13 }, measure],
-    ["text", { class: "axis-name end", x: width - right, y: height - 6 }, "step (optimizer updates)"],
+    ["text", { class: "axis-name end", x: width - right, y: height - 6 }, across],
     ["path", { class: "cursor", d: "" }],
     ["circle", { class: "cursor", r: 0 }],
   ]);
   const readout = element("output", { class: "readout" }, summary(series));
-  listen(svg, readout, { series, x, y });
-  return element("figure", { class: "chart" }, element("figcaption", {}, title, readout), svg, legendOf(series), phasesOf(phases));
+  listen(svg, readout, { series, x, y, across: across.split(" ")[0] });
+  return element("figure", { class: "chart" }, element("figcaption", {}, title, readout, downloads(title, svg)), svg, legendOf(series), phasesOf(phases, moments));
 }
 
 function phaseName(phase) {
@@ -75,11 +93,12 @@ function phaseName(phase) {
 }
 
 /** Names the shades below the chart too: in it, short phases have no room for their names. */
-function phasesOf(phases) {
+function phasesOf(phases, moments) {
   const entries = phases.map(({ phase, start, stop }) =>
     element("li", {}, element("i", { class: `shade shade-${phase}` }), `${phaseName(phase)}: steps ${figure(start)} to ${figure(stop)}`),
   );
-  return element("ul", { class: "legend phases", "aria-label": "Phases" }, ...entries);
+  const uprights = moments.map(({ step, text }) => element("li", {}, element("i", { class: "shade moment-shade" }), `${text}: step ${figure(step)}`));
+  return element("ul", { class: "legend phases", "aria-label": "Phases" }, ...entries, ...uprights);
 }
 
 function extent(values) {
@@ -112,13 +131,13 @@ function summary(series) {
 function legendOf(series) {
   const classes = new Set(series.map((line) => line.className));
   const entries = classes.has("line-gone") || classes.has("line-stays")
-    ? [["line-stays", "stays"], ["line-gone", "redundant"]].filter(([name]) => classes.has(name))
+    ? [["line-stays", "stays"], ["line-gone", "removed"]].filter(([name]) => classes.has(name))
     : series.length > 1 ? series.map((line) => [line.className, line.name]) : [];
   return element("ul", { class: "legend" }, ...entries.map(([className, name]) => element("li", {}, element("i", { class: className }), name)));
 }
 
 /** Shows the values nearest to the pointer; of many curves, the nearest one. */
-function listen(svg, readout, { series, x, y }) {
+function listen(svg, readout, { series, x, y, across }) {
   const [line, dot] = svg.querySelectorAll(".cursor");
   const paths = svg.querySelectorAll(".line");
   const rest = readout.textContent;
@@ -137,7 +156,7 @@ function listen(svg, readout, { series, x, y }) {
     dot.setAttribute("r", 3.5);
     paths.forEach((path, k) => path.classList.toggle("near", series.length > 1 && series[k].name === nearest.name));
     const texts = shown.map((point) => (series.length > 1 ? `${point.name} ` : "") + figure(point.value));
-    readout.textContent = `step ${figure(nearest.step)}: ${texts.join("  ")}`;
+    readout.textContent = `${across} ${figure(nearest.step)}: ${texts.join("  ")}`;
   });
   svg.addEventListener("pointerleave", () => {
     line.setAttribute("d", "");

@@ -186,8 +186,15 @@ class GraphView {
     return { left: left + x * this.scale, top: top + y * this.scale, width: width * this.scale, height: height * this.scale };
   }
 
+  /** The graph is looked at: what needs its size on the screen is done now. */
+  becomeVisible() {
+    if (this.isFitted === false) this.fit();
+  }
+
   fit() {
     const { clientWidth, clientHeight } = this.viewport;
+    this.isFitted = clientWidth > 0;
+    if (!this.isFitted) return;
     const whole = Math.min(clientWidth / this.scene.width, clientHeight / this.scene.height);
     const wide = clientWidth / this.scene.width;
     // A tall graph is shown from its top, at a scale at which it can be read; a huge one as a whole.

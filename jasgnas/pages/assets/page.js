@@ -1,11 +1,5 @@
 // The page: reads the data, fills the parts, and connects them.
 
-function readData() {
-  const data = JSON.parse(byId("data").textContent);
-  for (const name of ["operators", "segments", "parts", "groups", "dimensions"]) data[name] = rows(data[name]);
-  return data;
-}
-
 function headline(data) {
   const row = (label) => data.networks.find((each) => each.label === label);
   const change = ({ full, sub }) => {
@@ -25,9 +19,7 @@ function headline(data) {
     figures.push(["Channels", data.hasRemoval ? [before, " → ", element("b", {}, compact(sum("left")))] : [before]]);
   }
   if (data.selection) {
-    const { at, runnerUp, predicted, measured } = data.selection;
-    const known = [measured && `the loss rises by ${measured.toPrecision(2)} without them`, predicted && `${predicted.toPrecision(2)} predicted`, runnerUp && `next ${runnerUp}`];
-    figures.push(["Selected at update", [element("b", {}, String(at)), element("small", {}, known.filter(Boolean).join("; "))]]);
+    figures.push(["Selected at update", [element("b", {}, String(data.selection.at))]]);
   }
   byId("figures").append(...figures.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, ...value))));
   byId("warning").hidden = data.isValid;
@@ -57,6 +49,10 @@ function tabs(onShow) {
     return element("button", { type: "button", role: "tab", id: `tab-${section.id}`, "aria-controls": section.id, click: () => open(section.id) }, section.dataset.tab);
   });
   function open(id, hasFocus = false) {
+    const asked = address();
+    asked.set("tab", id);
+    // The frame of a notebook has no address of its own.
+    if (location.protocol !== "about:") history.replaceState(null, "", `#${asked}`);
     sections.forEach((section, i) => {
       const isOpen = section.id === id;
       section.classList.toggle("open", isOpen);
@@ -106,6 +102,7 @@ function start() {
   const data = readData();
   headline(data);
   legend(data);
+  if (data.runs.length > 1) byId("theme").before(runChoice(data));
 
   const details = byId("details");
   const view = new GraphView(data, (index) => {
@@ -123,14 +120,19 @@ function start() {
 
   byId("training").hidden = !data.history;
   byId("network").hidden = !data.hasRemoval;
-  const openTab = tabs(filler({
+  const fill = filler({
+    overview: () => overview(data),
     groups: () => [
       ...(data.groups.length ? [groupsTable(data, (index) => openSegment(index))] : []),
       ...(data.dimensions.length ? [dimensionsTable(data)] : []),
     ],
     networks: () => [networksTable(data), segmentsTable(data, (index) => openSegment(index))],
     training: () => (data.history ? trainingCharts(data) : []),
-  }));
+  });
+  const openTab = tabs((id) => {
+    fill(id);
+    if (id === "graph") view.becomeVisible();
+  });
   addEventListener("beforeprint", () => { if (view.scene) byId("paper").replaceChildren(...paperDrawings(data, view.plan, view.scene)); });
   addEventListener("afterprint", () => byId("paper").replaceChildren());
 
@@ -177,7 +179,9 @@ function start() {
     } else if (zooms[event.key] && view.scene) zooms[event.key]();
   });
 
-  openTab("graph");
+  const sections = [...document.querySelectorAll("main > section:not([hidden])")].map((section) => section.id);
+  const asked = address().get("tab");
+  openTab(sections.includes(asked) ? asked : data.hasRemoval || data.runs.length > 1 ? "overview" : "graph");
   view.select(null);
   view.show().then(() => { document.documentElement.dataset.ready = "true"; });
 }

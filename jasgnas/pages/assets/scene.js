@@ -44,9 +44,11 @@ function clip(text, length) {
  * @param data the search space: segments, operators, outputs.
  * @param subnet whether only what is left after the removal is drawn, in its own sizes.
  * @param unfolded segments drawn with their operators.
- * @return `{boxes: [{id, width, height, segments, isRow}], edges: [{from, to}], nodes: {segment: {width, …}}}`
+ * @param folds modules drawn as one box, see `foldedBoxes`; the box stands for its first segment.
+ * @return `{boxes: [{id, width, height, segments, isRow}], edges: [{from, to}], nodes: {segment: {width, …}}, shownAs}`,
+ *   the last of which maps every segment that is drawn to that which its box stands for.
  */
-function planDrawing(data, subnet, unfolded) {
+function planDrawing(data, subnet, unfolded, folds = NO_FOLDS) {
   // What is dead but holds something yet, the biases that are left of a branch, is drawn as that.
   const isDrawn = (segment) => !subnet || data.segments[segment].fate === "kept" || sizesOf(data.segments[segment], subnet).params > 0;
   // In the sub-network, a joint with one input left is no more than a wire.
@@ -57,16 +59,24 @@ function planDrawing(data, subnet, unfolded) {
     return segment;
   };
   const isPassing = (segment) => subnet && data.segments[segment].fate === "passing";
-  const drawn = data.segments.map((_, i) => i).filter(isDrawn);
+  const all = data.segments.map((_, i) => i).filter(isDrawn);
+  const folded = foldedBoxes(data, all, folds);
+  const shownAs = new Map([[INPUT, INPUT], ...all.map((i) => [i, i])]);
+  for (const [first, { segments }] of folded) for (const i of segments) shownAs.set(i, first);
+  const drawn = all.filter((i) => shownAs.get(i) === i);
   const edges = [];
-  for (const to of drawn) {
-    for (const source of data.segments[to].sources) {
-      const from = source === INPUT || isDrawn(source) || isPassing(source) ? resolve(source) : null;
-      if (from !== null) edges.push({ from, to });
+  const isNew = newPairs();
+  for (const i of all) {
+    for (const source of data.segments[i].sources) {
+      const found = source === INPUT || isDrawn(source) || isPassing(source) ? resolve(source) : null;
+      if (found === null) continue;
+      const [from, to] = [shownAs.get(found), shownAs.get(i)];
+      // Of what enters or leaves a module, one edge between the same two boxes is enough.
+      if (folded.has(from) || folded.has(to) ? from !== to && isNew(from, to) : true) edges.push({ from, to });
     }
   }
   // An invalid removal may have cut off outputs.
-  const outputs = [...new Set(data.outputs.map(resolve))].filter((i) => i === INPUT || isDrawn(i));
+  const outputs = [...new Set(data.outputs.map(resolve).filter((i) => i === INPUT || isDrawn(i)).map((i) => shownAs.get(i)))];
   const readers = new Map(drawn.map((i) => [i, new Set()]));
   for (const { from, to } of edges) if (from !== INPUT) readers.get(from).add(to);
   for (const output of outputs) readers.get(output)?.add("output");
@@ -74,14 +84,16 @@ function planDrawing(data, subnet, unfolded) {
   const boxOf = new Map(drawn.map((i) => [i, i]));
   for (const i of drawn.toReversed()) {
     const [reader, ...others] = readers.get(i);
-    if (data.segments[i].additive && others.length === 0 && data.segments[reader]?.additive) {
+    const isJoint = (each) => data.segments[each]?.additive && !folded.has(each);
+    if (isJoint(i) && others.length === 0 && isJoint(reader)) {
       boxOf.set(i, boxOf.get(reader));
     }
   }
   const members = new Map();
   for (const i of drawn) members.set(boxOf.get(i), [...(members.get(boxOf.get(i)) ?? []), i]);
   const open = new Set(unfolded);
-  const nodes = Object.fromEntries(drawn.map((i) => [i, nodeOf(data, data.segments[i], open.has(i), subnet)]));
+  const node = (i) => (folded.has(i) ? moduleNode(data, folded.get(i), subnet) : nodeOf(data, data.segments[i], open.has(i), subnet));
+  const nodes = Object.fromEntries(drawn.map((i) => [i, node(i)]));
   const boxes = [...members].map(([id, segments]) => ({
     id: `s${id}`,
     segments,
@@ -93,14 +105,26 @@ function planDrawing(data, subnet, unfolded) {
   return {
     nodes,
     boxes,
+    shownAs,
     edges: edges.map(({ from, to }) => ({ from, to, tail: end(from), head: end(to) })),
     outputs: outputs.map((from) => ({ from, tail: end(from) })),
   };
 }
 
+/** Returns a function that tells whether two numbers are given to it together for the first time. */
+function newPairs() {
+  const seen = new Set();
+  return (a, b) => seen.size < seen.add(`${a} ${b}`).size;
+}
+
 /** Returns parameters, multiply-adds and shape of an operator or segment, in the full network or in the sub-network. */
 function sizesOf({ params, macs, shape, subParams, subMacs, subShape }, subnet) {
   return subnet ? { params: subParams, macs: subMacs, shape: subShape } : { params, macs, shape };
+}
+
+/** Tells whether a segment stays with less than it had. */
+function isNarrowed({ fate, params, subParams }) {
+  return fate === "kept" && subParams < params;
 }
 
 /** Writes a shape; that of what is gone has none. */
@@ -116,8 +140,7 @@ function nodeOf(data, segment, isOpen, subnet) {
   }
   const title = clip(segment.label, 30);
   const tag = segment.group >= 0 ? `${segment.group}` : "";
-  const { params: count } = sizesOf(segment, subnet);
-  const params = count ? compact(count) : "";
+  const params = amountText(segment, subnet);
   const names = operators.map((operator) => operator.name);
   // A segment without parameters is called by its operators.
   const subtitle = names.join(", ") === segment.name ? "" : clip(names.join(" · "), 30);
@@ -131,6 +154,28 @@ function nodeOf(data, segment, isOpen, subnet) {
   );
   const head = isOpen ? 24 : subtitle || params ? 40 : 26;
   return { title, tag, params, subtitle, shapes, isOpen, head, width: Math.ceil(width), height: head + (isOpen ? PITCH * operators.length + 4 : 0) };
+}
+
+/** Returns the box of a closed module, or of several equal ones. */
+function moduleNode(data, { paths, segments }, subnet) {
+  const sum = (key) => segments.reduce((total, i) => total + (data.segments[i][key] ?? 0), 0);
+  const total = { params: sum("params"), macs: sum("macs"), subParams: sum("subParams"), subMacs: sum("subMacs") };
+  const title = clip(paths.length > 1 ? `${paths[0]} … ${paths.at(-1).split("/").at(-1)}` : paths[0], 30);
+  const tag = paths.length > 1 ? `×${paths.length}` : "";
+  const removed = segments.filter((i) => data.segments[i].fate === "redundant").length;
+  const groups = segments.filter((i) => data.segments[i].group >= 0).length;
+  const subtitle = `${segments.length} segments` + (groups ? ` · ${removed ? `${removed} of ${groups} removed` : `${groups} removable`}` : "");
+  const params = amountText(total, subnet);
+  const width = Math.max(LINE * (title.length + tag.length) + 42 + (tag ? 16 : 0), SMALL * (subtitle.length + params.length) + 38);
+  const isGone = segments.every((i) => ["redundant", "dead"].includes(data.segments[i].fate));
+  return { isModule: true, paths, segments, total, title, tag, params, subtitle, shapes: [], head: 40, width: Math.ceil(width), height: 46, isGone, isPartly: !isGone && removed > 0 };
+}
+
+/** Writes how many parameters there are, and to how many they are narrowed. */
+function amountText({ params, subParams }, subnet) {
+  const count = subnet ? subParams : params;
+  const isLess = !subnet && subParams > 0 && subParams < params;
+  return count ? compact(count) + (isLess ? ` → ${compact(subParams)}` : "") : "";
 }
 
 /** Asks Graphviz. Nothing of the user's is in the question, only numbers. */
@@ -313,7 +358,35 @@ function drawingTree(data, plan, scene, sheet) {
   return ["g", { class: "drawing" }, ["g", { class: "edges" }, ...wires], ...terminals, ...nodes];
 }
 
+/** Draws a closed module: the edge of a second box behind it, and how many parameters of it stay. */
+function moduleTree(data, index, node, { x, y }) {
+  const { width, height, total } = node;
+  const classes = ["node", "box", "module", node.isGone ? "dead" : "", node.isPartly ? "partly" : ""].filter(Boolean).join(" ");
+  const chip = LINE * node.tag.length + 8;
+  return [
+    "g", { class: classes, "data-segment": index, "data-module": node.paths.join(" "), transform: `translate(${x},${y})` },
+    ["title", {}, `${node.paths.join(", ")}: ${node.subtitle}. Open it to see what is inside.`],
+    ["rect", { class: "shape", x: 4, y: 4, width: width - 4, height: height - 4, rx: 6 }],
+    ["rect", { class: "shape", width: width - 4, height: height - 4, rx: 6 }],
+    ["text", { class: "title", x: 12, y: 17 }, node.title],
+    ...(node.tag ? [["rect", { class: "chip", x: width - chip - 10, y: 5, width: chip, height: 15, rx: 4 }], ["text", { class: "tag centred", x: width - chip / 2 - 10, y: 16 }, node.tag]] : []),
+    ["text", { class: "subtitle", x: 12, y: 31 }, node.subtitle],
+    ["text", { class: "subtitle amount", x: width - 12, y: 31 }, node.params],
+    ...(data.hasRemoval ? costBar(12, height - 9, width - 28, total) : []),
+  ];
+}
+
+/** Draws how much of the multiply-adds of a box is left. */
+function costBar(x, y, width, { macs, subMacs }) {
+  if (!macs) return [];
+  return [
+    ["rect", { class: "cost", x, y, width, height: 2.5 }],
+    ["rect", { class: "cost-left", x, y, width: round((width * subMacs) / macs), height: 2.5 }],
+  ];
+}
+
 function nodeTree(data, index, node, { x, y }) {
+  if (node.isModule) return moduleTree(data, index, node, { x, y });
   const segment = data.segments[index];
   const kind = data.operators[segment.operators[0]].kind;
   const classes = ["node", node.isJoint ? "joint" : "box", kind === "unknown" || segment.hasUnknown ? "unknown" : "", segment.group >= 0 ? "removable" : "", segment.fate === "kept" ? "" : segment.fate];
@@ -338,6 +411,7 @@ function nodeTree(data, index, node, { x, y }) {
     else {
       if (node.subtitle) children.push(["text", { class: "subtitle", x: 14, y: 31 }, node.subtitle]);
       if (node.params) children.push(["text", { class: "subtitle amount", x: width - 8, y: 31 }, node.params]);
+      if (data.hasRemoval && node.params) children.push(...costBar(14, height - 6, width - 22, segment));
     }
   }
   return ["g", attributes, ...children];

@@ -116,8 +116,7 @@ function networksTable(data) {
     "Full network against sub-network",
     [
       { key: "label", label: "" },
-      { key: "full", label: "Full network", className: "number" },
-      { key: "sub", label: "Sub-network", className: "number" },
+      ...stagesOf(data).map(([key, label]) => ({ key, label, className: "number" })),
       { key: "ratio", label: "Sub / full", className: "number", show: (value) => (value === null ? "" : percent(value)) },
     ],
     table,
