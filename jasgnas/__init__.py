@@ -14,6 +14,7 @@ from jasgnas.errors import (
     DisconnectedOutputError,
     EarlySelectionWarning,
     ExportError,
+    GatesLeftWarning,
     InvalidRemovalError,
     JasgnasError,
     MissingPartError,
@@ -28,6 +29,7 @@ from jasgnas.errors import (
     TreeMismatchError,
     VerificationError,
 )
+from jasgnas.gates.gated import gated
 from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, h2spg
 from jasgnas.optimizer.scores import GroupStats
 from jasgnas.optimizer.scoring import score_groups, select_groups
@@ -54,6 +56,7 @@ __all__ = [
     "DisconnectedOutputError",
     "EarlySelectionWarning",
     "ExportError",
+    "GatesLeftWarning",
     "Group",
     "GroupStats",
     "H2SPGState",
@@ -78,6 +81,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "draw",
+    "gated",
     "h2spg",
     "h2spg_metrics",
     "h2spg_state",

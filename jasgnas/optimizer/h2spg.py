@@ -33,10 +33,20 @@ from jasgnas.optimizer.layout import (
     sum_over_groups,
     with_grouped_leaves,
     without_groups,
+    without_updates,
 )
 from jasgnas.optimizer.phases import Phases, divide_phases
 from jasgnas.optimizer.projection import project, shrinking_strengths
-from jasgnas.optimizer.scores import DEFAULT_SCORES, SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
+from jasgnas.optimizer.scores import (
+    DEFAULT_SCORES,
+    SCORES,
+    GroupStats,
+    Score,
+    ScoreFn,
+    find_score,
+    group_stats,
+    require_comparable,
+)
 from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.latency import LatencyTable
@@ -83,6 +93,7 @@ def h2spg(
     forward_passes: float | None = None,
     hierarchical: bool = True,
     guarantee_target: bool = True,
+    train_gates: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the hierarchical half-space projected gradient method, as the last link of an optax chain or around one.
 
@@ -170,6 +181,8 @@ def h2spg(
             one in two updates.
         hierarchical: False ignores validity and takes the best-scoring groups, as DHSPG does; for comparisons only.
         guarantee_target: False leaves the norms to the papers' method alone, which may not reach the target in time.
+        train_gates: whether the gates of `jasgnas.gated` are trained. Otherwise they are held as they are, at 1, until
+            they are selected, so that those that stay vanish when the sub-network is constructed.
 
     Returns:
         A gradient transformation whose state is an `H2SPGState`. Its `update` needs `params`, and takes `grad`, `value`
@@ -224,8 +237,10 @@ def h2spg(
     if not isinstance(forward_passes, NUMBERS) or not 0 < forward_passes < np.inf:
         raise ArgumentError(f"forward_passes must be a number above 0, got {forward_passes!r}")
     found = None if isinstance(score, str) and score == "default" else find_score(score)
-    if found is not None and found.needs == "value_fn":
-        require_few_groups(candidates)
+    if found is not None:
+        require_comparable(found, candidates)
+        if found.needs == "value_fn":
+            require_few_groups(candidates)
     if per_cost:
         if found is None or isinstance(score, str):
             raise ArgumentError(
@@ -263,6 +278,7 @@ def h2spg(
         forward_passes=forward_passes,
         hierarchical=hierarchical,
         guarantee_target=guarantee_target,
+        train_gates=train_gates,
     )
     make_known_to_flax()
     return optax.GradientTransformationExtraArgs(method.init, method.update)
@@ -294,6 +310,7 @@ class _Method:
     forward_passes: float
     hierarchical: bool
     guarantee_target: bool
+    train_gates: bool
 
     def init(self, params: optax.Params) -> H2SPGState:
         """Returns the state before the first update."""
@@ -349,6 +366,8 @@ class _Method:
             handed_on = extra | {name: each for name, each in given.items() if each is not None}
             grad = updates
             updates, state = self._descend(layout, updates, state, params, handed_on)
+        if not self.train_gates:
+            updates = without_updates(updates, self.candidates.gate_leaves)
         if state.remainder.is_final:
             norms = jnp.where(state.zero, 0, state.norms)
             return updates, state._replace(step=optax.safe_increment(state.step), norms=norms)
@@ -423,6 +442,7 @@ class _Method:
                     BlindSelectionWarning,
                     3,
                 )
+            require_comparable(SCORES[DEFAULT_SCORES[needs]], self.candidates)
             return SCORES[DEFAULT_SCORES[needs]]
         if not given[self.score.needs]:
             what = "the loss (value_fn)" if self.score.needs == "value_fn" else "the gradient (grad)"

@@ -294,6 +294,10 @@ def _numbers(
     candidates: Candidates, name: str, value: Any, periods: int, limits: Limits
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the numbers of structures and channels that each round has to meet, and a valid set that meets them."""
+    if candidates.gate_groups:
+        raise ArgumentError(
+            f"{name} is not for a space with channels and gates at once: give a size, such as target_macs"
+        )
     channels, inner_of = candidates.channels, candidates.inner_of
     assert channels is not None
     assert inner_of is not None

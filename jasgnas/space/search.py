@@ -200,6 +200,8 @@ class SearchSpace:
             dependence=build_dependence(self.graph, sharing, structures, self.leaves, self.connected),
             costs=build_costs(self.graph, self.leaves, self.effects, self.kept, sharing),
             fingerprint=fingerprint,
+            gate_leaves=frozenset(leaf.path for leaf in self.leaves if leaf.is_gate),
+            gate_groups=tuple(group.index for group in self.structures if group.kind == "gate"),
             channels=self.channels if self.dimensions else None,
             inner_of=self.channels.inner_of(structures, self.leaves) if self.dimensions else None,
             widths=widths,
@@ -386,6 +388,12 @@ class SearchSpace:
             return leaf if own is None else cleared(own, marked, leaf)
 
         return self.model.like(holder, jax.tree_util.tree_map_with_path(clear, tree))
+
+    def of_model(self, model: Model) -> "SearchSpace":
+        """Returns the space of a model with some of the leaves of this one, each structure of it by itself."""
+        kept = {self.leaves[index].path for index in self.kept}
+        indices = frozenset(index for index, leaf in enumerate(model.leaves) if leaf.path in kept)
+        return search(model.in_mode(training=False), self.call, indices, self.connected, (), self.kinds)
 
     def zeros_of_leaves(self, indices: Iterable[int]) -> list[Zeros]:
         """Returns what is known to be zero in each leaf without some groups."""

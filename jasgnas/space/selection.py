@@ -122,11 +122,20 @@ def falling_order(scores: jax.Array, accepted: jax.Array) -> jax.Array:
     return jnp.lexsort((-scores, ~accepted))
 
 
-def take_number(order: jax.Array, eligible: jax.Array, num: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Takes the first `num` groups, see `TakeFn`."""
-    candidates = eligible[order]
-    taken = candidates & (jnp.cumsum(candidates) <= num)
-    return jnp.zeros_like(eligible).at[order].set(taken), jnp.sum(taken) == num
+def take_number(
+    order: jax.Array, eligible: jax.Array, num: ArrayLike, of_kinds: ArrayLike = True
+) -> tuple[jax.Array, jax.Array]:
+    """Takes the first `num` groups, or so many of each kind, see `TakeFn`.
+
+    Args:
+        order: int `[num_groups]`, group indices.
+        eligible: bool `[num_groups]`.
+        num: int, how many to take, or int `[num_kinds]`.
+        of_kinds: bool `[num_kinds, num_groups]`, the groups of each kind; all are of one kind by default.
+    """
+    candidates = jnp.atleast_2d(of_kinds & eligible)[:, order]
+    taken = jnp.any(candidates & (jnp.cumsum(candidates, axis=1) <= jnp.reshape(num, (-1, 1))), axis=0)
+    return jnp.zeros_like(eligible).at[order].set(taken), jnp.sum(taken) == jnp.sum(jnp.asarray(num))
 
 
 def take_to_size(

@@ -27,7 +27,7 @@ from jasgnas.space.selection import (
     to_digits,
 )
 from jasgnas.space.sizes import UNITS
-from jasgnas.space.validity import DependenceGraph
+from jasgnas.space.validity import DependenceGraph, largest_removal
 
 GROUP_TARGETS = ("target_groups", "target_sparsity")
 SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS} | {
@@ -38,7 +38,7 @@ SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS} | {
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("graph", "critical", "amounts", "costs"),
+    data_fields=("graph", "critical", "amounts", "costs", "of_kinds"),
     meta_fields=("reachable",),
 )
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,10 @@ class Target:
         graph: what depends on what.
         critical: vertices whose death alone kills a network output, bool `[num_vertices]`.
         reachable: groups that meet the target together.
-        amounts: for each round a number of groups, int `[num_rounds]`, or a size, int `[num_rounds, num_digits]`.
+        amounts: for each round numbers of groups, int `[num_rounds, num_kinds]`, or a size, int `[num_rounds,
+            num_digits]`.
         costs: what each segment counts, of a target in sizes, otherwise None.
+        of_kinds: bool `[num_kinds, num_groups]`, the groups of each kind, of a target in numbers, otherwise None.
     """
 
     graph: DependenceGraph
@@ -58,6 +60,7 @@ class Target:
     reachable: tuple[int, ...]
     amounts: np.ndarray
     costs: SizeCosts | None = None
+    of_kinds: np.ndarray | None = None
 
     def select(
         self,
@@ -100,7 +103,8 @@ class Target:
         """Returns the function that takes what must be gone by the end of a round, -1 for the last one."""
         amount = jnp.asarray(self.amounts)[number]
         if self.costs is None:
-            return partial(take_number, num=amount)
+            assert self.of_kinds is not None
+            return partial(take_number, num=amount, of_kinds=self.of_kinds)
         return partial(take_to_size, self.graph, self.costs, size=amount)
 
 
@@ -186,17 +190,33 @@ def numbers_of_kinds(name: str, value: Any, available: Mapping[str, int]) -> dic
 
 def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:
     """Returns a target in groups, divided equally up to rounding."""
-    num_groups = candidates.num_groups
-    largest = candidates.largest_removal() if hierarchical else range(num_groups)
-    num_redundant = numbers_of_kinds(name, value, {"structure": num_groups}).get("structure", 0)
-    if not 1 <= num_redundant <= len(largest):
+    available = candidates.numbers()
+    asked = numbers_of_kinds(name, value, available)
+    kinds = [kind for kind in available if asked.get(kind)]
+    of_kinds = np.array([candidates.is_kind(kind) for kind in kinds], bool).reshape(len(kinds), candidates.num_groups)
+    numbers = np.array([asked[kind] for kind in kinds], int)
+    removals = _largest_removals(candidates, of_kinds) if hierarchical else [tuple(range(candidates.num_groups))]
+    reached = [of_kinds[:, list(each)].sum(1) for each in removals]
+    largest = next((each for each, most in zip(removals, reached, strict=True) if np.all(most >= numbers)), None)
+    if largest is None or not kinds or np.any(numbers < 0):
+        words = [f"{asked.get(kind, 0)} of {number} {kind}s" for kind, number in available.items()]
+        wanted = " and ".join(words) if len(words) > 1 else f"{sum(asked.values())} of {candidates.num_groups} groups"
+        most = max(int(np.sum(each)) for each in reached) if kinds else len(candidates.largest_removal())
         raise TargetError(
-            f"cannot remove {num_redundant} of {num_groups} groups ({name}={value!r}): at least 1 must go, and at most "
-            f"{len(largest)} can go together with every network output still reached"
+            f"cannot remove {wanted} ({name}={value!r}): at least 1 must go, and at most {most} can go together with "
+            "every network output still reached"
         )
-    check_integer("periods", periods, 1, num_redundant)
-    amounts = np.arange(1, periods + 1) * num_redundant // periods
-    return Target(candidates.dependence, candidates.critical, tuple(largest), amounts)
+    check_integer("periods", periods, 1, int(numbers.max()))
+    amounts = np.arange(1, periods + 1)[:, None] * numbers // periods
+    return Target(candidates.dependence, candidates.critical, largest, amounts, of_kinds=of_kinds)
+
+
+def _largest_removals(candidates: Candidates, of_kinds: np.ndarray) -> list[tuple[int, ...]]:
+    """Returns valid sets, of as many groups of some kinds as can be found, and of as many of one of them."""
+    found = [candidates.largest_removal()]
+    for kind in of_kinds if len(candidates.numbers()) > 1 else ():
+        found.append(largest_removal(candidates.dependence, candidates.num_structures, np.where(kind, 64, 1).tolist()))
+    return found
 
 
 def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:

@@ -154,7 +154,7 @@ class WidthCounter:
         graph = self._graph
         for part in dict.fromkeys(part for operator in graph.operators for part in operator.parts):
             leaf = self._leaves[graph.parts[part].leaf]
-            if not leaf.trainable:
+            if not leaf.trainable or leaf.is_gate:
                 continue
             is_kept = graph.parts[part].leaf in self._kept
             segment = NOBODY if is_kept else self._sharing.number_of(part)
