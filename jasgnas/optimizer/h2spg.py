@@ -49,6 +49,7 @@ from jasgnas.optimizer.scores import (
 )
 from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.crowds import AtMost
 from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
@@ -77,6 +78,7 @@ def h2spg(
     latency: LatencyTable | None = None,
     min_channels: Limit | None = None,
     multiple_of: Limit | None = None,
+    at_most: AtMost | None = None,
     warmup_steps: int,
     projection_steps: int,
     selection_steps: int | None = None,
@@ -149,6 +151,10 @@ def h2spg(
         multiple_of: a number, in the same form, that the number of channels that stay is a multiple of, unless all of
             them stay: it is rounded up. So channels go several at a time; the last of a number of channels
             (`target_groups`) may take others with it.
+        at_most: how many groups stay at most, by patterns of the paths of their parameters, in which `*` and `{name}`
+            stand for one component of a path or a part of it and `**` for any number: `{"cells/*/{edge}/**": 1}` leaves
+            one group for each text that `{edge}` stands for. A group matches if all its paths do with the same text.
+            It may be the only target: then fewer stay where scores are in units of the loss and that falls without.
         warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be. 30 % of the
             training is a good start: sooner, little has been learned that scores could go by, and later, little is
             left of the training for what stays. A network that is trained already needs as many as measure its groups.
@@ -266,7 +272,7 @@ def h2spg(
         candidates=candidates,
         learning_rate=learning_rate,
         inner=None if inner is None else optax.with_extra_args_support(inner),
-        target=resolve(candidates, targets, periods, hierarchical, Limits(min_channels, multiple_of), latency),
+        target=resolve(candidates, targets, periods, hierarchical, Limits(min_channels, multiple_of), latency, at_most),
         phases=phases,
         settle=settle,
         lmbda=lmbda,

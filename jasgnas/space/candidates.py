@@ -35,6 +35,7 @@ class Candidates:
         widths: the size of a network as a polynomial, where there are channels: what they save does not add up.
         gate_leaves: paths of the leaves that are gates of `jasgnas.gated`, in groups or not.
         gate_groups: the structures that are edges with such a gate.
+        paths: paths of the leaves of each structure, without those of which it has a range.
     """
 
     num_params: np.ndarray
@@ -50,6 +51,7 @@ class Candidates:
     widths: Widths | None = None
     gate_leaves: frozenset[str] = frozenset()
     gate_groups: tuple[int, ...] = ()
+    paths: tuple[tuple[str, ...], ...] = ()
 
     @property
     def num_groups(self) -> int:

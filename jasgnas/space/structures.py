@@ -82,7 +82,7 @@ class _GroupFinder:
         self.effects: list[Effect] = []
 
     def find(self, tie: Sequence[str]) -> tuple[Group, ...]:
-        """Returns the groups, in the order of their segments, gates last; `reasons` says why the other segments have none."""
+        """Returns the groups, in the order of their segments, gates last; `reasons` says why others have none."""
         segments: list[Segment] = []
         self._tie()
         self._others = self._better_ones()
