@@ -15,6 +15,7 @@ from jasgnas.errors import (
     EarlySelectionWarning,
     ExportError,
     FixedSizeWarning,
+    GatesLeftWarning,
     InvalidRemovalError,
     JasgnasError,
     MissingPartError,
@@ -29,6 +30,7 @@ from jasgnas.errors import (
     TreeMismatchError,
     VerificationError,
 )
+from jasgnas.gates.gated import gated
 from jasgnas.optimizer.h2spg import ADAM_DEFAULTS, h2spg
 from jasgnas.optimizer.scores import GroupStats
 from jasgnas.optimizer.scoring import score_groups, select_groups
@@ -56,6 +58,7 @@ __all__ = [
     "EarlySelectionWarning",
     "ExportError",
     "FixedSizeWarning",
+    "GatesLeftWarning",
     "Group",
     "GroupStats",
     "H2SPGState",
@@ -82,6 +85,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "draw",
+    "gated",
     "h2spg",
     "h2spg_metrics",
     "h2spg_state",

@@ -64,6 +64,10 @@ class NothingRemovedWarning(UserWarning):
     """A construction that removes nothing: no group is entirely zero."""
 
 
+class GatesLeftWarning(UserWarning):
+    """Gates that were trained stay in a sub-network as multiplications."""
+
+
 class RevivedGroupsWarning(UserWarning):
     """Groups that H2SPG has set to zero are not: something changes its updates."""
 

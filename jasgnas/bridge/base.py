@@ -2,14 +2,15 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from jasgnas.bridge.carry import carried
+from jasgnas.bridge.carry import carried, pruned
 from jasgnas.errors import ArgumentError, TreeMismatchError
 from jasgnas.pytree import leaves_by_path, path_str
 
@@ -22,12 +23,14 @@ class Leaf(NamedTuple):
         shape: its shape.
         dtype: its dtype.
         trainable: whether it is a trainable parameter; running statistics and random states are not.
+        is_gate: whether it is a factor that `jasgnas.gated` has put on an edge.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
     trainable: bool
+    is_gate: bool = False
 
     @property
     def aval(self) -> jax.ShapeDtypeStruct:
@@ -36,7 +39,11 @@ class Leaf(NamedTuple):
 
 
 class Recipe(Protocol):
-    """How to compute what the full network computes from the arrays of a sub-network."""
+    """How to compute a network that is made of another one: what it computes, from arrays of its own."""
+
+    @property
+    def gate_paths(self) -> Collection[str]:
+        """Paths of the gates among the arrays."""
 
     def apply(
         self, model: "Model", arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -111,11 +118,27 @@ class Model(ABC):
         """Its arrays, in the order of its pytree."""
         trainable = leaves_by_path(self.trainable())
         found = leaves_by_path(self.abstract).items()
-        return tuple(Leaf(path, tuple(value.shape), value.dtype, path in trainable) for path, value in found)
+        gates = self.gate_paths()
+        return tuple(
+            Leaf(path, tuple(value.shape), value.dtype, path in trainable, path in gates) for path, value in found
+        )
 
     def trainable(self) -> Any:
         """Returns the part of its pytree that is trained; all of it where nothing else is known."""
         return self.abstract
+
+    def gate_paths(self) -> Collection[str]:
+        """Returns the paths of the gates among its arrays, see `jasgnas.gated`."""
+        own = self.recipe_of(self.called(None))
+        return () if own is None else own[0].gate_paths
+
+    @abstractmethod
+    def called(self, holder: Any) -> Any:
+        """Returns what is called when the model is: a module or a function, that of a holder where it is one."""
+
+    def holder_of(self, arrays: Mapping[str, Any]) -> Any:
+        """Returns what a user holds of the model, given its arrays by path."""
+        return pruned(self.abstract, arrays)
 
     @property
     def static(self) -> Any:
@@ -176,13 +199,16 @@ class Model(ABC):
         """Calls the model with a pytree of its arrays; returns its outputs and that pytree after the call."""
 
     @abstractmethod
-    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> Any:
+    def wrap_subnet(
+        self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any], added: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
         """Returns the sub-network in the flavour of the model.
 
         Args:
             recipe: how the sub-network computes.
             holder: the full model, its variables or its parameters, or those of a larger sub-network.
             arrays: the arrays of the sub-network, by path.
+            added: parameters that the full model has not, nested dictionaries of arrays by top-level key.
         """
 
     def carry(

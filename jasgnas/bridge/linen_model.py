@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -89,6 +90,15 @@ class LinenModel(Model):
         is_own = bool(name) and getattr(type(self.module), name, None) is self.method
         return {**given, "method": name if is_own else self.method}
 
+    def called(self, holder: Any) -> Any:
+        """Returns the module."""
+        del holder
+        return self.module
+
+    def holder_of(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the variables with these arrays."""
+        return _as_variables(super().holder_of(arrays), self.collections)
+
     def trainable(self) -> Any:
         """Returns the collection `params`."""
         return _as_variables(self.abstract, self.collections)["params"]
@@ -112,10 +122,10 @@ class LinenModel(Model):
         return outputs, _as_tree({**variables, **updated})
 
     def wrap_subnet(
-        self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]
+        self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any], added: Mapping[str, Any] = MappingProxyType({})
     ) -> tuple["SubNetworkModule", Mapping[str, Any]]:
         """Returns the sub-network as a module, and its variables."""
-        variables = _as_variables(pruned(self.tree(holder), arrays), self.collections)
+        variables = _as_variables({**pruned(self.tree(holder), arrays), **added}, self.collections)
         return SubNetworkModule(recipe, self), _as_kind({"params": {}} | variables, holder)
 
 

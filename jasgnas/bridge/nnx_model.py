@@ -1,8 +1,9 @@
 """Flax NNX modules."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,6 +14,10 @@ from jasgnas.bridge.base import Model, Recipe, abstracted
 from jasgnas.bridge.carry import GONE, pruned
 from jasgnas.errors import ArgumentError, MissingPartError
 from jasgnas.pytree import leaves_by_path
+
+
+class Gate(nnx.Param[jax.Array]):
+    """A factor that `jasgnas.gated` has put on an edge: a parameter like all others, told apart by its type."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,18 @@ class NNXModel(Model):
         """Returns the `nnx.Param`s."""
         return nnx.filter_state(self.abstract, nnx.Param)
 
+    def gate_paths(self) -> Collection[str]:
+        """Returns the paths of the `Gate`s."""
+        return leaves_by_path(nnx.filter_state(self.abstract, Gate)).keys()
+
+    def called(self, holder: Any) -> Any:
+        """Returns the module that holds its own arrays."""
+        return holder
+
+    def holder_of(self, arrays: Mapping[str, Any]) -> nnx.Module:
+        """Returns the module with these arrays."""
+        return nnx.merge(self.graphdef, super().holder_of(arrays), copy=True)
+
     @property
     def static(self) -> Any:
         """The graph definition."""
@@ -128,7 +145,9 @@ class NNXModel(Model):
         outputs = module(*args, **kwargs)
         return nnx.as_pure(outputs), nnx.state(module)
 
-    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> "SubNetwork":
+    def wrap_subnet(
+        self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any], added: Mapping[str, Any] = MappingProxyType({})
+    ) -> "SubNetwork":
         """Returns the sub-network as a module, in the mode of the given one."""
         if not isinstance(holder, nnx.Module):
             raise ArgumentError(f"expected the nnx.Module that the search space was made for, got {type(holder)}")
@@ -137,7 +156,8 @@ class NNXModel(Model):
         full = replace(self, graphdef=graphdef)
         if isinstance(holder, SubNetwork) and holder._full.leaves == self.leaves:
             full = holder._full
-        return SubNetwork(_left_of(holder, pruned(state, arrays)), recipe, full)
+        children = _left_of(holder, pruned(state, arrays)) | {key: _gates(gates) for key, gates in added.items()}
+        return SubNetwork(children, recipe, full)
 
     def carry(
         self, state: Any, subnet: Any, move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
@@ -193,6 +213,11 @@ def _like(node: Any, state: Mapping[Any, Any]) -> Any:
     if any(isinstance(key, int) for key in children):
         return _Items(children, node.full_length if isinstance(node, _Items) else len(node))
     return _Part(children)
+
+
+def _gates(added: Any) -> Any:
+    """Returns nested dictionaries of gates as parts of a module."""
+    return _Part({key: _gates(each) for key, each in added.items()}) if isinstance(added, Mapping) else Gate(added)
 
 
 def _is_tabulated(part: nnx.Module) -> bool:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
 from jasgnas.bridge.base import Model, Recipe, abstracted, positional_names
 from jasgnas.bridge.carry import pruned
+from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path
 
 
@@ -52,6 +54,11 @@ class PlainModel(Model):
         """Returns the names of the arguments of the function after the parameters."""
         return self.argument_names(self.fn, None)
 
+    def called(self, holder: Any) -> Any:
+        """Returns the function."""
+        del holder
+        return self.fn
+
     def given(self) -> dict[str, Any]:
         """Returns the parameters."""
         return {"params": self.abstract}
@@ -66,9 +73,21 @@ class PlainModel(Model):
         """Calls the function, with containers of its own, which it may change."""
         return self.fn(jax.tree.map(lambda value: value, tree), *args, **kwargs), tree
 
-    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> tuple["SubNetworkFunction", Any]:
-        """Returns a function of the smaller parameters, and these; removed leaves are None, or missing keys."""
-        return SubNetworkFunction(recipe, self), pruned(holder, arrays)
+    def wrap_subnet(
+        self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any], added: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple["SubNetworkFunction", Any]:
+        """Returns a function of the smaller parameters, and these; removed leaves are None, or missing keys.
+
+        Raises:
+            ArgumentError: there are parameters to be added, and no keys to add them under.
+        """
+        params = pruned(holder, arrays)
+        if added and not isinstance(params, dict):
+            raise ArgumentError(
+                f"gates are added to the parameters by name, and these are a {type(params).__name__}: give a "
+                "dictionary, {'model': params} for a function fn(p, x) that reads p['model']"
+            )
+        return SubNetworkFunction(recipe, self), {**params, **added} if added else params
 
 
 @dataclass(frozen=True, eq=False)

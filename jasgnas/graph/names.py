@@ -104,26 +104,27 @@ def _mean_name(eqn: Equation) -> str:
     return "global_avg_pool" if ndim > 3 and tuple(eqn.params["axes"]) == spatial else "mean"
 
 
-def _modules(operators: Iterable[Operator], graph: Graph, leaves: Sequence[Leaf]) -> list[str]:
-    """Returns the modules whose parameters some operators hold, in order."""
+def modules_of(operators: Iterable[Operator], graph: Graph, leaves: Sequence[Leaf]) -> list[str]:
+    """Returns the modules whose parameters some operators hold, in order; of gates each by itself."""
     found: dict[str, None] = {}
     for part in (graph.parts[index] for operator in operators for index in operator.parts):
         if leaves[part.leaf].trainable:
             path = leaves[part.leaf].path
-            found[(path.rpartition("/")[0] or path) + "".join(f"[{index}]" for index in part.row)] = None
+            module = path if leaves[part.leaf].is_gate else path.rpartition("/")[0] or path
+            found[module + "".join(f"[{index}]" for index in part.row)] = None
     return list(found)
 
 
 def operator_label(operator: Operator, graph: Graph, leaves: Sequence[Leaf]) -> str:
     """Names an operator: what it is, and the modules whose parameters it holds."""
-    modules = _modules([operator], graph, leaves)
+    modules = modules_of([operator], graph, leaves)
     return f"{operator.name} {'-'.join(modules)}" if modules else operator.name
 
 
 def segment_label(segment: Segment, graph: Graph, leaves: Sequence[Leaf]) -> str:
     """Names a segment: its modules, or its operators where it has none."""
     operators = [graph.operators[index] for index in segment.operators]
-    modules = _modules(operators, graph, leaves)
+    modules = modules_of(operators, graph, leaves)
     if not modules:
         return ", ".join(operator.name for operator in operators)
     parents = {module.rpartition("/")[0] for module in modules}

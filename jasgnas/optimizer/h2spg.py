@@ -33,12 +33,23 @@ from jasgnas.optimizer.layout import (
     sum_over_groups,
     with_grouped_leaves,
     without_groups,
+    without_updates,
 )
 from jasgnas.optimizer.phases import Phases, divide_phases
 from jasgnas.optimizer.projection import project, shrinking_strengths
-from jasgnas.optimizer.scores import DEFAULT_SCORES, SCORES, GroupStats, Score, ScoreFn, find_score, group_stats
+from jasgnas.optimizer.scores import (
+    DEFAULT_SCORES,
+    SCORES,
+    GroupStats,
+    Score,
+    ScoreFn,
+    find_score,
+    group_stats,
+    require_comparable,
+)
 from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.crowds import AtMost
 from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
@@ -67,6 +78,7 @@ def h2spg(
     latency: LatencyTable | None = None,
     min_channels: Limit | None = None,
     multiple_of: Limit | None = None,
+    at_most: AtMost | None = None,
     warmup_steps: int,
     projection_steps: int,
     selection_steps: int | None = None,
@@ -83,6 +95,7 @@ def h2spg(
     forward_passes: float | None = None,
     hierarchical: bool = True,
     guarantee_target: bool = True,
+    train_gates: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the hierarchical half-space projected gradient method, as the last link of an optax chain or around one.
 
@@ -138,6 +151,10 @@ def h2spg(
         multiple_of: a number, in the same form, that the number of channels that stay is a multiple of, unless all of
             them stay: it is rounded up. So channels go several at a time; the last of a number of channels
             (`target_groups`) may take others with it.
+        at_most: how many groups stay at most, by patterns of the paths of their parameters, in which `*` and `{name}`
+            stand for one component of a path or a part of it and `**` for any number: `{"cells/*/{edge}/**": 1}` leaves
+            one group for each text that `{edge}` stands for. A group matches if all its paths do with the same text.
+            It may be the only target: then fewer stay where scores are in units of the loss and that falls without.
         warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be. 30 % of the
             training is a good start: sooner, little has been learned that scores could go by, and later, little is
             left of the training for what stays. A network that is trained already needs as many as measure its groups.
@@ -170,6 +187,8 @@ def h2spg(
             one in two updates.
         hierarchical: False ignores validity and takes the best-scoring groups, as DHSPG does; for comparisons only.
         guarantee_target: False leaves the norms to the papers' method alone, which may not reach the target in time.
+        train_gates: whether the gates of `jasgnas.gated` are trained. Otherwise they are held as they are, at 1, until
+            they are selected, so that those that stay vanish when the sub-network is constructed.
 
     Returns:
         A gradient transformation whose state is an `H2SPGState`. Its `update` needs `params`, and takes `grad`, `value`
@@ -224,8 +243,10 @@ def h2spg(
     if not isinstance(forward_passes, NUMBERS) or not 0 < forward_passes < np.inf:
         raise ArgumentError(f"forward_passes must be a number above 0, got {forward_passes!r}")
     found = None if isinstance(score, str) and score == "default" else find_score(score)
-    if found is not None and found.needs == "value_fn":
-        require_few_groups(candidates)
+    if found is not None:
+        require_comparable(found, candidates)
+        if found.needs == "value_fn":
+            require_few_groups(candidates)
     if per_cost:
         if found is None or isinstance(score, str):
             raise ArgumentError(
@@ -251,7 +272,7 @@ def h2spg(
         candidates=candidates,
         learning_rate=learning_rate,
         inner=None if inner is None else optax.with_extra_args_support(inner),
-        target=resolve(candidates, targets, periods, hierarchical, Limits(min_channels, multiple_of), latency),
+        target=resolve(candidates, targets, periods, hierarchical, Limits(min_channels, multiple_of), latency, at_most),
         phases=phases,
         settle=settle,
         lmbda=lmbda,
@@ -263,6 +284,7 @@ def h2spg(
         forward_passes=forward_passes,
         hierarchical=hierarchical,
         guarantee_target=guarantee_target,
+        train_gates=train_gates,
     )
     make_known_to_flax()
     return optax.GradientTransformationExtraArgs(method.init, method.update)
@@ -294,6 +316,7 @@ class _Method:
     forward_passes: float
     hierarchical: bool
     guarantee_target: bool
+    train_gates: bool
 
     def init(self, params: optax.Params) -> H2SPGState:
         """Returns the state before the first update."""
@@ -349,6 +372,8 @@ class _Method:
             handed_on = extra | {name: each for name, each in given.items() if each is not None}
             grad = updates
             updates, state = self._descend(layout, updates, state, params, handed_on)
+        if not self.train_gates:
+            updates = without_updates(updates, self.candidates.gate_leaves)
         if state.remainder.is_final:
             norms = jnp.where(state.zero, 0, state.norms)
             return updates, state._replace(step=optax.safe_increment(state.step), norms=norms)
@@ -423,6 +448,7 @@ class _Method:
                     BlindSelectionWarning,
                     3,
                 )
+            require_comparable(SCORES[DEFAULT_SCORES[needs]], self.candidates)
             return SCORES[DEFAULT_SCORES[needs]]
         if not given[self.score.needs]:
             what = "the loss (value_fn)" if self.score.needs == "value_fn" else "the gradient (grad)"

@@ -3,7 +3,7 @@
 All that H2SPG does to arrays as large as the parameters is here; what it does to the groups is in `h2spg.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ import optax
 
 from jasgnas.errors import TreeMismatchError
 from jasgnas.program.masks import NOTHING, Axes, Layout, everything, stored_shape
-from jasgnas.pytree import leaves_by_path
+from jasgnas.pytree import leaves_by_path, path_str
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.groups import NOBODY, Owners
 
@@ -220,6 +220,18 @@ def with_grouped_leaves(layout: GroupLayout, tree: T, leaves: list[jax.Array]) -
     for leaf, value in zip(layout.leaves, leaves, strict=True):
         all_leaves[leaf.position] = value
     return jax.tree.unflatten(treedef, all_leaves)
+
+
+def without_updates(updates: T, paths: Collection[str]) -> T:
+    """Returns updates of which those of some leaves, by path, are zero."""
+    if not paths:
+        return updates
+
+    def held(keys: Any, update: Any) -> Any:
+        # In a Linen tree of variables the parameters lie one level down.
+        return jnp.zeros_like(update) if path_str(keys).removeprefix("params/") in paths else update
+
+    return jax.tree_util.tree_map_with_path(held, updates)
 
 
 def sum_over_groups(

@@ -12,6 +12,7 @@ import numpy as np
 
 from jasgnas.errors import ArgumentError
 from jasgnas.optimizer.layout import GroupSums
+from jasgnas.space.candidates import Candidates
 
 
 class GroupStats(NamedTuple):
@@ -60,12 +61,14 @@ class Score(NamedTuple):
             gradient where there is one; or "", nothing.
         is_cost: whether minus the score is in units of the loss, so that costs of groups can be added up.
         is_mean: whether its values over several updates are averaged evenly, and not with more weight on later ones.
+        is_norm: whether it compares how long the parameters of groups are.
     """
 
     fn: ScoreFn
     needs: str = ""
     is_cost: bool = False
     is_mean: bool = False
+    is_norm: bool = False
 
     def __call__(self, stats: GroupStats) -> jax.Array:
         """Returns the scores, `[num_groups]`.
@@ -136,11 +139,11 @@ def ablation(stats: GroupStats) -> jax.Array:
 SCORES: dict[str, Score] = {
     score.fn.__name__: score
     for score in (
-        Score(magnitude),
-        Score(average_magnitude),
+        Score(magnitude, is_norm=True),
+        Score(average_magnitude, is_norm=True),
         Score(cosine, needs="grad"),
         Score(taylor, needs="grad", is_cost=True),
-        Score(published, needs="grad"),
+        Score(published, needs="grad", is_norm=True),
         Score(gate, needs="gate", is_cost=True, is_mean=True),
         Score(ablation, needs="value_fn", is_cost=True, is_mean=True),
     )
@@ -173,6 +176,15 @@ def find_score(score: Any) -> Score:
         f"score must be one of default, {', '.join(SCORES)}, a function of GroupStats, or an array [num_groups], got "
         f"{score!r}"
     )
+
+
+def require_comparable(score: Score, candidates: Candidates) -> None:
+    """Raises an `ArgumentError` if a score compares the norms of gates with those of weights."""
+    if score.is_norm and candidates.gate_groups:
+        raise ArgumentError(
+            f"{score.fn.__name__} goes by the norms of parameters, and those of gates, which are 1, say nothing: "
+            "give the gradient or the loss, and a score that looks at these, 'gate' or 'ablation'"
+        )
 
 
 def _fixed(scores: Any) -> Score:

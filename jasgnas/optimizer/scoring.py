@@ -12,7 +12,7 @@ from jasgnas.checks import checked_batches, loss_value
 from jasgnas.errors import ArgumentError, NonFiniteError
 from jasgnas.optimizer.ablation import Loss, costs_beside, finite_rises, require_few_groups
 from jasgnas.optimizer.layout import Remainder, grouped_leaves, lay_out, sum_over_groups, with_grouped_leaves
-from jasgnas.optimizer.scores import DEFAULT_SCORES, Score, ScoreFn, find_score, group_stats
+from jasgnas.optimizer.scores import DEFAULT_SCORES, Score, ScoreFn, find_score, group_stats, require_comparable
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.search import SearchSpace, require_space
 
@@ -76,6 +76,7 @@ def score_groups(
     # Each channel by itself would take as many evaluations as there are.
     most = "grad" if space.dimensions else "value_fn"
     found = find_score(DEFAULT_SCORES[most] if isinstance(score, str) and score == "default" else score)
+    require_comparable(found, space.candidates)
     if found.needs == "value_fn":
         require_few_groups(space.candidates)
     tree, loss_of = _loss_of(space, holder, loss_fn, train)

@@ -57,6 +57,7 @@ class Equation:
         body: the program it calls, or None.
         calls: the calls that enclose it after inlining, outermost first, as `(number of the call, its name)`.
         sources: what JAX knows of the code that made it and, after inlining, the calls that enclose it, outermost last.
+        number: its place among all equations of the nested program, counted as they run; -1 before inlining.
     """
 
     primitive: str
@@ -69,6 +70,12 @@ class Equation:
     body: "Program | None" = None
     calls: tuple[tuple[int, str], ...] = ()
     sources: tuple[Any, ...] = ()
+    number: int = -1
+
+    @property
+    def scope(self) -> str:
+        """The scopes of `jax.named_scope` that it was made in, joined by `/`; empty if there are none."""
+        return "/".join(filter(None, (str(source.name_stack) for source in reversed(self.sources))))
 
     @cached_property
     def where(self) -> str:
@@ -219,7 +226,7 @@ def inline(program: Program) -> Program:
     avals: dict[int, Any] = {}
     constants: dict[int, Any] = {}
     equations: list[Equation] = []
-    call_numbers = itertools.count()
+    call_numbers, numbers = itertools.count(), itertools.count()
 
     def define(aval: Any) -> int:
         avals[len(avals)] = aval
@@ -246,7 +253,7 @@ def inline(program: Program) -> Program:
             outputs = tuple(define(aval) for aval in eqn.out_avals)
             env.update(zip(eqn.outputs, outputs, strict=True))
             fields = eqn.primitive, eqn.bind, eqn.params, operands, outputs, eqn.in_avals, eqn.out_avals
-            equations.append(Equation(*fields, calls=calls, sources=outer))
+            equations.append(Equation(*fields, calls=calls, sources=outer, number=next(numbers)))
         return [read(atom) for atom in body.outputs]
 
     inputs = tuple(define(program.avals[var]) for var in program.inputs)

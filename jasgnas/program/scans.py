@@ -60,6 +60,11 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
     return replace(program, equations=tuple(equations), avals=avals)
 
 
+def is_step(eqn: Equation) -> bool:
+    """Tells whether an equation is a call that the opening up of a scan has made, and no primitive of JAX."""
+    return eqn.bind is _no_bind
+
+
 def _has_scan(program: Program) -> bool:
     return any(eqn.primitive == "scan" or (eqn.body is not None and _has_scan(eqn.body)) for eqn in program.equations)
 

@@ -33,6 +33,9 @@ class Candidates:
         channels: the channels among the groups, None for structures alone.
         inner_of: int `[num_dimensions]`, the structure that all of what makes a dimension is in, `NOBODY` for none.
         widths: the size of a network as a polynomial, where there are channels: what they save does not add up.
+        gate_leaves: paths of the leaves that are gates of `jasgnas.gated`, in groups or not.
+        gate_groups: the structures that are edges with such a gate.
+        paths: paths of the leaves of each structure, without those of which it has a range.
     """
 
     num_params: np.ndarray
@@ -46,6 +49,9 @@ class Candidates:
     channels: Channels | None = None
     inner_of: np.ndarray | None = None
     widths: Widths | None = None
+    gate_leaves: frozenset[str] = frozenset()
+    gate_groups: tuple[int, ...] = ()
+    paths: tuple[tuple[str, ...], ...] = ()
 
     @property
     def num_groups(self) -> int:
@@ -56,6 +62,22 @@ class Candidates:
     def num_structures(self) -> int:
         """Number of groups that are removal structures; they come first."""
         return self.num_groups - (0 if self.channels is None else len(self.channels))
+
+    def numbers(self) -> dict[str, int]:
+        """Returns how many groups there are of each kind of which there are any."""
+        numbers = {
+            "structure": self.num_structures - len(self.gate_groups),
+            "gate": len(self.gate_groups),
+            "channel": self.num_groups - self.num_structures,
+        }
+        return {kind: number for kind, number in numbers.items() if number}
+
+    def is_kind(self, kind: str) -> np.ndarray:
+        """Returns which groups are of a kind, bool `[num_groups]`."""
+        index = np.arange(self.num_groups)
+        is_gate = np.isin(index, self.gate_groups)
+        is_channel = index >= self.num_structures
+        return {"gate": is_gate, "channel": is_channel, "structure": ~is_gate & ~is_channel}[kind]
 
     @cached_property
     def critical(self) -> np.ndarray:

@@ -79,7 +79,7 @@ class Group:
         segments: indices of its segments in the segment graph, several if they are tied; none for a channel.
         gate: those of the slices that the result of the structure grows with in proportion, as it would with a gate
             that it is multiplied by; none if there is no such set.
-        kind: `structure` or `channel`.
+        kind: `structure`, `channel`, or `gate` for a structure that is an edge with a gate of `jasgnas.gated`.
     """
 
     index: int
@@ -89,7 +89,7 @@ class Group:
     operators: tuple[str, ...]
     segments: tuple[int, ...]
     gate: tuple[LeafSlice, ...] = ()
-    kind: Literal["structure", "channel"] = "structure"
+    kind: Literal["structure", "gate", "channel"] = "structure"
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 from jasgnas.checks import check_integer
 from jasgnas.errors import ArgumentError, TargetError
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.crowds import AtMost
 from jasgnas.space.groups import NOBODY
 from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limits
@@ -208,15 +209,18 @@ def resolve(
     hierarchical: bool,
     limits: Limits,
     latency: LatencyTable | None,
+    at_most: AtMost | None = None,
 ) -> Target | Mixture:
     """Returns the target that a user has given, see `resolve_target` and `resolve_mixture`."""
     candidates = measured(candidates, given, latency)
     if candidates.channels is not None:
+        if at_most is not None:
+            raise ArgumentError("at_most is for structures and gates alone: make the space without channels=True")
         return resolve_mixture(candidates, given, periods, hierarchical, limits)
     if asked := limits.given():
         names = ", ".join(f"{name}={value!r}" for name, value in asked.items())
         raise ArgumentError(f"{names} is about channels: make the space with channels=True")
-    return resolve_target(candidates, given, periods, hierarchical)
+    return resolve_target(candidates, given, periods, hierarchical, at_most)
 
 
 def resolve_mixture(
@@ -294,6 +298,10 @@ def _numbers(
     candidates: Candidates, name: str, value: Any, periods: int, limits: Limits
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the numbers of structures and channels that each round has to meet, and a valid set that meets them."""
+    if candidates.gate_groups:
+        raise ArgumentError(
+            f"{name} is not for a space with channels and gates at once: give a size, such as target_macs"
+        )
     channels, inner_of = candidates.channels, candidates.inner_of
     assert channels is not None
     assert inner_of is not None

@@ -36,6 +36,7 @@ from jasgnas.rules.flow import propagate_needs, propagate_zeros
 from jasgnas.space.alignment import Aligner
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.channels import find_channels
+from jasgnas.space.crowds import AtMost
 from jasgnas.space.dependence import build_dependence
 from jasgnas.space.dimensions import Channels, Dimension
 from jasgnas.space.explanation import KeepPattern, explanation, matches, why_nothing
@@ -203,6 +204,9 @@ class SearchSpace:
             dependence=build_dependence(self.graph, sharing, structures, self.leaves, self.connected),
             costs=build_costs(self.graph, self.leaves, self.effects, self.kept, sharing),
             fingerprint=fingerprint,
+            gate_leaves=frozenset(leaf.path for leaf in self.leaves if leaf.is_gate),
+            paths=tuple(tuple(own.path for own in each.slices if own.axis is None) for each in self.structures),
+            gate_groups=tuple(group.index for group in self.structures if group.kind == "gate"),
             channels=self.channels if self.dimensions else None,
             inner_of=self.channels.inner_of(structures, self.leaves) if self.dimensions else None,
             widths=widths,
@@ -390,6 +394,12 @@ class SearchSpace:
 
         return self.model.like(holder, jax.tree_util.tree_map_with_path(clear, tree))
 
+    def of_model(self, model: Model) -> "SearchSpace":
+        """Returns the space of a model with some of the leaves of this one, each structure of it by itself."""
+        kept = {self.leaves[index].path for index in self.kept}
+        indices = frozenset(index for index, leaf in enumerate(model.leaves) if leaf.path in kept)
+        return search(model.in_mode(training=False), self.call, indices, self.connected, (), self.kinds)
+
     def zeros_of_leaves(self, indices: Iterable[int]) -> list[Zeros]:
         """Returns what is known to be zero in each leaf without some groups."""
         return zeros_of_leaves(self.candidates.owners, self.leaves, self.removed(indices))
@@ -437,6 +447,7 @@ class SearchSpace:
         latency: LatencyTable | None = None,
         min_channels: Limit | None = None,
         multiple_of: Limit | None = None,
+        at_most: AtMost | None = None,
         per_cost: bool = False,
         hierarchical: bool = True,
     ) -> tuple[int, ...]:
@@ -454,6 +465,7 @@ class SearchSpace:
             latency: what `jasgnas.measure_latency` has measured of this space.
             min_channels: how many channels of a dimension stay at least, as in `jasgnas.h2spg`.
             multiple_of: what the number of those that stay is a multiple of, as there.
+            at_most: how many groups stay at most of those that match a pattern, as there.
             per_cost: whether scores are in units of the loss, minus its rise when the group goes. A target in
                 parameters or multiply-adds is then met at little cost: groups go by rising cost per unit saved. By
                 falling score without it.
@@ -485,7 +497,7 @@ class SearchSpace:
             "target_latency": target_latency,
             "target_seconds": target_seconds,
         }
-        target = resolve(self.candidates, targets, 1, hierarchical, Limits(min_channels, multiple_of), latency)
+        target = resolve(self.candidates, targets, 1, hierarchical, Limits(min_channels, multiple_of), latency, at_most)
         reachable = np.isin(np.arange(num_groups), target.reachable)
         floats = jnp.asarray(values.astype(np.float64), float)  # as wide as JAX has them
         # Which groups are known to reach the target is no constant of the program, and so compiles none anew.

@@ -19,6 +19,9 @@ TakeFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 target, and none that the target does not need. Returns the groups taken, bool `[num_groups]`, all eligible ones if the
 target is out of their reach, and whether the target is met."""
 
+IsDueFn = Callable[[jax.Array, jax.Array], jax.Array | bool]
+"""Tells whether a group, int32, is to be removed beside others, bool `[num_groups]`, as far as that is valid."""
+
 # Multiply-adds exceed int32, and JAX has no int64 by default: sizes are written with digits in this base, few enough
 # bits each that half a million of them can be summed, and enough digits for an int64.
 _DIGIT_BITS = 12
@@ -122,11 +125,20 @@ def falling_order(scores: jax.Array, accepted: jax.Array) -> jax.Array:
     return jnp.lexsort((-scores, ~accepted))
 
 
-def take_number(order: jax.Array, eligible: jax.Array, num: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Takes the first `num` groups, see `TakeFn`."""
-    candidates = eligible[order]
-    taken = candidates & (jnp.cumsum(candidates) <= num)
-    return jnp.zeros_like(eligible).at[order].set(taken), jnp.sum(taken) == num
+def take_number(
+    order: jax.Array, eligible: jax.Array, num: ArrayLike, of_kinds: ArrayLike = True
+) -> tuple[jax.Array, jax.Array]:
+    """Takes the first `num` groups, or so many of each kind, see `TakeFn`.
+
+    Args:
+        order: int `[num_groups]`, group indices.
+        eligible: bool `[num_groups]`.
+        num: int, how many to take, or int `[num_kinds]`.
+        of_kinds: bool `[num_kinds, num_groups]`, the groups of each kind; all are of one kind by default.
+    """
+    candidates = jnp.atleast_2d(of_kinds & eligible)[:, order]
+    taken = jnp.any(candidates & (jnp.cumsum(candidates, axis=1) <= jnp.reshape(num, (-1, 1))), axis=0)
+    return jnp.zeros_like(eligible).at[order].set(taken), jnp.sum(taken) == jnp.sum(jnp.asarray(num))
 
 
 def take_to_size(
@@ -275,18 +287,28 @@ class _Search(NamedTuple):
     critical: jax.Array
 
 
-def accept_greedily(graph: DependenceGraph, critical: jax.Array, order: jax.Array) -> jax.Array:
-    """Returns the groups that a greedy visit of all groups in `order` accepts, bool `[num_groups]`."""
+def accept_greedily(
+    graph: DependenceGraph, critical: jax.Array, order: jax.Array, is_due: IsDueFn = lambda accepted, group: True
+) -> jax.Array:
+    """Returns the groups that a greedy visit of all groups in `order` accepts, bool `[num_groups]`.
+
+    Args:
+        graph: what depends on what.
+        critical: bool `[num_vertices]`, vertices that must not die.
+        order: int `[num_groups]`, group indices.
+        is_due: tells of the group to be visited whether it is wanted beside those accepted before.
+    """
     num_groups = order.shape[0]
 
     def visit(search: _Search) -> _Search:
         group = order[search.position]
         own = graph.group == group
-        dead = spread_death(graph, search.dead | own, search.critical)
+        wanted = jnp.asarray(is_due(search.accepted, group))
+        dead = spread_death(graph, search.dead | (own & wanted), search.critical)
         valid = spares(dead, search.critical)
         return _Search(
             search.position + 1,
-            search.accepted.at[group].set(valid),
+            search.accepted.at[group].set(wanted & valid),
             jnp.where(valid, dead, search.dead),
             # Removals only ever add up: what could not be spared now can never be, and later visits end as soon as
             # they reach it.

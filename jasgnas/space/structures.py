@@ -71,8 +71,9 @@ class _GroupFinder:
         # The segments that each of those goes with that share parts which they need to be zero.
         self._tied: dict[int, tuple[int, ...]] = {}
         # What each structure holds, its parts by the operators that read them, and the parts whose ranges belong to
-        # structures further up.
+        # structures further up; and the structures that are edges with a gate.
         self._slices: list[list[LeafSlice]] = []
+        self._gates: set[int] = set()
         self._parts: list[dict[int, list[int]]] = []
         self._claimed: set[int] = set()
         # The operators whose zeros end where those of a better structure end.
@@ -81,7 +82,7 @@ class _GroupFinder:
         self.effects: list[Effect] = []
 
     def find(self, tie: Sequence[str]) -> tuple[Group, ...]:
-        """Returns the groups, in the order of their segments; `reasons` says why the other segments have none."""
+        """Returns the groups, in the order of their segments, gates last; `reasons` says why others have none."""
         segments: list[Segment] = []
         self._tie()
         self._others = self._better_ones()
@@ -99,11 +100,14 @@ class _GroupFinder:
             follower.start(segment.operators[-1], len(segments))
             segments.append(segment)
             self._slices.append(list(map(self._whole, own)))
+            if any(self._leaf(part).is_gate for part in own):
+                self._gates.add(len(segments) - 1)
             read = {index: [p for p in self._graph.operators[index].parts if p in own] for index in segment.operators}
             self._parts.append({operator: parts for operator, parts in read.items() if parts})
         finder = GateFinder(self._graph, follower.ranges)
         gates = [finder.find(i, each.operators, self._parts[i]) for i, each in enumerate(segments)]
-        members = self._members(segments, tie)
+        # Gates come after all other structures, which have the same indices without them.
+        members = sorted(self._members(segments, tie), key=self._gates.issuperset)
         names: set[str] = set()
         groups = tuple(
             self._group(index, each, [segments[i] for i in each], self._common_gate(each, gates), names)
@@ -131,6 +135,7 @@ class _GroupFinder:
             operators=tuple(self._graph.operators[each].name for segment in segments for each in segment.operators),
             segments=tuple(segment.index for segment in segments),
             gate=tuple(each for each in slices if (each.path, each.row) in chosen),
+            kind="gate" if self._gates.issuperset(structures) else "structure",
         )
         others = f", together with {len(segments) - 1} more" if len(segments) > 1 else ""
         for segment in group.segments:
@@ -343,9 +348,9 @@ class _GroupFinder:
 
 
 def num_params(part: Part, leaves: Sequence[Leaf]) -> int:
-    """Returns the number of trainable parameters in a part."""
+    """Returns the number of trainable parameters in a part; a gate counts nothing, since those that stay vanish."""
     leaf = leaves[part.leaf]
-    return int(np.prod(leaf.shape[len(part.row) :])) if leaf.trainable else 0
+    return int(np.prod(leaf.shape[len(part.row) :])) if leaf.trainable and not leaf.is_gate else 0
 
 
 def _listed(gate: Sequence[LeafSlice], most: int = 2) -> str:

@@ -1,7 +1,7 @@
 """What is asked to be removed, checked, divided over rounds, and selected by whichever rule the scores ask for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -14,11 +14,13 @@ from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, TargetError
 from jasgnas.space.budget import select_by_cost
 from jasgnas.space.candidates import Candidates
+from jasgnas.space.crowds import AtMost, Crowds, find_crowds
 from jasgnas.space.latency import FEMTOSECONDS, LatencyTable
 from jasgnas.space.selection import (
     Selection,
     SizeCosts,
     TakeFn,
+    accept_greedily,
     falling_order,
     first_possible,
     select_redundant,
@@ -27,7 +29,7 @@ from jasgnas.space.selection import (
     to_digits,
 )
 from jasgnas.space.sizes import UNITS
-from jasgnas.space.validity import DependenceGraph
+from jasgnas.space.validity import DependenceGraph, largest_removal
 
 GROUP_TARGETS = ("target_groups", "target_sparsity")
 SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS} | {
@@ -38,7 +40,7 @@ SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS} | {
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("graph", "critical", "amounts", "costs"),
+    data_fields=("graph", "critical", "amounts", "costs", "of_kinds", "crowds"),
     meta_fields=("reachable",),
 )
 @dataclass(frozen=True, eq=False)
@@ -49,8 +51,11 @@ class Target:
         graph: what depends on what.
         critical: vertices whose death alone kills a network output, bool `[num_vertices]`.
         reachable: groups that meet the target together.
-        amounts: for each round a number of groups, int `[num_rounds]`, or a size, int `[num_rounds, num_digits]`.
+        amounts: for each round numbers of groups, int `[num_rounds, num_kinds]`, or a size, int `[num_rounds,
+            num_digits]`.
         costs: what each segment counts, of a target in sizes, otherwise None.
+        of_kinds: bool `[num_kinds, num_groups]`, the groups of each kind, of a target in numbers, otherwise None.
+        crowds: the groups of which only so many may stay, whatever the target is; None for none.
     """
 
     graph: DependenceGraph
@@ -58,6 +63,8 @@ class Target:
     reachable: tuple[int, ...]
     amounts: np.ndarray
     costs: SizeCosts | None = None
+    of_kinds: np.ndarray | None = None
+    crowds: Crowds | None = None
 
     def select(
         self,
@@ -83,6 +90,17 @@ class Target:
             hierarchical: whether the network must stay valid.
         """
         critical = jnp.asarray(self.critical) & hierarchical
+        if self.crowds is not None:
+            start, fallback = self._thinned_out(self.crowds, critical, scores, planned, accepted, by_cost)
+            rest = replace(self, crowds=None)
+            found = rest.select(scores, -1, fallback, start, by_cost=by_cost, hierarchical=hierarchical).planned
+            planned = jnp.where(is_fixed, planned, found)
+            # Each round has an equal part of what is planned.
+            share = (number % len(self.amounts) + 1) * jnp.sum(planned) // len(self.amounts)
+            order = falling_order(scores, accepted)
+            redundant = accepted | take_number(order, planned, share)[0]
+            runner_up = first_possible(self.graph, critical, falling_order(scores, planned), planned)
+            return Selection(planned, redundant, runner_up)
         if by_cost and self.costs is not None:
             size, share = jnp.asarray(self.amounts)[-1], jnp.asarray(self.amounts)[number]
             return select_by_cost(self.graph, critical, self.costs, scores, size, share, planned, accepted, is_fixed)
@@ -96,15 +114,54 @@ class Target:
         runner_up = first_possible(self.graph, critical, falling_order(scores, planned), planned)
         return Selection(planned, redundant, runner_up)
 
+    def _thinned_out(
+        self,
+        crowds: Crowds,
+        critical: jax.Array,
+        scores: jax.Array,
+        planned: jax.Array,
+        accepted: jax.Array,
+        by_cost: bool,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns a valid set without which no crowd is too large, and one that contains it and meets the target.
+
+        Groups go by falling score. Where that ends with a crowd that is too large still, or leaves the target out of
+        reach, they are taken from what was planned before.
+        """
+        order = falling_order(scores, accepted)
+        # Below its limit a crowd gets only if the loss falls without more of it, and nothing else says how many go.
+        is_alone = by_cost & ~jnp.any(jnp.asarray(self.amounts))
+        is_free = jnp.any(jnp.asarray(crowds.members), axis=0) & (scores > 0) & is_alone
+
+        def thin_out(eligible: jax.Array) -> jax.Array:
+            def is_due(gone: jax.Array, group: jax.Array) -> jax.Array:
+                return accepted[group] | eligible[group] & (crowds.is_due(gone, group) | is_free[group])
+
+            return accept_greedily(self.graph, critical, order, is_due)
+
+        start = thin_out(jnp.ones_like(planned))
+        more = falling_order(scores, start)
+        largest = accept_greedily(self.graph, critical, more)
+        is_met = jnp.all(crowds.excess(start) <= 0) & self.take(-1)(more, largest)[1]
+        start = jax.lax.cond(is_met, lambda: start, lambda: thin_out(planned))
+        return start, jnp.where(is_met, largest, planned)
+
     def take(self, number: int | jax.Array) -> TakeFn:
         """Returns the function that takes what must be gone by the end of a round, -1 for the last one."""
         amount = jnp.asarray(self.amounts)[number]
         if self.costs is None:
-            return partial(take_number, num=amount)
+            assert self.of_kinds is not None
+            return partial(take_number, num=amount, of_kinds=self.of_kinds)
         return partial(take_to_size, self.graph, self.costs, size=amount)
 
 
-def resolve_target(candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool) -> Target:
+def resolve_target(
+    candidates: Candidates,
+    given: Mapping[str, Any],
+    periods: int,
+    hierarchical: bool,
+    at_most: AtMost | None = None,
+) -> Target:
     """Returns the target that a user has given.
 
     Args:
@@ -112,14 +169,30 @@ def resolve_target(candidates: Candidates, given: Mapping[str, Any], periods: in
         given: the four targets by name, all but one of them None.
         periods: number of rounds.
         hierarchical: whether the network must stay valid.
+        at_most: how many groups stay, by patterns of paths; it may be all that is given.
 
     Raises:
         ArgumentError: not exactly one target is given, or it is of the wrong kind.
         TargetError: no removal meets the target, or no removal is needed to meet it.
     """
-    name, value = single_target(given)
-    resolve = _resolve_size if name in SIZE_TARGETS else _resolve_number
-    return resolve(candidates, name, value, periods, hierarchical)
+    crowds = None if at_most is None else find_crowds(at_most, candidates.paths, candidates.num_groups)
+    if crowds is not None and all(value is None for value in given.values()):
+        nothing_more = np.zeros((periods, 1), int)
+        every = np.ones((1, candidates.num_groups), bool)
+        largest = candidates.largest_removal() if hierarchical else tuple(range(candidates.num_groups))
+        target = Target(candidates.dependence, candidates.critical, largest, nothing_more, of_kinds=every)
+    else:
+        name, value = single_target(given)
+        resolve = _resolve_size if name in SIZE_TARGETS else _resolve_number
+        target = resolve(candidates, name, value, periods, hierarchical)
+        if crowds is not None and target.costs is None and target.amounts[-1].sum() < crowds.least_removed:
+            raise TargetError(
+                f"{name}={value!r} removes {target.amounts[-1].sum()} groups, and at_most={at_most!r} asks for "
+                f"{crowds.least_removed} at least: give a larger target, or at_most alone"
+            )
+    if crowds is not None:
+        crowds.require_reachable(target.reachable)
+    return replace(target, crowds=crowds)
 
 
 def single_target(given: Mapping[str, Any]) -> tuple[str, Any]:
@@ -186,17 +259,33 @@ def numbers_of_kinds(name: str, value: Any, available: Mapping[str, int]) -> dic
 
 def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:
     """Returns a target in groups, divided equally up to rounding."""
-    num_groups = candidates.num_groups
-    largest = candidates.largest_removal() if hierarchical else range(num_groups)
-    num_redundant = numbers_of_kinds(name, value, {"structure": num_groups}).get("structure", 0)
-    if not 1 <= num_redundant <= len(largest):
+    available = candidates.numbers()
+    asked = numbers_of_kinds(name, value, available)
+    kinds = [kind for kind in available if asked.get(kind)]
+    of_kinds = np.array([candidates.is_kind(kind) for kind in kinds], bool).reshape(len(kinds), candidates.num_groups)
+    numbers = np.array([asked[kind] for kind in kinds], int)
+    removals = _largest_removals(candidates, of_kinds) if hierarchical else [tuple(range(candidates.num_groups))]
+    reached = [of_kinds[:, list(each)].sum(1) for each in removals]
+    largest = next((each for each, most in zip(removals, reached, strict=True) if np.all(most >= numbers)), None)
+    if largest is None or not kinds or np.any(numbers < 0):
+        words = [f"{asked.get(kind, 0)} of {number} {kind}s" for kind, number in available.items()]
+        wanted = " and ".join(words) if len(words) > 1 else f"{sum(asked.values())} of {candidates.num_groups} groups"
+        most = max(int(np.sum(each)) for each in reached) if kinds else len(candidates.largest_removal())
         raise TargetError(
-            f"cannot remove {num_redundant} of {num_groups} groups ({name}={value!r}): at least 1 must go, and at most "
-            f"{len(largest)} can go together with every network output still reached"
+            f"cannot remove {wanted} ({name}={value!r}): at least 1 must go, and at most {most} can go together with "
+            "every network output still reached"
         )
-    check_integer("periods", periods, 1, num_redundant)
-    amounts = np.arange(1, periods + 1) * num_redundant // periods
-    return Target(candidates.dependence, candidates.critical, tuple(largest), amounts)
+    check_integer("periods", periods, 1, int(numbers.max()))
+    amounts = np.arange(1, periods + 1)[:, None] * numbers // periods
+    return Target(candidates.dependence, candidates.critical, largest, amounts, of_kinds=of_kinds)
+
+
+def _largest_removals(candidates: Candidates, of_kinds: np.ndarray) -> list[tuple[int, ...]]:
+    """Returns valid sets, of as many groups of some kinds as can be found, and of as many of one of them."""
+    found = [candidates.largest_removal()]
+    for kind in of_kinds if len(candidates.numbers()) > 1 else ():
+        found.append(largest_removal(candidates.dependence, candidates.num_structures, np.where(kind, 64, 1).tolist()))
+    return found
 
 
 def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:

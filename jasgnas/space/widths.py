@@ -155,7 +155,7 @@ class WidthCounter:
         read = dict.fromkeys(part for operator in graph.operators for part in operator.parts)
         for part in (*read, *sorted(graph.returned - read.keys())):
             leaf = self._leaves[graph.parts[part].leaf]
-            if not leaf.trainable:
+            if not leaf.trainable or leaf.is_gate:
                 continue
             # What outputs alone are computed from, such as a temperature, is there whatever goes.
             is_kept = graph.parts[part].leaf in self._kept or part not in read

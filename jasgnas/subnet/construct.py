@@ -17,7 +17,14 @@ import numpy as np
 from jasgnas.bridge import Leaf, Model, matched
 from jasgnas.bridge.trace import Call, TracedModel, trace_model
 from jasgnas.collector import collector_paused
-from jasgnas.errors import ArgumentError, NonFiniteError, NothingRemovedWarning, TreeMismatchError
+from jasgnas.errors import (
+    ArgumentError,
+    GatesLeftWarning,
+    NonFiniteError,
+    NothingRemovedWarning,
+    TreeMismatchError,
+)
+from jasgnas.gates.gated import without_gates
 from jasgnas.optimizer.state import CHANGED_UPDATES, H2SPGState, h2spg_state, single_state
 from jasgnas.program.masks import (
     NOTHING,
@@ -75,6 +82,11 @@ class Recipe:
     layouts: tuple[Layout, ...]
     origin: Origin
     _calls: dict[Any, tuple[TracedModel, Plan]] = field(default_factory=dict, repr=False)
+
+    @property
+    def gate_paths(self) -> frozenset[str]:
+        """Paths of the gates of the full network; those that are left have stayed a factor."""
+        return frozenset(leaf.path for leaf in self.leaves if leaf.is_gate)
 
     def __reduce__(self) -> Any:
         """Copies and pickles trace their calls anew: what a trace consists of can be neither copied nor pickled."""
@@ -189,6 +201,7 @@ def construct_subnet(
 
     Warns:
         NothingRemovedWarning: no group is entirely zero (unless `allow_nothing`).
+        GatesLeftWarning: gates of `jasgnas.gated` stay that are not 1; those that are vanish.
     """
     require_space(space)
     values = matched(space.leaves, space.model.tree(holder))
@@ -199,11 +212,36 @@ def construct_subnet(
     if not (removed or allow_nothing):
         warn_of_nothing(space, state)
     space.require_valid(removed)
+    if (left := _without_gates_at_one(space, holder, values)) is not None:
+        space, holder = left
+        values = matched(space.leaves, space.model.tree(holder))
+        removed = zero_indices(space, values)
     recipe = make_recipe(space, removed)
     arrays = recipe.slice(values)
     if verify:
         verify_subnet(space, recipe, values, arrays)
+    if stayed := sorted(recipe.gate_paths & arrays.keys()):
+        warnings.warn(
+            f"of the {len(recipe.gate_paths)} gates these stay as a multiplication each, since they are not 1: "
+            f"{', '.join(stayed)}. Gates that h2spg holds vanish (train_gates=False)",
+            GatesLeftWarning,
+            stacklevel=2,
+        )
     return space.model.wrap_subnet(recipe, holder, arrays)
+
+
+def _without_gates_at_one(space: SearchSpace, holder: Any, values: Sequence[Any]) -> tuple[SearchSpace, Any] | None:
+    """Returns the space of a network without those of its gates that are 1, and its holder; None if there are none."""
+    pairs = zip(space.leaves, values, strict=True)
+    at_one = {
+        leaf.path
+        for index, (leaf, value) in enumerate(pairs)
+        if leaf.is_gate and index not in space.kept and bool(jnp.all(value == 1))
+    }
+    if not at_one or (left := without_gates(space.model, holder, at_one)) is None:
+        return None
+    model, holder = left
+    return space.of_model(model), holder
 
 
 def require_zero(space: SearchSpace, claimed: Iterable[int], zero: Iterable[int], state: H2SPGState | None) -> None:

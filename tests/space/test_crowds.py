@@ -1,0 +1,96 @@
+"""At most so many of some groups stay: against a plain choice by score, and what no choice can meet."""
+
+import re
+from functools import reduce
+from operator import add
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jasgnas
+from jasgnas.errors import ArgumentError, TargetError
+
+EDGES, OPS = ("e01", "e02", "e12"), ("a", "b", "c")
+X = jnp.ones((2, 3))
+
+
+def edge(params, x):
+    return reduce(add, (jnp.tanh(x @ params[op]["w"]) for op in OPS))
+
+
+def cell(params, x):
+    """Node 1 reads node 0, and node 2 both; without the last edge into a node, that is gone."""
+    first = edge(params["e01"], x)
+    return edge(params["e02"], x) + edge(params["e12"], first)
+
+
+@pytest.fixture(scope="module")
+def space():
+    params = {name: {op: {"w": jnp.ones((3, 3))} for op in OPS} for name in EDGES}
+    return jasgnas.search_space(cell, X, params=params)
+
+
+def names(space, indices):
+    return {space.groups[index].paths[0].removesuffix("/w") for index in indices}
+
+
+def scores_of(space, rng):
+    return rng.permutation(len(space.groups)).astype(float)
+
+
+def test_of_each_edge_the_group_with_the_lowest_score_stays(space):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scores = scores_of(space, rng)
+        stay = names(space, set(range(9)) - set(space.select(scores, at_most={"{edge}/*/w": 1})))
+        best = {}
+        for group in space.groups:
+            own = group.paths[0].removesuffix("/w")
+            best.setdefault(own[:3], []).append((scores[group.index], own))
+        assert stay == {min(each)[1] for each in best.values()}
+    assert len(space.select(scores, at_most={"**/{op}/w": 2})) == 3
+    assert len(space.select(scores, at_most={"{edge}/*/w": 2, "*/{op}/w": 1})) == 6
+
+
+def test_fewer_stay_only_if_the_loss_falls_without_and_the_network_stays_valid(space):
+    by_name = {group.paths[0].removesuffix("/w"): group.index for group in space.groups}
+    scores = np.ones(9)
+    for op, rise in zip(OPS, (1.0, 2.0, 3.0), strict=True):
+        scores[by_name[f"e02/{op}"]] = -rise
+    # All of e01 and e12 can go: the path through e02 is enough.
+    useless = {f"{name}/{op}" for name in ("e01", "e12") for op in OPS}
+    selected = space.select(scores, at_most={"{edge}/*/w": 1}, per_cost=True)
+    assert names(space, selected) == useless | {"e02/a", "e02/b"}
+    assert len(space.select(scores, at_most={"{edge}/*/w": 1})) == 6
+    # With all of them to be gone, one way through stays.
+    assert space.is_valid(space.select(np.arange(1.0, 10.0), at_most={"{edge}/*/w": 1}, per_cost=True))
+
+
+def test_another_target_is_met_as_well(space):
+    scores = scores_of(space, np.random.default_rng(1))
+    alone = set(space.select(scores, at_most={"{edge}/*/w": 1}))
+    more = set(space.select(scores, at_most={"{edge}/*/w": 1}, target_groups=7))
+    assert alone < more
+    assert len(more) == 7
+    small = set(space.select(scores, at_most={"{edge}/*/w": 1}, target_macs=18, per_cost=True))
+    assert space.subnet_size(small)[1] <= 18
+    assert space.is_valid(small)
+
+
+def test_what_cannot_be_met_is_said(space):
+    scores = np.arange(9.0)
+    for message, kind, options in (
+        ("target_groups=5 removes 5 groups, and at_most=.* asks for 6", TargetError, {"target_groups": 5}),
+        ("at most 0 of the groups {edge}/\\*/w with edge=e02 were to stay, and 1 are", TargetError, {"at_most": 0}),
+        ("must be an int, at least 0", ArgumentError, {"at_most": -1}),
+    ):
+        options = {"at_most": {"{edge}/*/w": options.pop("at_most", 1)}} | options
+        with pytest.raises(kind, match=message):
+            space.select(scores, **options)
+    with pytest.raises(
+        ArgumentError, match=re.escape("at_most={'x/**': 1} matches no group; their paths look like e0")
+    ):
+        space.select(scores, at_most={"x/**": 1})
+    with pytest.raises(ArgumentError, match="must map patterns"):
+        space.select(scores, at_most=1)
