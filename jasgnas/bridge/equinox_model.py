@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -143,11 +144,21 @@ class EquinoxModel(Model):
         outputs, state = called(*args, _filled(self.state, tree, _STATE), **kwargs)
         return outputs, {**tree, **self._by_path(None, state)}
 
-    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> Any:
+    def wrap_subnet(
+        self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any], added: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
         """Returns a module of a class derived from that of the full one, with None for the arrays that are gone.
 
         It comes with its state where the full one has one.
+
+        Raises:
+            ArgumentError: there are parameters that the full module has no fields for.
         """
+        if added:
+            raise ArgumentError(
+                "an Equinox module has no fields for gates: pass the function of its arrays that eqx.partition and "
+                "eqx.combine make, with params="
+            )
         module = holder[0] if isinstance(holder, tuple) else holder
         left = _filled(self.shapes, arrays)
         subnet = _subnet_of(eqx.combine(left, _rest(self.full(module))), recipe, self)

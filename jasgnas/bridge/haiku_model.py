@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import haiku as hk
@@ -111,9 +112,11 @@ class HaikuModel(Model):
         outputs, state = self.transformed.apply(params, state, *args, **kwargs)
         return outputs, _as_tree((params, state))
 
-    def wrap_subnet(self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
+    def wrap_subnet(
+        self, recipe: Recipe, holder: Any, arrays: Mapping[str, Any], added: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[Any, Any]:
         """Returns a transformed function, whose `init` refuses, and its parameters, or the pair with its state."""
-        left = pruned(self.tree(holder), arrays)
+        left = {**pruned(self.tree(holder), arrays), **added}
         return type(self.transformed)(init=_no_init, apply=_Apply(recipe, self)), self._as_holder(left)
 
     def _as_holder(self, tree: Mapping[str, Any]) -> Any:

@@ -398,7 +398,7 @@ class SearchSpace:
         """Returns the space of a model with some of the leaves of this one, each structure of it by itself."""
         kept = {self.leaves[index].path for index in self.kept}
         indices = frozenset(index for index, leaf in enumerate(model.leaves) if leaf.path in kept)
-        return search(model.in_mode(training=False), self.call, indices, self.connected, (), self.kinds)
+        return search(model.in_mode(training=False), self.call, indices, self.connected, self.outputs, (), self.kinds)
 
     def zeros_of_leaves(self, indices: Iterable[int]) -> list[Zeros]:
         """Returns what is known to be zero in each leaf without some groups."""
