@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -70,6 +71,10 @@ class Model(ABC):
     is_module: ClassVar[bool] = True
 
     abstract: Any
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles what it was made from, and nothing that was found out since."""
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
 
     @staticmethod
     @abstractmethod

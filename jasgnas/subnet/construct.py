@@ -193,7 +193,8 @@ def construct_subnet(
         smaller parameters, of a Haiku transform that of a transform and its parameters. Parameters keep their names.
 
     Raises:
-        ArgumentError: `space` is no search space; or groups that `opt_state` says are zero are not.
+        ArgumentError: `space` is no search space; groups that `opt_state` says are zero are not; or it is the state of
+            a network that has been shrunk.
         TreeMismatchError: the arrays do not match the search space, or the state was made for another one.
         NonFiniteError: an array holds NaN or infinity.
         InvalidRemovalError: the zero groups cut off a network output.
@@ -204,9 +205,14 @@ def construct_subnet(
         GatesLeftWarning: gates of `jasgnas.gated` stay that are not 1; those that are vanish.
     """
     require_space(space)
+    state = None if opt_state is None else single_state(h2spg_state(opt_state, space))
+    if state is not None and state.remainder.removed:
+        raise ArgumentError(
+            f"this network has been shrunk already: the groups {space.names_of(state.remainder.removed)} are gone, and "
+            "what is left is the sub-network. To take out what has become zero since, call jasgnas.shrink again"
+        )
     values = matched(space.leaves, space.model.tree(holder))
     removed = zero_indices(space, values)
-    state = None if opt_state is None else single_state(h2spg_state(opt_state, space))
     if state is not None:
         require_zero(space, np.flatnonzero(state.zero), removed, state)
     if not (removed or allow_nothing):

@@ -244,6 +244,8 @@ def test_nnx_module_and_optimizer():
     kinds = (nnx.Param, nnx.BatchStat)
     assert error(nnx.to_pure_dict(nnx.state(subnet, kinds)), nnx.to_pure_dict(nnx.state(left, kinds))) < 1e-8
     assert int(sub_optimizer.step[...]) == 25
+    with pytest.raises(jasgnas.ArgumentError, match="has been shrunk already: the groups 0"):
+        jasgnas.construct_subnet(space, subnet, opt_state=sub_optimizer.opt_state)
     # Nothing more is to go: the same network once more.
     again, _ = jasgnas.shrink(space, subnet, sub_optimizer)
     model.eval(), again.eval()
