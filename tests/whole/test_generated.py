@@ -91,6 +91,18 @@ def scan_layers(x, w, b):
     return jax.lax.scan(lambda x, layer: (x + jnp.tanh(x @ layer[0] + layer[1]), None), x, (w, b))[0]
 
 
+def recurrent(x, w, u, b, is_reverse):
+    """A gated cell along the first axis after that of the batch; its state starts at zero."""
+
+    def cell(state, row):
+        gate = jax.nn.sigmoid(row + state)
+        state = gate * state + (1 - gate) * jnp.tanh(row @ w + state @ u + b)
+        return state, state
+
+    rows = jnp.moveaxis(x, 1, 0)
+    return jnp.moveaxis(jax.lax.scan(cell, jnp.zeros_like(rows[0]), rows, reverse=is_reverse)[1], 0, 1)
+
+
 def class_token(x, token):
     return jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[-1])), x], 1)
 
@@ -146,6 +158,7 @@ OPERATORS = {
     "class token": class_token,
     "first token": lambda x: x[:, 0],
     "scan": scan_layers,
+    "recurrent": recurrent,
     "split": lambda x: tuple(jnp.split(x, 2, -1)),
     "pad": lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 1)]),
     "slice": lambda x: x[..., 1:],
@@ -170,13 +183,14 @@ PARAMETERS = {
     "cross attention": lambda c, _: [(c, 4), (c, 4), (c, 4), (4, c)],
     "class token": lambda c, _: [(1, 1, c)],
     "scan": lambda c, _: [(2, c, c), (2, c)],
+    "recurrent": lambda c, _: [(c, c), (c, c), (c,)],
 }
 # Joints that a lost input does not kill; every other operator needs all that it reads.
 ADDITIVE = ("concat", "add", "sub", "sum")
 # Kinds by the number of axes of what they read.
 ANY = ("dense", "linear", "embed", "relu", "gelu", "sigmoid", "silu", "tanh", "relu6", "softmax", "where", "drop path",
        "batch norm", "layer norm", "rms norm", "group norm", "scale", "concat", "add", "sub", "mul", "maximum",
-       "concat", "add", "mul", "residual", "residual", "shared", "dense", "swiglu", "glu", "split", "shuffle", "pad",
+       "concat", "add", "mul", "residual", "residual", "tied", "shared", "dense", "swiglu", "glu", "split", "shuffle", "pad",
        "slice", "gate", "scan", "halves", "rolled product", "inner")  # fmt: skip
 TOKENS = (
     *ANY,
@@ -184,9 +198,9 @@ TOKENS = (
     "flatten",
     "cumsum",
     "sort",
-    *("attention", "cross attention", "class token", "first token") * 2,
+    *("attention", "cross attention", "class token", "first token", "recurrent") * 2,
 )
-IMAGES = (*ANY, "mean", "flatten", "cumsum", *("conv", "grouped conv") * 2, "dilated conv", "strided conv",
+IMAGES = (*ANY, "mean", "flatten", "cumsum", "recurrent", *("conv", "grouped conv") * 2, "dilated conv", "strided conv",
           "transposed conv", "instance norm", "max pool", "avg pool", "transpose", "resize", "tokens",
           "tokens")  # fmt: skip
 KINDS = {2: ANY, 3: TOKENS, 4: IMAGES}
@@ -206,6 +220,8 @@ class Builder:
         self._draw = draw
         self.ops, self.params, self.values = [], {}, [(BATCH, 4, 4, 3)]
         self.used = set()
+        # The kinds and parameters of residual branches, by the number of channels.
+        self.branches = {}
 
     def choose(self, options):
         return self._draw(st.sampled_from(list(options)))
@@ -237,10 +253,16 @@ class Builder:
             self.branch(source, kind, source, self.choose(others))
         elif kind in ("attention", "swiglu"):
             self.branch(source, kind, source)
+        elif kind == "recurrent":
+            again = [op for op in self.ops if op.kind == kind and self.params[op.params[0]][0] == channels]
+            params = self.choose((None, None, *again)) and self.choose(again).params
+            result = self.put(kind, source, params=params, options=(self.choose((False, True)),))
+            self.put("add", source, result)
         elif kind == "residual":
-            inner = self.put("dense", source, width=width)
-            inner = self.put(self.choose(("relu", "silu", "sigmoid")), inner)
-            self.put("add", source, self.put("dense", inner, width=channels))
+            self.residual(source, self.choose(("relu", "silu", "sigmoid")), width)
+        elif kind == "tied":
+            if again := self.branches.get(channels):
+                self.residual(source, *self.choose(again))
         elif kind == "shared":
             again = [op for op in self.ops if op.kind == "dense" and self.params[op.params[0]][0] == channels]
             if again:
@@ -277,6 +299,14 @@ class Builder:
         result = self.put(kind, *sources)
         if self.choose((True, True, False)):
             self.put("add", source, result)
+
+    def residual(self, source, activation, width, first=None, second=None):
+        """Puts a branch of two dense layers beside the identity, of parameters that another one has, too, if given."""
+        inner = self.put("dense", source, width=width, params=first)
+        first = self.ops[-1].params
+        inner = self.put(activation, inner)
+        self.put("add", source, self.put("dense", inner, width=self.values[source][-1], params=second))
+        self.branches.setdefault(self.values[source][-1], []).append((activation, width, first, self.ops[-2].params))
 
     def join(self, kind, source, others):
         other = self.choose(others)
@@ -447,8 +477,8 @@ def assert_zero_invariant(space, params, x):
     values = dict(program.constants)
     values.update(zip(program.inputs, [*(params[leaf.path] for leaf in space.leaves), x * 3 + 1], strict=True))
     run(program.equations, values)
-    for group in space.groups:
-        operators = [space.graph.operators[index] for index in space.graph.segments[group.segments[0]].operators]
+    for group, segment in [(group, segment) for group in space.groups for segment in group.segments]:
+        operators = [space.graph.operators[index] for index in space.graph.segments[segment].operators]
         own = {position for operator in operators for position in operator.equations}
         zeroed = space.zero(params, [group.index])
         paths = {part.path for part in group.slices}
