@@ -34,6 +34,7 @@ _SCRIPTS = (
     "runs.js",
     "overview.js",
     "details.js",
+    "minimap.js",
     "graph.js",
     "print.js",
     "page.js",

@@ -509,6 +509,125 @@ def test_enter_walks_through_the_matches(open_page):
     assert page.locator("#matches").inner_text() == "1 of 2 segments"
 
 
+# Large networks, and both networks beside each other.
+
+
+@pytest.fixture(scope="module")
+def stack():
+    """Thirty equal residual blocks of two branches, each in a module of its own."""
+
+    def fn(params, x):
+        for block in params["blocks"].values():
+            x = jnp.tanh(x + jnp.tanh(x @ block["wide"]["a"]) @ block["wide"]["b"] + x @ block["short"]["w"])
+        return x @ params["head"]["w"]
+
+    def block(i):
+        wide = {"a": np.full((4, 8), 0.1 + i, np.float32), "b": np.ones((8, 4), np.float32)}
+        return {"wide": wide, "short": {"w": np.ones((4, 4), np.float32)}}
+
+    params = {"blocks": {f"{i:02}": block(i) for i in range(30)}, "head": {"w": np.ones((4, 3), np.float32)}}
+    return jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params), params
+
+
+@pytest.fixture(scope="module")
+def stack_page(files, stack):
+    space, _ = stack
+    jasgnas.report(space, path=files / "stack.html", redundant=removed_of(stack))
+
+
+def removed_of(stack):
+    """The wide branch of every block goes."""
+    space, _ = stack
+    return [group.index for group in space.groups if "wide" in group.paths[0]]
+
+
+def test_a_large_graph_is_folded_by_its_modules(open_page, stack_page, stack):
+    space, params = stack
+    fn_left, left = jasgnas.construct_subnet(space, space.zero(params, removed_of(stack)))
+    page = open_page("stack.html")
+    # Thirty blocks below each other would not fit on a screen.
+    assert names(page) == ["module blocks", "head"]
+    page.locator("#viewport .module").click()
+    blocks = jasgnas.count_params(params["blocks"])
+    blocks_left = sum(array.size for path, array in arrays_of(left).items() if path.startswith("blocks/"))
+    said = facts(page)
+    assert said["Parameters"] == f"{blocks:,}" and said["Left of it"].startswith(f"{blocks_left:,} parameters")
+    assert said["Removable"] == str(len(space.groups)) and said["Removed"].startswith("30,")
+    assert page.locator("#viewport .module .amount").text_content() == f"{shown(blocks)} → {shown(blocks_left)}"
+    # Equal blocks are one, with their number; what ends the last block is in the segment of the head.
+    page.click("#repeats")
+    settle(page)
+    assert names(page) == ["module blocks/00 … 28", "module blocks/29", "head"]
+    assert page.locator("#viewport .module .tag").text_content() == "×29"
+    page.click("#repeats")
+    settle(page)
+    page.locator("#viewport .module").dblclick()
+    page.wait_for_function("() => document.querySelectorAll('#viewport .module').length === 30")
+    assert page.locator("#minimap").is_visible()
+    # A row of a table opens the module that its segment is in.
+    page.click("#tab-groups")
+    group = space.groups[removed_of(stack)[7]]
+    page.locator("#groups").get_by_role("button", name=group.name, exact=True).click()
+    page.wait_for_function("() => document.querySelectorAll('#viewport .module').length === 29")
+    assert names(page, ".selected") == [group.name]
+    page.get_by_role("button", name="Fold blocks", exact=True).click()
+    page.wait_for_function("() => document.querySelectorAll('#viewport .module').length === 1")
+    page.click("#modules")
+    page.wait_for_function("() => document.querySelectorAll('#viewport .module').length === 0")
+    assert names(page) == list(space.segment_names)
+
+
+def arrays_of(tree):
+    """The arrays of a tree of parameters by path."""
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def test_a_search_finds_what_is_inside_a_closed_module(open_page, stack_page):
+    page = open_page("stack.html")
+    page.fill("#search", "blocks/17/short")
+    assert page.locator("#matches").inner_text() == "1 segment"
+    assert names(page, ".match") == ["module blocks"]
+
+
+@pytest.mark.parametrize("name", ["demo", "stack"])
+def test_every_text_can_be_read_when_all_is_shown(open_page, stack_page, name):
+    page = open_page(f"{name}.html")
+    page.click("#zoom-fit")
+    heights = page.locator("#viewport .node text").evaluate_all(
+        "found => found.map((text) => text.getBoundingClientRect().height).filter((height) => height > 0)"
+    )
+    assert min(heights) > 7
+
+
+def test_both_networks_beside_each_other(open_page, demo):
+    model = build(DemoNet, width=0.1)
+    subnet = arrays(jasgnas.construct_subnet(demo, demo.zero(model, REMOVED)))
+    page = open_page("demo.html")
+    page.locator("#network").get_by_text("Side by side").click()
+    page.wait_for_selector("#viewport-2 .node")
+    page.wait_for_selector("#viewport-2[aria-busy=false]")
+    assert names(page) == list(demo.segment_names)
+    second = page.locator("#viewport-2 .node")
+    left = ["conv1-bn1", "conv3-bn3", "conv6-bn6", "conv7-bn7", "fc1-fc2"]
+    assert sorted(second.evaluate_all("found => found.map((each) => each.getAttribute('aria-label'))")) == left
+    # What is narrowed by its inputs says so.
+    modules = ("conv6/kernel", "conv6/bias", "bn6/scale", "bn6/bias")
+    before, after = (sum(own[path].size for path in modules if path in own) for own in (arrays(model), subnet))
+    node = page.locator('#viewport .node[aria-label="conv6-bn6"]')
+    assert node.locator(".amount").text_content() == f"{shown(before)} → {shown(after)}"
+    assert page.locator('#viewport-2 .node[aria-label="conv6-bn6"] .amount').text_content() == shown(after)
+    node.click()
+    assert page.locator("#viewport-2 .selected").get_attribute("aria-label") == "conv6-bn6"
+    page.locator('#viewport-2 .node[aria-label="conv7-bn7"]').click()
+    assert names(page, ".selected") == ["conv7-bn7"]
+    assert (
+        facts(page)["Parameters"]
+        == f"{sum(subnet[path].size for path in subnet if re.match('conv7/|bn7/(scale|bias)', path)):,}"
+    )
+    page.locator("#network").get_by_text("Full network").click()
+    page.wait_for_selector("#viewport-2", state="hidden")
+
+
 # Tables.
 
 
@@ -796,6 +915,9 @@ SHEETS = """() => [...document.querySelectorAll("#paper svg")].map((svg) => {
 def test_paper_shows_every_segment_at_a_size_that_can_be_read(open_page, request, name, several):
     num_segments = request.getfixturevalue(name).segment_graph.n_node[0]
     page = open_page(f"{name}.html", viewport={"width": 703, "height": 1000})  # A4 without its margins
+    if page.get_by_role("button", name="Open modules").is_visible():
+        page.click("#modules")
+        settle(page)
     page.emulate_media(media="print")
     page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
     sheets = page.evaluate(SHEETS)

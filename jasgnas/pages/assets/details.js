@@ -1,7 +1,46 @@
 // What a click on a segment shows: in the drawing of the sub-network, the sizes it has there.
 
-function segmentDetails(data, index, actions) {
-  const { isSubnet, plan } = actions.shown();
+/** Returns what there is to say of the box that a segment is drawn in. */
+function boxDetails(data, index, from, actions) {
+  const node = from.plan?.nodes[from.shown(index)];
+  return node?.isModule ? moduleDetails(data, from.shown(index), node, from, actions) : segmentDetails(data, index, from, actions);
+}
+
+function moduleDetails(data, index, node, from, actions) {
+  const { isSubnet } = from;
+  const sizes = sizesOf(node.total, isSubnet);
+  const of = (fate) => node.segments.filter((i) => data.segments[i].fate === fate).length;
+  const groups = node.segments.filter((i) => data.segments[i].group >= 0).length;
+  const other = sizesOf(node.total, !isSubnet);
+  const facts = [
+    ["Parameters", exact.format(sizes.params)],
+    ["Multiply-adds", exact.format(sizes.macs)],
+    ...(data.hasRemoval ? [[isSubnet ? "In the full network" : "Left of it", `${plural(other.params, "parameter")}, ${plural(other.macs, "multiply-add")}`]] : []),
+    ["Segments", exact.format(node.segments.length)],
+    ["Removable", exact.format(groups)],
+    ...(data.hasRemoval ? [["Removed", `${of("redundant")}, and ${of("dead")} with them`]] : []),
+  ];
+  const inside = node.segments.slice(0, 40).map((i) => element("li", {}, element("button", { type: "button", class: "link", click: () => actions.select(i) }, data.segments[i].name)));
+  return [
+    element("h2", {}, node.paths.length > 1 ? `${node.paths[0]} and ${plural(node.paths.length - 1, "module")} like it` : node.paths[0]),
+    element("p", { class: "reason" }, "a module, closed: one box stands for all that is inside it"),
+    element("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
+    element("button", { type: "button", click: () => actions.unfold(index, from) }, "Open"),
+    ...foldButtons(data, index, actions, node.paths[0]),
+    element("h3", {}, "Inside"),
+    element("ul", { class: "neighbours" }, ...inside),
+    node.segments.length > inside.length ? element("p", { class: "muted" }, `and ${node.segments.length - inside.length} more`) : "",
+  ];
+}
+
+/** Returns buttons that close the modules around a segment, up to one that is closed already. */
+function foldButtons(data, index, actions, inner = "") {
+  const around = modulesAround(data.segments[index], actions.folding.modules).filter((path) => path !== inner && (inner === "" || inner.startsWith(`${path}/`)));
+  return around.map((path) => element("button", { type: "button", class: "fold", click: () => actions.close(path, index) }, `Fold ${path}`));
+}
+
+function segmentDetails(data, index, from, actions) {
+  const { isSubnet, plan } = actions.shown(from);
   const segment = data.segments[index];
   const group = segment.group >= 0 ? data.groups[segment.group] : null;
   const sizes = sizesOf(segment, isSubnet);
@@ -26,9 +65,10 @@ function segmentDetails(data, index, actions) {
     element("h2", {}, segment.name),
     element("p", { class: segment.group >= 0 ? "reason removable" : "reason" }, segment.reason),
     element("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
-    actions.canUnfold(index)
-      ? element("button", { type: "button", click: () => actions.unfold(index) }, actions.isUnfolded(index) ? "Fold" : "Unfold")
+    from.canUnfold(index)
+      ? element("button", { type: "button", click: () => actions.unfold(index, from) }, actions.folding.unfolded.has(index) ? "Fold" : "Unfold")
       : "",
+    ...foldButtons(data, index, actions),
     element("h3", {}, plural(segment.operators.length, "operator")),
     element("ol", { class: "operators" }, ...segment.operators.map((i) => operatorDetails(data, data.operators[i], isSubnet))),
     element("h3", {}, "Reads"),
@@ -72,7 +112,7 @@ function emptyDetails(data) {
     ["/", "search"],
     ["↑ ↓ ← →", "walk along the edges"],
     ["Enter", "select"],
-    ["U", "unfold the selected segment"],
+    ["U", "open the module, unfold the segment"],
     ["+ − 0", "zoom, show everything"],
     ["Esc", "clear"],
   ];

@@ -8,18 +8,19 @@ const SLICE = 300; // nodes or edges that are made, or rendered anew, before the
 
 /** Lays out one drawing at a time; a new question ends the one before. */
 class Layouter {
+  static source = null; // of the worker, which all of them run
+
   constructor() {
-    this.source = null;
     this.known = new Map();
     this.cancel = () => {};
   }
 
   async layout(key, plan) {
     if (this.known.has(key)) return this.known.get(key);
-    this.source ??= workerSource();
+    Layouter.source ??= workerSource();
     this.cancel();
     // Every question has a worker of its own, whose memory goes with it.
-    const worker = new Worker(await this.source);
+    const worker = new Worker(await Layouter.source);
     const answer = await new Promise((resolve, reject) => {
       this.cancel = () => resolve(null);
       worker.onmessage = ({ data }) => resolve(data);
@@ -45,14 +46,55 @@ async function workerSource() {
   return URL.createObjectURL(new Blob([engine, "\n", byId("worker").textContent], { type: "text/javascript" }));
 }
 
-class GraphView {
-  constructor(data, onSelect) {
+/** What is open and what is closed: the same in every view of a network. */
+class Folding {
+  constructor(data) {
     this.data = data;
+    this.modules = modulesOf(data.segments);
+    this.unfolded = new Set(); // segments drawn with their operators
+    this.folds = foldsThatFit(data, false, false);
+  }
+
+  get key() {
+    return `${[...this.unfolded].sort((a, b) => a - b)} ${[...this.folds.closed].sort()} ${this.folds.once}`;
+  }
+
+  /** Opens all that is around a segment; says whether anything was closed. */
+  openTo(index) {
+    const around = modulesAround(this.data.segments[index], this.modules);
+    const before = this.key;
+    for (const path of around) openModule(this.folds, this.modules, path);
+    return this.key !== before;
+  }
+
+  openAll() {
+    this.folds.closed = new Set();
+  }
+
+  /** Closes so much that the graph can be read at once, or the outermost modules where it can be anyway. */
+  foldAll() {
+    this.folds = foldsThatFit(this.data, false, this.folds.once);
+    if (this.folds.closed.size > 0) return;
+    for (const module of this.modules.values()) if (module.parent === "") this.folds.closed.add(module.path);
+  }
+}
+
+class GraphView {
+  /**
+   * @param elements `{viewport, busy, minimap}`.
+   * @param folding what is open, shared with other views.
+   * @param listeners `{onSelect, onFold}`, called with the segment selected, and with the one that is opened or closed.
+   */
+  constructor(data, elements, folding, { onSelect, onFold }, isSubnet = false) {
+    this.data = data;
+    this.folding = folding;
     this.onSelect = onSelect;
-    this.viewport = byId("viewport");
+    this.onFold = onFold;
+    this.viewport = elements.viewport;
+    this.busy = elements.busy;
+    this.minimap = new Minimap(elements.minimap, this.viewport);
     this.layouter = new Layouter();
-    this.isSubnet = false;
-    this.unfolded = new Set();
+    this.isSubnet = isSubnet;
     this.selected = null;
     this.current = null; // the segment that Tab reaches
     this.scale = 1;
@@ -72,9 +114,10 @@ class GraphView {
   }
 
   async draw(turn, anchor) {
-    const before = this.nodes.has(anchor) ? this.boxOf(anchor) : null;
-    const plan = planDrawing(this.data, this.isSubnet, this.unfolded);
-    const key = `${this.isSubnet} ${[...this.unfolded].sort((a, b) => a - b)}`;
+    const before = this.nodes.has(this.shown(anchor)) ? this.boxOf(this.shown(anchor)) : null;
+    const { folds, unfolded } = this.folding;
+    const plan = planDrawing(this.data, this.isSubnet, unfolded, folds);
+    const key = `${this.isSubnet} ${this.folding.key}`;
     const wait = setTimeout(() => this.say(`Laying out ${plural(Object.keys(plan.nodes).length, "segment")} …`), 150);
     let scene;
     try {
@@ -94,9 +137,10 @@ class GraphView {
     this.nodes.get(this.current)?.setAttribute("tabindex", "0");
     this.zoom(this.scale);
     this.markSelected();
+    this.minimap.show(plan, scene);
     this.search(byId("search").value);
-    if (before && this.nodes.has(anchor)) {
-      const now = this.boxOf(anchor);
+    if (before && this.nodes.has(this.shown(anchor))) {
+      const now = this.boxOf(this.shown(anchor));
       this.viewport.scrollBy(now.left - before.left, now.top - before.top);
       this.cull();
     } else this.fit();
@@ -104,8 +148,13 @@ class GraphView {
   }
 
   say(text) {
-    byId("busy").textContent = text;
-    byId("busy").hidden = text === "";
+    this.busy.textContent = text;
+    this.busy.hidden = text === "";
+  }
+
+  /** Returns the segment whose box a segment is drawn in, undefined where it is not drawn. */
+  shown(index) {
+    return index === null ? undefined : this.plan?.shownAs.get(index);
   }
 
   /** Makes the elements of a drawing, not yet on the page. */
@@ -127,7 +176,7 @@ class GraphView {
       else {
         made.setAttribute("role", "button");
         made.setAttribute("tabindex", "-1");
-        made.setAttribute("aria-label", this.data.segments[index].name);
+        made.setAttribute("aria-label", plan.nodes[index].isModule ? `module ${plan.nodes[index].title}` : this.data.segments[index].name);
         nodes.set(index, made);
         bands[Math.floor(scene.places[index].y / BAND)].append(made);
       }
@@ -165,6 +214,7 @@ class GraphView {
       const [start, stop] = [top + i * BAND * this.scale, top + (i + 1.2) * BAND * this.scale];
       return stop >= box.top - box.height && start <= box.bottom + box.height;
     });
+    this.minimap.move(this.scale);
     this.bands.forEach((band, i) => isNear[i] || band.classList.add("away"));
     this.covered = [...this.edges, ...this.bands.filter((_, i) => isNear[i])].filter((part) => part.classList.contains("away"));
     this.uncovering ??= this.uncover().then(() => { this.uncovering = null; });
@@ -197,8 +247,9 @@ class GraphView {
     if (!this.isFitted) return;
     const whole = Math.min(clientWidth / this.scene.width, clientHeight / this.scene.height);
     const wide = clientWidth / this.scene.width;
-    // A tall graph is shown from its top, at a scale at which it can be read; a huge one as a whole.
-    this.zoom(Math.min(1.25, whole > SMALL_PRINT ? whole : wide > FAR ? Math.min(wide, 0.9) : whole));
+    // A tall graph is shown from its top, at a scale at which it can be read; a huge one as a whole, without texts.
+    const readable = wide > SMALL_PRINT ? Math.min(wide, 0.9) : whole < FAR ? whole : SMALL_PRINT;
+    this.zoom(Math.min(1.25, whole > SMALL_PRINT ? whole : readable));
     const { x } = this.scene.terminals[0] ?? { x: 0 };
     this.viewport.scrollTo((x + 30) * this.scale - clientWidth / 2, 0);
     this.cull();
@@ -221,19 +272,29 @@ class GraphView {
   select(index, { reveal = true } = {}) {
     this.selected = index;
     this.markSelected();
-    if (index !== null) {
-      this.makeCurrent(index);
-      if (reveal) this.reveal(index);
+    const shown = this.shown(index);
+    if (shown !== undefined) {
+      this.makeCurrent(shown);
+      if (reveal) this.reveal(shown);
     }
-    this.onSelect(index);
+    this.onSelect(index, this);
+  }
+
+  /** Marks what was selected in another view of the network. */
+  follow(index) {
+    this.selected = index;
+    this.markSelected();
+    const shown = this.shown(index);
+    if (shown !== undefined) this.reveal(shown);
   }
 
   markSelected() {
     if (!this.svg) return;
     for (const marked of this.svg.querySelectorAll(".selected, .near")) marked.classList.remove("selected", "near");
     if (this.selected === null) return;
-    this.nodes.get(this.selected)?.classList.add("selected");
-    const ends = `[data-from="${this.selected}"], [data-to="${this.selected}"]`;
+    const shown = this.shown(this.selected);
+    this.nodes.get(shown)?.classList.add("selected");
+    const ends = `[data-from="${shown}"], [data-to="${shown}"]`;
     for (const edge of this.svg.querySelectorAll(ends)) edge.classList.add("near");
   }
 
@@ -245,41 +306,58 @@ class GraphView {
 
   search(text) {
     const sought = text.trim().toLowerCase();
-    this.found = sought === "" ? [] : [...this.nodes.keys()].filter((i) => this.haystacks[i].includes(sought));
-    const found = new Set(this.found);
+    this.found = sought === "" ? [] : [...(this.plan?.shownAs.keys() ?? [])].filter((i) => i !== INPUT && this.haystacks[i].includes(sought));
+    const found = new Set(this.found.map((i) => this.shown(i)));
     for (const [index, node] of this.nodes) node.classList.toggle("match", found.has(index));
     this.svg?.classList.toggle("searching", sought !== "");
-    byId("matches").textContent = sought === "" ? "" : found.size ? plural(found.size, "segment") : "nothing found";
+    return sought === "" ? "" : this.found.length ? plural(this.found.length, "segment") : "nothing found";
   }
 
   goToNext(direction = 1) {
-    if (this.found.length === 0) return;
+    if (this.found.length === 0) return "nothing found";
     const at = this.found.indexOf(this.selected);
     const next = at < 0 ? 0 : (at + direction + this.found.length) % this.found.length;
     this.select(this.found[next]);
-    byId("matches").textContent = `${next + 1} of ${plural(this.found.length, "segment")}`;
+    return `${next + 1} of ${plural(this.found.length, "segment")}`;
   }
 
   // Folding.
 
   canUnfold(index) {
-    return this.data.operators[this.data.segments[index].operators[0]].kind !== "joint" && this.nodes.has(index);
+    const node = this.plan?.nodes[index];
+    return node !== undefined && !node.isModule && !node.isJoint;
   }
 
+  /** Opens a closed module, or shows the operators of a segment, or hides them again. */
   toggle(index) {
-    if (!this.canUnfold(index)) return;
-    if (!this.unfolded.delete(index)) this.unfolded.add(index);
-    this.show(index).then(() => this.onSelect(this.selected));
+    const { folds, modules, unfolded } = this.folding;
+    const node = this.plan?.nodes[index];
+    if (node?.isModule) openModule(folds, modules, node.paths[0]);
+    else if (!this.canUnfold(index)) return;
+    else if (!unfolded.delete(index)) unfolded.add(index);
+    this.onFold(index);
   }
 
-  unfoldAll(isOpen) {
-    this.unfolded = new Set(isOpen ? this.data.segments.keys() : []);
-    return this.show(this.selected).then(() => this.onSelect(this.selected));
-  }
-
+  /** Shows the other network; what is selected, or else in the middle of the window, stays where it is. */
   setSubnet(isSubnet) {
     this.isSubnet = isSubnet;
-    return this.show().then(() => this.onSelect(this.selected));
+    return this.show(this.selected ?? this.central()).then(() => this.onSelect(this.selected, this));
+  }
+
+  /** Returns what is drawn nearest to the middle of the window and stays in the other network, null if nothing is. */
+  central() {
+    if (!this.scene || this.fitsIn()) return null;
+    const { left, top, width, height } = this.viewport.getBoundingClientRect();
+    const distance = (index) => {
+      const box = this.boxOf(index);
+      return Math.hypot(box.left + box.width / 2 - left - width / 2, box.top + box.height / 2 - top - height / 2);
+    };
+    const staying = [...this.nodes.keys()].filter((i) => this.data.segments[i].fate === "kept");
+    return staying.length ? staying.reduce((a, b) => (distance(b) < distance(a) ? b : a)) : null;
+  }
+
+  fitsIn() {
+    return this.scene.width * this.scale <= this.viewport.clientWidth && this.scene.height * this.scale <= this.viewport.clientHeight;
   }
 
   // Pointer and keys.

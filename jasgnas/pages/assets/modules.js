@@ -4,8 +4,20 @@
 
 const MOST_BOXES = 60; // boxes that are read without being folded
 const MOST_FOLDED = 40; // boxes of a graph that has been folded
-const MOST_RANKS = 17; // boxes below each other that a screen shows in readable size
+const MOST_RANKS = 16; // boxes below each other that a screen shows in readable size
 const NO_FOLDS = { closed: new Set(), once: false };
+
+/** Opens a module: those inside it are closed instead. */
+function openModule(folds, modules, path) {
+  if (!folds.closed.delete(path)) return;
+  for (const module of modules.values()) if (module.parent === path) folds.closed.add(module.path);
+}
+
+/** Closes a module, and with it what is inside. */
+function closeModule(folds, path) {
+  for (const each of [...folds.closed]) if (each.startsWith(`${path}/`)) folds.closed.delete(each);
+  folds.closed.add(path);
+}
 
 /**
  * Returns the modules that hold several segments, each with those inside it, outer ones first.

@@ -105,17 +105,34 @@ function start() {
   if (data.runs.length > 1) byId("theme").before(runChoice(data));
 
   const details = byId("details");
-  const view = new GraphView(data, (index) => {
-    details.replaceChildren(...(index === null ? emptyDetails(data) : segmentDetails(data, index, actions)));
+  const folding = new Folding(data);
+  const onSelect = (index, from) => {
+    details.replaceChildren(...(index === null ? emptyDetails(data) : boxDetails(data, index, from, actions)));
     details.scrollTop = 0;
+    for (const other of views) if (other !== from && other.selected !== index) other.follow(index);
+  };
+  const onFold = (anchor) => Promise.all(shownViews().map((each) => each.show(anchor))).then(() => {
+    sayFolds();
+    onSelect(views[0].selected, views[0]);
   });
+  const elements = (end) => ({ viewport: byId(`viewport${end}`), busy: byId(`busy${end}`), minimap: byId(`minimap${end}`) });
+  const views = [
+    new GraphView(data, elements(""), folding, { onSelect, onFold }),
+    new GraphView(data, elements("-2"), folding, { onSelect, onFold }, true),
+  ];
+  const view = views[0];
+  const shownViews = () => views.filter((each, i) => i === 0 || !byId("second").hidden);
+  const sayFolds = () => { byId("modules").textContent = folding.folds.closed.size > 0 ? "Open modules" : "Fold modules"; };
   const actions = {
-    canUnfold: (index) => view.canUnfold(index),
-    isUnfolded: (index) => view.unfolded.has(index),
-    unfold: (index) => view.toggle(index),
+    unfold: (index, from) => from.toggle(index),
+    close: (path, index) => {
+      closeModule(folding.folds, path);
+      return onFold(index);
+    },
     select: (index) => openSegment(index),
     // A row of a table may be opened before the first layout is there.
-    shown: () => ({ isSubnet: view.isSubnet, plan: view.plan ?? planDrawing(data, view.isSubnet, []) }),
+    shown: (from) => ({ isSubnet: from.isSubnet, plan: from.plan ?? planDrawing(data, from.isSubnet, []) }),
+    folding,
   };
 
   byId("training").hidden = !data.history;
@@ -131,47 +148,77 @@ function start() {
   });
   const openTab = tabs((id) => {
     fill(id);
-    if (id === "graph") view.becomeVisible();
+    if (id === "graph") shownViews().forEach((each) => each.becomeVisible());
   });
   addEventListener("beforeprint", () => { if (view.scene) byId("paper").replaceChildren(...paperDrawings(data, view.plan, view.scene)); });
   addEventListener("afterprint", () => byId("paper").replaceChildren());
 
   async function openSegment(index) {
     openTab("graph");
-    const isHidden = view.isSubnet && !view.nodes.has(index);
-    if (isHidden) {
+    if (folding.openTo(index)) await onFold(index);
+    if (view.isSubnet && view.shown(index) === undefined) {
       document.querySelector('input[value="full"]').checked = true;
-      await view.setSubnet(false);
+      await showNetwork("full");
     }
     view.select(index);
-    view.nodes.get(index)?.focus({ preventScroll: true });
+    view.nodes.get(view.shown(index))?.focus({ preventScroll: true });
+  }
+
+  /** Shows the full network, the sub-network, or one beside the other. */
+  async function showNetwork(name) {
+    byId("second").hidden = name !== "both";
+    if (name === "both") {
+      views[1].selected = view.selected;
+      await Promise.all([view.setSubnet(false).then(() => view.fit()), views[1].show()]);
+    } else await view.setSubnet(name === "subnet");
   }
 
   const search = byId("search");
-  search.addEventListener("input", () => view.search(search.value));
-  search.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") view.goToNext(event.shiftKey ? -1 : 1);
+  search.addEventListener("input", () => {
+    byId("matches").textContent = view.search(search.value);
+    views[1].search(search.value);
   });
-  byId("network").addEventListener("change", (event) => view.setSubnet(event.target.value === "subnet"));
+  search.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") byId("matches").textContent = view.goToNext(event.shiftKey ? -1 : 1);
+  });
+  byId("network").addEventListener("change", (event) => showNetwork(event.target.value));
   byId("unfold").addEventListener("click", ({ currentTarget: button }) => {
     const isOpen = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", isOpen);
-    view.unfoldAll(isOpen);
+    folding.unfolded = new Set(isOpen ? data.segments.keys() : []);
+    onFold(view.selected);
   });
-  byId("zoom-in").addEventListener("click", () => view.zoom(view.scale * 1.25));
-  byId("zoom-out").addEventListener("click", () => view.zoom(view.scale / 1.25));
-  byId("zoom-fit").addEventListener("click", () => view.fit());
+  byId("modules").hidden = byId("repeats").hidden = folding.modules.size === 0;
+  sayFolds();
+  byId("modules").addEventListener("click", () => {
+    if (folding.folds.closed.size > 0) folding.openAll();
+    else folding.foldAll();
+    onFold(view.selected);
+  });
+  byId("repeats").addEventListener("click", ({ currentTarget: button }) => {
+    const once = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", once);
+    folding.folds.once = once;
+    folding.foldAll();
+    onFold(view.selected);
+  });
+  const zoomBy = (factor) => shownViews().forEach((each) => each.zoom(each.scale * factor));
+  const fit = () => shownViews().forEach((each) => each.scene && each.fit());
+  byId("zoom-in").addEventListener("click", () => zoomBy(1.25));
+  byId("zoom-out").addEventListener("click", () => zoomBy(1 / 1.25));
+  byId("zoom-fit").addEventListener("click", fit);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape") {
       search.value = "";
-      view.search("");
+      byId("matches").textContent = "";
+      for (const each of views) each.search("");
       view.select(null);
       if (document.activeElement === search) search.blur();
       return;
     }
     if (event.target.closest("input, textarea")) return;
-    const zooms = { "+": () => view.zoom(view.scale * 1.25), "-": () => view.zoom(view.scale / 1.25), 0: () => view.fit() };
+    const zooms = { "+": () => zoomBy(1.25), "-": () => zoomBy(1 / 1.25), 0: fit };
     if (event.key === "/") {
       event.preventDefault();
       openTab("graph");

@@ -106,6 +106,7 @@ function planDrawing(data, subnet, unfolded, folds = NO_FOLDS) {
     nodes,
     boxes,
     shownAs,
+    isFolded: folded.size > 0,
     edges: edges.map(({ from, to }) => ({ from, to, tail: end(from), head: end(to) })),
     outputs: outputs.map((from) => ({ from, tail: end(from) })),
   };
@@ -136,7 +137,7 @@ function nodeOf(data, segment, isOpen, subnet) {
   const operators = segment.operators.map((i) => data.operators[i]);
   if (operators[0].kind === "joint") {
     const symbol = SYMBOLS[operators[0].name];
-    return { isJoint: true, text: symbol ?? operators[0].name, height: JOINT, width: symbol ? JOINT : 16 + LINE * operators[0].name.length };
+    return { isJoint: true, isGone: segment.fate === "dead", text: symbol ?? operators[0].name, height: JOINT, width: symbol ? JOINT : 16 + LINE * operators[0].name.length };
   }
   const title = clip(segment.label, 30);
   const tag = segment.group >= 0 ? `${segment.group}` : "";
@@ -146,6 +147,7 @@ function nodeOf(data, segment, isOpen, subnet) {
   const subtitle = names.join(", ") === segment.name ? "" : clip(names.join(" · "), 30);
   const shapes = operators.map((operator) => shapeText(sizesOf(operator, subnet).shape));
   const inside = isOpen ? operators.map((operator, i) => LINE * (operator.name.length + 2) + SMALL * shapes[i].length + 24) : [];
+  const isGone = segment.fate === "redundant" || segment.fate === "dead";
   const width = Math.max(
     72,
     LINE * title.length + (tag ? LINE * tag.length + 16 : 0) + 26,
@@ -153,7 +155,7 @@ function nodeOf(data, segment, isOpen, subnet) {
     ...inside,
   );
   const head = isOpen ? 24 : subtitle || params ? 40 : 26;
-  return { title, tag, params, subtitle, shapes, isOpen, head, width: Math.ceil(width), height: head + (isOpen ? PITCH * operators.length + 4 : 0) };
+  return { title, tag, params, subtitle, shapes, isOpen, isGone, head, width: Math.ceil(width), height: head + (isOpen ? PITCH * operators.length + 4 : 0) };
 }
 
 /** Returns the box of a closed module, or of several equal ones. */
@@ -183,7 +185,7 @@ function toDot(plan) {
   const inch = (px) => (px / 72).toFixed(3);
   const lines = [
     "digraph {",
-    'graph [splines=true, nodesep=0.28, ranksep=0.42, pad=0]',
+    `graph [splines=true, nodesep=0.28, ranksep=${plan.isFolded ? 0.22 : 0.42}, pad=0]`,
     'node [shape=box, fixedsize=true, label=""]',
     "edge [arrowhead=none]",
     `in [width=${inch(60)}, height=${inch(24)}]`,
@@ -341,8 +343,8 @@ function sheetsOfRow({ boxes }) {
 function drawingTree(data, plan, scene, sheet) {
   const isOn = (boxOf) => sheet === undefined || meet(boxOf(), sheet);
   const edge = ({ from, to }, path) => {
-    const ends = [from, to].filter((i) => i !== INPUT && i !== undefined).map((i) => data.segments[i].fate);
-    const fate = ends.includes("redundant") || ends.includes("dead") ? " gone" : "";
+    const ends = [from, to].filter((i) => i !== INPUT && i !== undefined);
+    const fate = ends.some((i) => plan.nodes[i].isGone) ? " gone" : "";
     const kind = ends.length === 2 ? "edge" : "wire";
     return ["path", { class: kind + fate, d: path, "data-from": from, ...(to === undefined ? {} : { "data-to": to }) }];
   };

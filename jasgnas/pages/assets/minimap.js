@@ -1,0 +1,39 @@
+// A small map of a drawing that does not fit into its window, with the part that is seen; a click goes there.
+
+const MAP = { width: 150, height: 190 };
+
+class Minimap {
+  constructor(element, viewport) {
+    this.element = element;
+    this.viewport = viewport;
+    const go = (event) => {
+      if (event.type === "pointermove" && event.buttons === 0) return;
+      const box = this.element.firstChild.getBoundingClientRect();
+      const [x, y] = [((event.clientX - box.left) / box.width) * viewport.scrollWidth, ((event.clientY - box.top) / box.height) * viewport.scrollHeight];
+      viewport.scrollTo(x - viewport.clientWidth / 2, y - viewport.clientHeight / 2);
+    };
+    element.addEventListener("pointerdown", go);
+    element.addEventListener("pointermove", go);
+  }
+
+  /** Draws the boxes of a drawing; those that go in their colour. */
+  show(plan, scene) {
+    const ratio = Math.min(MAP.width / scene.width, MAP.height / scene.height);
+    const path = (isGone) => Object.entries(scene.places).filter(([i]) => plan.nodes[i].isGone === isGone)
+      .map(([i, { x, y }]) => `M${x},${y}h${plan.nodes[i].width}v${plan.nodes[i].height}h${-plan.nodes[i].width}z`).join("");
+    this.scene = scene;
+    this.frame = svgElement(["rect", { class: "map-window" }]);
+    const svg = svgElement(["svg", { viewBox: `0 0 ${scene.width} ${scene.height}`, width: scene.width * ratio, height: scene.height * ratio, "aria-hidden": "true" }, ["path", { class: "map-kept", d: path(false) }], ["path", { class: "map-gone", d: path(true) }]]);
+    svg.append(this.frame);
+    this.element.replaceChildren(svg);
+  }
+
+  /** Follows what is seen. */
+  move(scale) {
+    if (!this.scene) return;
+    const { scrollLeft, scrollTop, clientWidth, clientHeight } = this.viewport;
+    this.element.hidden = this.scene.width * scale <= clientWidth + 1 && this.scene.height * scale <= clientHeight + 1;
+    const place = { x: scrollLeft / scale, y: scrollTop / scale, width: Math.min(clientWidth / scale, this.scene.width), height: Math.min(clientHeight / scale, this.scene.height) };
+    for (const [name, value] of Object.entries(place)) this.frame.setAttribute(name, round(value));
+  }
+}
