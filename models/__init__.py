@@ -19,6 +19,8 @@ from models.darts import DARTS_V2, Darts, LargeStem, SmallStem
 from models.decoder import DecoderTransformer
 from models.demo_net import DemoNet
 from models.densenet import DenseNet
+from models.dit import DiT
+from models.mixture_decoder import MixtureDecoder
 from models.mobilenet import MOBILENET_V3_SMALL, MobileNetV2, MobileNetV3
 from models.regnet import (
     REGNET_X_200MF,
@@ -41,6 +43,8 @@ __all__ = [
     "DecoderTransformer",
     "DemoNet",
     "DenseNet",
+    "DiT",
+    "MixtureDecoder",
     "MobileNetV2",
     "MobileNetV3",
     "RegNet",
@@ -92,6 +96,7 @@ _REGISTRY: dict[str, _Entry] = {
     "decoder_small": _Entry(DecoderTransformer, (64,), jnp.int32),
     "demo_net": _Entry(DemoNet, (28, 28, 1)),
     "densenet121": _Entry(DenseNet, _LARGE),
+    "mixture_decoder": _Entry(MixtureDecoder, (64,), jnp.int32),
     "mobilenet_v2": _Entry(MobileNetV2, _LARGE),
     "mobilenet_v3_large": _Entry(MobileNetV3, _LARGE),
     "mobilenet_v3_small": _Entry(partial(MobileNetV3, spec=MOBILENET_V3_SMALL), _LARGE),
