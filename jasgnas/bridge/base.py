@@ -114,6 +114,15 @@ class Model(ABC):
     def recipe_of(subnet: Any) -> "tuple[Any, Model] | None":
         """Returns how a sub-network of this flavour computes, and its full model; None for what is no such thing."""
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether a user holds arrays beside the model."""
+        return bool(self.needs)
+
+    def holder(self, model: Any, apart: Any) -> Any:
+        """Returns what a user holds: the model, or what is held beside it, None for nothing."""
+        return model if apart is None else apart
+
     def given(self) -> dict[str, Any]:
         """Returns what must and may come with the model, arrays as shapes and dtypes only."""
         return {}

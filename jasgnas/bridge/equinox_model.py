@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax.tree_util import tree_map_with_path
 
 from jasgnas.bridge.base import Model, Recipe, abstracted
@@ -97,6 +98,24 @@ class EquinoxModel(Model):
     def call_names(self) -> tuple[str, ...]:
         """Returns the names of the arguments of the module."""
         return self.argument_names(self.rest, self.method)
+
+    def called(self, holder: Any) -> Any:
+        """Returns the module that holds its own arrays."""
+        return holder[0] if isinstance(holder, tuple) else holder
+
+    def holder_of(self, arrays: Mapping[str, Any]) -> Any:
+        """Returns the module with these arrays, or the pair of it and its state."""
+        module = eqx.combine(_filled(self.shapes, arrays), self.rest)
+        return self.holder(module, None if self.state is None else _filled(self.state, arrays, _STATE))
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether there is a state beside the module."""
+        return self.state is not None
+
+    def holder(self, model: Any, apart: Any) -> Any:
+        """Returns the module, or the pair of it and its state."""
+        return model if apart is None else (model, apart)
 
     def given(self) -> dict[str, Any]:
         """Returns the method and the state, where there are any."""
@@ -242,7 +261,8 @@ def _subclass(full: Any) -> type[SubNetwork]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | jax.ShapeDtypeStruct)
+    # Of NumPy, too: Equinox takes gradients of them.
+    return isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
 def _arrays(module: Any) -> Any:

@@ -87,6 +87,15 @@ class HaikuModel(Model):
         """Returns the names of the arguments of `apply`."""
         return self.argument_names(self.transformed, None)
 
+    def called(self, holder: Any) -> Any:
+        """Returns the transformed function."""
+        del holder
+        return self.transformed
+
+    def holder_of(self, arrays: Mapping[str, Any]) -> Any:
+        """Returns the parameters, or the pair of parameters and state, with these arrays."""
+        return self._as_holder(super().holder_of(arrays))
+
     def given(self) -> dict[str, Any]:
         """Returns the parameters, and the state."""
         return {"params": self._as_holder(self.abstract)}

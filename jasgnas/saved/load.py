@@ -111,7 +111,7 @@ def _opened(source: Source, model: Any, given: Mapping[str, Any]) -> tuple[Model
             + "\n  ".join(faults[:_MOST_FAULTS])
             + f"{rest}\nPass a model with the settings of that one"
         )
-    return opened, complete[flavour.needs[0]] if flavour.needs else model
+    return opened, opened.holder(model, complete.get("params", complete.get("variables")))
 
 
 def _faults(expected: tuple[Leaf, ...], found: tuple[Leaf, ...]) -> list[str]:

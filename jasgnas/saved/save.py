@@ -127,14 +127,14 @@ def _opened(subnet: Any, sub_variables: Any) -> tuple[Recipe, Model, dict[str, A
     if not found:
         raise ArgumentError(
             f"expected a sub-network, as jasgnas.construct_subnet or jasgnas.shrink returns it, got {type(subnet)!r}: "
-            "pass the nnx.Module; or the Linen module and its variables, or the function and its parameters, as two "
-            "arguments"
+            "pass the module of NNX or Equinox; or a Linen module and its variables, or a function and its parameters, "
+            "as two arguments"
         )
     ((flavour, (recipe, model)),) = found
-    if (sub_variables is None) == bool(flavour.needs):
-        advice = f"pass them as `sub_variables`; {flavour.why}" if flavour.needs else f"{flavour.why}: leave them out"
+    if (sub_variables is None) == model.is_apart:
+        advice = f"pass them as `sub_variables`; {flavour.why}" if model.is_apart else f"{flavour.why}: leave them out"
         raise ArgumentError(f"a sub-network that is of the kind {flavour.kind}: {advice}")
-    arrays = leaves_by_path(model.tree(sub_variables if flavour.needs else subnet))
+    arrays = leaves_by_path(model.tree(model.holder(subnet, sub_variables)))
     recipe.check(arrays)
     if abstract := [
         name for name, value in arrays.items() if isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer)

@@ -129,7 +129,7 @@ class Recipe:
         outputs = [value.full() for value in results[: traced.num_outputs]]
         after = results[traced.num_outputs :]
         changed = {
-            self.leaves[index].path: after[index].to(self.layouts[index]).array
+            self.leaves[index].path: jnp.asarray(after[index].to(self.layouts[index]).array)
             for index in traced.updated
             if self.layouts[index] != NOTHING
         }

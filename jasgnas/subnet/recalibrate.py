@@ -63,7 +63,7 @@ def recalibrate(model: Any, batches: Iterable[Any], *, variables: Any = None, me
             "collected: expected an nnx.Module, or a Linen module with `variables=`"
         )
     opened = open_model(model, variables=variables, method=method).in_mode(training=True)
-    holder = model if variables is None else variables
+    holder = opened.holder(model, variables)
     values = matched(opened.leaves, opened.tree(holder))
     step: _Step | None = None
     for number, batch in enumerate(checked_batches(batches)):

@@ -153,14 +153,14 @@ def test_training_and_shrinking(residual):
         np.testing.assert_allclose(small_loss, loss, rtol=1e-4)
 
 
+def batched(module, x, state):
+    return jax.vmap(module, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+
+
 @pytest.mark.parametrize("mode", ["batch", "ema"])
-def test_a_module_with_a_state(mode):
+def test_a_module_with_a_state(mode, tmp_path):
     model, state = eqx.nn.make_with_state(Normed)(mode, jax.random.key(3))
     model = random_parameters(model)
-
-    def batched(module, x, state):
-        return jax.vmap(module, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
-
     _, state = batched(model, X, state)
     space = jasgnas.search_space(model, X, method=batched, variables=state)
     assert len(space.groups) == 2
@@ -175,7 +175,13 @@ def test_a_module_with_a_state(mode):
             found, sub_state = subnet(X, sub_state)
             np.testing.assert_allclose(found, outputs, rtol=1e-4, atol=1e-5)
         outputs, _ = batched(inference(sparse), X + 1, full_state)
-        np.testing.assert_allclose(inference(subnet)(X + 1, sub_state)[0], outputs, rtol=1e-4, atol=1e-5)
+        found = inference(subnet)(X + 1, sub_state)[0]
+        np.testing.assert_allclose(found, outputs, rtol=1e-4, atol=1e-5)
+    jasgnas.save(tmp_path / "saved", subnet, sub_state)
+    np.testing.assert_allclose(jasgnas.load(tmp_path / "saved")(X + 1), found, rtol=1e-4, atol=1e-5)
+    again = eqx.nn.make_with_state(Normed)(mode, jax.random.key(4))
+    again, again_state = jasgnas.load(tmp_path / "saved", again[0], variables=again[1], method=batched)
+    np.testing.assert_array_equal(inference(again)(X + 1, again_state)[0], found)
 
 
 def test_saving_and_loading(residual, tmp_path):
