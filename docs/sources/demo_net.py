@@ -28,9 +28,9 @@ class DemoNet(nnx.Module):
     def __call__(self, x):
         """Returns float32[batch, 10] of float32[batch, 28, 28, 1]."""
         x = nnx.relu(self.bn1(self.conv1(x)))
-        y = self.bn3(self.conv3(nnx.max_pool(x, window_shape=(3, 3), strides=(1, 1), padding="SAME")))
-        x = self.conv5(self.bn4(self.conv4(nnx.avg_pool(x, window_shape=(3, 3), strides=(1, 1), padding="SAME"))))
-        y = self.bn6(self.conv6(jnp.concatenate([y, self.bn5(x)], axis=-1)))
-        y = nnx.relu(y)
+        y = self.conv3(nnx.max_pool(x, window_shape=(3, 3), strides=(1, 1), padding="SAME"))
+        x = self.conv4(nnx.avg_pool(x, window_shape=(3, 3), strides=(1, 1), padding="SAME"))
+        y = jnp.concatenate([self.bn3(y), self.bn5(self.conv5(self.bn4(x)))], axis=-1)
+        y = nnx.relu(self.bn6(self.conv6(y)))
         y = jnp.mean(self.bn7(self.conv7(y)) + self.bn8(self.conv8(y)), axis=(1, 2))
         return self.fc2(self.fc1(y))

@@ -23,7 +23,7 @@ import models
 from experiments.common.cli import check_names
 from experiments.common.errors import ExperimentError
 from experiments.common.files import write_atomically
-from experiments.common.text import show
+from experiments.common.text import markdown_table, show
 
 TOLERANCE = 1e-10
 FLOAT32_TOLERANCE = 1e-4
@@ -39,8 +39,8 @@ class Config:
     """Registered networks of `models`; all of them by default."""
     batch_size: int = 2
     """Inputs per call."""
-    output: Path = Path("experiments/results/sources.json")
-    """What was found so far, to be added to."""
+    output: Path = Path("experiments/results/sources")
+    """Folder for what was found so far (results.json), to be added to, and the table (table.md)."""
     examples: Path | None = None
     """A folder to write the examples to, in place of all else; they are checked in float32."""
 
@@ -53,16 +53,31 @@ def run(config: Config) -> None:
         return
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)  # each network is called once: compiling takes longest
-    found: dict[str, dict[str, Any]] = json.loads(config.output.read_text()) if config.output.exists() else {}
+    results = config.output / "results.json"
+    found: dict[str, dict[str, Any]] = json.loads(results.read_text()) if results.exists() else {}
+    failed: dict[str, str] = {}
+    config.output.mkdir(parents=True, exist_ok=True)
     for name in config.networks or models.list_models():
         for is_sub in (False, True):
             key = f"{name}/sub-network" if is_sub else name
-            if key not in found:
+            if key in found:
+                continue
+            try:
                 found[key] = check(name, is_sub, config.batch_size)
-                write_atomically(config.output, json.dumps(found, indent=1, sort_keys=True) + "\n")
-    show(_table(found))
-    if wrong := [key for key, row in found.items() if row["difference"] > TOLERANCE]:
-        raise ExperimentError(f"{', '.join(wrong)} written as source compute something else: report it")
+            except jasgnas.SourceError as error:
+                failed[key] = f"{key} cannot be written: {error}"
+                continue
+            write_atomically(results, json.dumps(found, indent=1, sort_keys=True) + "\n")
+            write_atomically(config.output / "table.md", f"# Networks as source\n\n{markdown_table(*_lines(found))}\n")
+    heading, *lines = _lines(found)
+    table = Table(*heading, title="Networks as source")
+    for line in lines:
+        table.add_row(*line)
+    show(table)
+    if wrong := [key for key, row in found.items() if not row["difference"] <= TOLERANCE]:
+        failed["wrong"] = f"{', '.join(wrong)} written as source compute something else: report it"
+    if failed:
+        raise ExperimentError("\n".join(failed.values()))
 
 
 def check(name: str, is_sub: bool, batch_size: int) -> dict[str, Any]:
@@ -177,10 +192,11 @@ def write_examples(folder: Path) -> None:
         print(f"{name}: {said}; largest difference {difference:.1e}")
 
 
-def _table(found: dict[str, dict[str, Any]]) -> Table:
-    table = Table("network", "lines", "of the model", "ratio", "bodies", "difference", title="Networks as source")
+def _lines(found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Returns the lines of a table, the headings first."""
+    lines = [["network", "lines", "of the model", "ratio", "bodies", "difference"]]
     for key, row in sorted(found.items()):
         ratio = f"{row['lines'] / row['of_model']:.2f}"
         numbers = map(str, (row["lines"], row["of_model"], ratio, row["modes"]))
-        table.add_row(key, *numbers, f"{row['difference']:.1e}")
-    return table
+        lines.append([key, *numbers, f"{row['difference']:.1e}"])
+    return lines

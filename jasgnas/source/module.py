@@ -196,7 +196,7 @@ def _loop_of(part: Part, items: Sequence[str]) -> tuple[str, str]:
     text, keys = part.access(path), list(map(int, node.children))
     own = [int(item.rpartition("/")[2]) for item in items]
     name = path.rpartition("/")[2]
-    item = name[:-1] if name.endswith("s") and is_name(name[:-1]) and len(name) > 2 else "part"
+    item = single if (single := _singular(name)) != name and is_name(single) and len(single) > 1 else "part"
     is_whole_list = keys == list(range(len(keys)))
     if own == keys:
         return f"for {item} in {text}{'' if is_whole_list else '.values()'}:", item
@@ -262,7 +262,17 @@ def _name(found: Recognised, part: Part) -> str:
     *_, key = ["", *(key for key in part.path.split("/") if not key.isdecimal())]
     words = [word for word in re.split(r"\W|_", key) if word]
     name = "".join(word[0].upper() + word[1:] for word in words) or "Network"
-    return name[:-1] if name.endswith("s") and part.path.rpartition("/")[2].isdecimal() else name
+    return _singular(name) if part.path.rpartition("/")[2].isdecimal() else name
+
+
+def _singular(name: str) -> str:
+    """Returns what one of several things of a name is called."""
+    ending = next((each for each in _SINGULAR if name.endswith(each)), "")
+    return name.removesuffix(ending) + _SINGULAR.get(ending, "")
+
+
+_SINGULAR = {"ss": "ss", "ches": "ch", "ies": "y", "s": ""}
+"""Endings of names of several things, and of one of them; the first that fits."""
 
 
 def _doc(found: Recognised) -> str:
