@@ -1,4 +1,7 @@
-"""Scans over stacked leaves, opened up: each layer of a scanned stack gets equations of its own."""
+"""Scans over layers, opened up: each layer of a scanned stack, or of a shared block, gets equations of its own.
+
+A scan over the steps of time is none: it reads another row of the data in every iteration.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,9 +13,14 @@ import jax.numpy as jnp
 
 from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, abstract, aval_of, trace
 
+# A block that is applied more often than this is no stack of layers.
+_MOST_SHARED_LAYERS = 64
+
 
 def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
     """Opens up every `scan` over stacked leaves, so that each layer of a scanned stack has equations of its own.
+
+    Likewise one that applies the same leaves to nothing but what it carries: a block that is applied several times.
 
     Args:
         program: a nested program.
@@ -28,6 +36,9 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
 
     def depends_on_leaves(atom: Atom) -> bool:
         return isinstance(atom, int) and on_leaves.get(atom, False)
+
+    def is_data(atom: Atom) -> bool:
+        return isinstance(atom, int) and atom not in on_leaves
 
     def add(eqn: Equation) -> None:
         if all(isinstance(atom, Literal) or atom in on_leaves for atom in eqn.inputs):
@@ -53,7 +64,14 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
             continue
         (body,) = eqn.inner
         num_consts, num_carry = scan_arity(eqn, body)
-        if any(map(depends_on_leaves, eqn.inputs[num_consts + num_carry :])):
+        rows = eqn.inputs[num_consts + num_carry :]
+        is_shared = (
+            eqn.params["length"] <= _MOST_SHARED_LAYERS
+            and any(map(depends_on_leaves, eqn.inputs[:num_consts]))
+            and any(map(is_data, eqn.inputs[num_consts : num_consts + num_carry]))
+            and not any(map(is_data, rows))
+        )
+        if is_shared or any(map(depends_on_leaves, rows)):
             _unroll_scan(eqn, body, partial(call, eqn.sources))
         else:
             add(eqn)

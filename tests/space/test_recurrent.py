@@ -150,6 +150,35 @@ def under_a_condition(p, x):
     return (h + jax.lax.cond(h.sum() > 1e9, jnp.tanh, jnp.sin, h @ p["a"])) @ p["head"]
 
 
+def depth_by_loop(p, x):
+    """No loop over time: the same block, three times."""
+    block = lambda _, h: h + jnp.tanh(h @ p["wi"]) @ p["wh"]  # noqa: E731
+    return jax.lax.fori_loop(0, 3, block, x @ p["stem"]) @ p["head"]
+
+
+def depth_by_scan(p, x):
+    """Two branches in a block, of which all intermediate results are returned."""
+
+    def block(h, _):
+        h = h + jnp.tanh(h @ p["wi"])
+        return h + jnp.sin(h @ p["wh"]), h
+
+    last, all_of_them = jax.lax.scan(block, x @ p["stem"], None, length=2)
+    return (last + all_of_them.sum(0)) @ p["head"]
+
+
+class LinenDepth(nn.Module):
+    """Layers that share their weights, as in ALBERT (arXiv 1909.11942)."""
+
+    @nn.compact
+    def __call__(self, x):
+        def block(module, h, _):
+            return h + nn.Dense(4, name="down")(nn.gelu(nn.Dense(5, name="up")(h))), None
+
+        shared = nn.scan(block, variable_broadcast="params", split_rngs={"params": False}, length=3)
+        return nn.Dense(2, name="head")(shared(self, nn.Dense(4, name="stem")(x), None)[0])
+
+
 PLAIN = OUTSIDE | drawn(wi=(4, 4), wh=(4, 4), b=(4,), start=(4,), f=(4, 4), i=(4, 4), r=(4, 4), a=(4, 4))
 PLAIN["in"] = PLAIN["a"]
 
@@ -179,6 +208,9 @@ NETWORKS = {
     "learned start": (lambda: plain(learned_start, "wi", "wh", "start"), [{"wi", "wh", "start"}]),
     "last state": (lambda: plain(last_state, "f", "i", "r"), [{"f", "i", "r"}]),
     "while": (lambda: plain(until_small, "in"), [{"in"}]),
+    "depth by a loop": (lambda: plain(depth_by_loop, "wi", "wh"), [{"wi", "wh"}]),
+    "depth by a scan": (lambda: plain(depth_by_scan, "wi", "wh"), [{"wi"}, {"wh"}]),
+    "linen depth": (lambda: linen(LinenDepth()), [{"up", "down"}]),
     "condition": (lambda: plain(under_a_condition, "a"), [{"a"}]),
 }
 

@@ -259,6 +259,22 @@ def test_training_removes_a_tied_group_and_counts_it_once():
     np.testing.assert_allclose(subnet(left, x34), applied_twice(params, x34), atol=1e-4)
 
 
+def test_sizes_of_tied_structures_are_exact_beside_channels():
+    fn, shapes, *_ = NETWORKS["joined inside"]
+    params = drawn(**shapes)
+    space = jasgnas.search_space(fn, x34, params=params, channels=True)
+    (hidden,) = [each for each in space.dimensions if each.paths == ("a",)]
+    for structures in ((), (0,), (1,), (0, 1), (2,)):
+        removed = [*structures, *hidden.groups[1:]]
+        assert space.is_valid(removed)
+        subnet, left = jasgnas.construct_subnet(space, space.zero(params, removed))
+        sizes = jasgnas.count_params(left), jasgnas.count_macs(subnet, x34, params=left)
+        assert space.subnet_size(removed) == sizes, structures
+    scores = np.ones(len(space.groups))
+    scores[2] = 2
+    assert space.select(scores, target_macs=space.subnet_size([2])[1])[0] == 2
+
+
 # Patterns.
 
 

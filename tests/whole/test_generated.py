@@ -91,6 +91,7 @@ def scan_layers(x, w, b):
     return jax.lax.scan(lambda x, layer: (x + jnp.tanh(x @ layer[0] + layer[1]), None), x, (w, b))[0]
 
 
+@partial(jax.jit, static_argnames="is_reverse")  # or each of many evaluations would compile the loop anew
 def recurrent(x, w, u, b, is_reverse):
     """A gated cell along the first axis after that of the batch; its state starts at zero."""
 
@@ -190,15 +191,16 @@ ADDITIVE = ("concat", "add", "sub", "sum")
 # Kinds by the number of axes of what they read.
 ANY = ("dense", "linear", "embed", "relu", "gelu", "sigmoid", "silu", "tanh", "relu6", "softmax", "where", "drop path",
        "batch norm", "layer norm", "rms norm", "group norm", "scale", "concat", "add", "sub", "mul", "maximum",
-       "concat", "add", "mul", "residual", "residual", "tied", "shared", "dense", "swiglu", "glu", "split", "shuffle", "pad",
-       "slice", "gate", "scan", "halves", "rolled product", "inner")  # fmt: skip
+       "concat", "add", "mul", "residual", "residual", "tied", "shared", "dense", "swiglu", "glu", "split", "shuffle",
+       "pad", "slice", "gate", "scan", "halves", "rolled product", "inner")  # fmt: skip
 TOKENS = (
     *ANY,
     "mean",
     "flatten",
     "cumsum",
     "sort",
-    *("attention", "cross attention", "class token", "first token", "recurrent") * 2,
+    "recurrent",
+    *("attention", "cross attention", "class token", "first token") * 2,
 )
 IMAGES = (*ANY, "mean", "flatten", "cumsum", "recurrent", *("conv", "grouped conv") * 2, "dilated conv", "strided conv",
           "transposed conv", "instance norm", "max pool", "avg pool", "transpose", "resize", "tokens",
@@ -477,7 +479,7 @@ def assert_zero_invariant(space, params, x):
     values = dict(program.constants)
     values.update(zip(program.inputs, [*(params[leaf.path] for leaf in space.leaves), x * 3 + 1], strict=True))
     run(program.equations, values)
-    for group, segment in [(group, segment) for group in space.groups for segment in group.segments]:
+    for group, segment in [(each, segment) for each in space.groups for segment in each.segments]:
         operators = [space.graph.operators[index] for index in space.graph.segments[segment].operators]
         own = {position for operator in operators for position in operator.equations}
         zeroed = space.zero(params, [group.index])
