@@ -679,13 +679,14 @@ def test_dimensions_are_narrowed(open_page, tmp_path):
 def test_tables_are_filtered_and_saved(open_page, unets, tmp_path):
     page = open_page("unets.html", tab="networks")
     table = page.locator("#networks table").nth(1)
-    table.get_by_role("searchbox").fill("conv5")
+    tools = page.locator("#networks .tools").nth(1)
+    tools.get_by_role("searchbox").fill("conv5")
     visible = table.locator("tbody tr:visible")
     found = [name for name in unets.segment_names if "conv5" in name]
     assert [row.split("\t")[1] for row in visible.all_inner_texts()] == found
-    assert table.locator("output").inner_text() == f"{len(found)} of {len(unets.segment_names)}"
+    assert tools.locator("output").inner_text() == f"{len(found)} of {len(unets.segment_names)}"
     with page.expect_download() as download:
-        table.get_by_role("button", name="CSV").click()
+        tools.get_by_role("button", name="CSV").click()
     download.value.save_as(tmp_path / "segments.csv")
     with open(tmp_path / "segments.csv", newline="") as file:
         saved = list(csv.DictReader(file))

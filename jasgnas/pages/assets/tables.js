@@ -55,7 +55,10 @@ function sortableTable(caption, columns, rows, onOpen) {
   const cells = () => order.filter((row) => !made.get(row).hidden).map((row) => columns.map(({ key }) => plainText(row[key])));
   const download = tableDownload(caption, columns.map(({ label }) => label), cells);
   const head = element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...headings));
-  return element("table", { role: "table" }, element("caption", {}, element("span", {}, caption), filter, count, download), head, body);
+  const table = element("table", { role: "table" }, element("caption", {}, caption), head, body);
+  const both = document.createDocumentFragment();
+  both.append(element("div", { class: "tools" }, filter, count, download), table);
+  return both;
 }
 
 const FEW_ROWS = 12; // a table that is seen at once needs no filter
