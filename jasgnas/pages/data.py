@@ -1,8 +1,9 @@
 """What a report shows, as plain numbers and strings: everything that is decided in Python is decided here."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
+from itertools import islice
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +34,29 @@ KEPT, REDUNDANT, DEAD, PASSING = "kept", "redundant", "dead", "passing"
 
 def page_data(space: "SearchSpace", runs: Sequence[Run]) -> dict[str, Any]:
     """Returns everything that the page shows, ready for JSON: what is so of the space, and what is so of each run."""
+    paths = ["/".join(path) for path in module_paths(space)]
+    modules = list(dict.fromkeys(paths))
+    parts = _parts(space)
+    data = _graph_data(space)
+    # Long names that occur again and again are given by their number.
+    data["segments"]["module"] = _numbers(paths, modules)
     return {
         "space": {
             "inputs": [f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" for aval in space.call.avals],
             "largestRemoval": len(space.candidates.largest_removal()),
             "versions": versions(),
+            "modules": modules,
         }
-        | _graph_data(space)
-        | {"parts": _parts(space), "groups": _groups(space), "dimensions": _dimensions(space)},
+        | data
+        | {"parts": parts, "groups": _groups(space, parts["path"]), "dimensions": _dimensions(space)},
         "runs": [_run_data(space, run) for run in runs],
     }
+
+
+def _numbers(names: Iterable[str], known: Sequence[str]) -> list[int | str]:
+    """Returns the place of each name in a list, the name itself where it is not there."""
+    places = {name: index for index, name in enumerate(known)}
+    return [places.get(name, name) for name in names]
 
 
 def versions() -> dict[str, str]:
@@ -118,7 +132,6 @@ def _segments(space: "SearchSpace") -> Columns:
         "macs": nodes["macs"].tolist(),
         "name": list(space.segment_names),
         "label": [_label(space, index) for index in range(len(segments))],
-        "module": ["/".join(path) for path in module_paths(space)],
         "operators": [list(segment.operators) for segment in segments],
         "sources": [list(segment.sources) for segment in segments],
         "additive": [segment.additive for segment in segments],
@@ -181,13 +194,16 @@ def _parts(space: "SearchSpace") -> Columns:
     }
 
 
-def _groups(space: "SearchSpace") -> Columns:
+def _groups(space: "SearchSpace", parts: Sequence[str]) -> Columns:
+    numbers = _numbers((path for group in space.structures for path in group.paths), parts)
+    owned, names = iter(numbers), space.segment_names
     return {
-        "name": [group.name for group in space.structures],
+        # Most are called as their segments are.
+        "name": [None if group.name == names[group.segments[0]] else group.name for group in space.structures],
         "segment": [group.segments[0] for group in space.structures],
         "params": [group.num_params for group in space.structures],
         "macs": [int(space.segment_graph.nodes["macs"][[*group.segments]].sum()) for group in space.structures],
-        "paths": [list(group.paths) for group in space.structures],
+        "paths": [list(islice(owned, len(group.paths))) for group in space.structures],
     }
 
 

@@ -27,6 +27,7 @@ SELECTION = ("selected_at", "runner_up", "predicted_rise", "measured_rise")
 _COUNTS = {"num_redundant": "selected/groups", "num_zero": "zero/groups", "num_removed": "cut out/groups"}
 # What it counts that should not happen: shown only where it does.
 _FAULTS = ("num_revived", "num_skipped")
+_OWN = (*_COUNTS, *_FAULTS, "group_sparsity")
 
 
 def history_data(history: History, num_groups: int) -> dict[str, Any]:
@@ -46,7 +47,9 @@ def history_data(history: History, num_groups: int) -> dict[str, Any]:
     numbers = {name: scalars(name, column) for name, column in columns.items()}
     facts = {name: numbers.pop(name) for name in SELECTION if name in numbers}
     marks = _marks(steps, phases, facts.get("selected_at", []), numbers.get("num_removed", []))
-    drawn = {_COUNTS.get(name, name): own for name, own in numbers.items() if name not in _FAULTS or any(own)}
+    # What the user has logged comes first.
+    names = sorted(numbers, key=lambda name: name in _OWN)
+    drawn = {_COUNTS.get(name, name): numbers[name] for name in names if name not in _FAULTS or any(numbers[name])}
     norms = next((name for name in _NORMS if name in vectors), None)
     return {
         "series": {name: _curve(steps, own) for name, own in drawn.items()},

@@ -1,9 +1,11 @@
 """The report in a real browser: what it draws, how it answers to pointer and keys, and that it stays quiet."""
 
+import csv
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -338,13 +340,13 @@ def branches_page(files):
 
 def test_the_dead_are_drawn_dead_and_say_why(open_page, branches_page):
     page = open_page("branches.html")
-    gone = "dead: its inputs are all gone"
+    gone = "removed with others: its inputs are all gone"
     reasons = {
         "bias-c": f"{gone}: a constant is left of it",
-        "d": "dead: nothing that is left needs it",
+        "d": "removed with others: nothing that is left needs it",
         "e": gone,
         "f": gone,
-        "mul": "dead: it needs e, which went",
+        "mul": "removed with others: it needs e, which went",
     }
     assert set(names(page, ".dead")) == {*reasons, "add"}
     for name, reason in reasons.items():
@@ -568,8 +570,9 @@ def test_a_large_graph_is_folded_by_its_modules(open_page, stack_page, stack):
     page.click("#tab-groups")
     group = space.groups[removed_of(stack)[7]]
     page.locator("#groups").get_by_role("button", name=group.name, exact=True).click()
-    page.wait_for_function("() => document.querySelectorAll('#viewport .module').length === 29")
+    page.wait_for_selector("#viewport .node.selected:not(.module)")
     assert names(page, ".selected") == [group.name]
+    assert page.locator("#viewport .module").count() == 29
     page.get_by_role("button", name="Fold blocks", exact=True).click()
     page.wait_for_function("() => document.querySelectorAll('#viewport .module').length === 1")
     page.click("#modules")
@@ -653,7 +656,7 @@ def test_tables_sort(open_page, demo):
     assert column(page, "#groups", 3) == ["0.9", "0.5", "0.3", "0.1", "–"]
     page.keyboard.press("Enter")
     assert column(page, "#groups", 3) == ["0.1", "0.3", "0.5", "0.9", "–"]
-    assert column(page, "#groups", 2).count("redundant") == len(REMOVED)
+    assert column(page, "#groups", 2).count("removed") == len(REMOVED)
 
 
 def test_dimensions_are_narrowed(open_page, tmp_path):
@@ -671,6 +674,49 @@ def test_dimensions_are_narrowed(open_page, tmp_path):
     assert page.locator("#groups tr.redundant").count() == 2  # the structure, and the dimension that goes with it
     page.locator("#tab-training").click()
     assert page.locator("#training .line-gone").count() >= 1
+
+
+def test_tables_are_filtered_and_saved(open_page, unets, tmp_path):
+    page = open_page("unets.html", tab="networks")
+    table = page.locator("#networks table").nth(1)
+    tools = page.locator("#networks .tools").nth(1)
+    tools.get_by_role("searchbox").fill("conv5")
+    visible = table.locator("tbody tr:visible")
+    found = [name for name in unets.segment_names if "conv5" in name]
+    assert [row.split("\t")[1] for row in visible.all_inner_texts()] == found
+    assert tools.locator("output").inner_text() == f"{len(found)} of {len(unets.segment_names)}"
+    with page.expect_download() as download:
+        tools.get_by_role("button", name="CSV").click()
+    download.value.save_as(tmp_path / "segments.csv")
+    with open(tmp_path / "segments.csv", newline="") as file:
+        saved = list(csv.DictReader(file))
+    params = dict(zip(unets.segment_names, unets.segment_graph.nodes["num_params"].tolist(), strict=True))
+    assert {row["Name"]: int(row["Parameters"]) for row in saved} == {name: params[name] for name in found}
+
+
+@pytest.mark.parametrize("kind", ["SVG", "PNG"])
+def test_pictures_are_saved(open_page, tmp_path, kind):
+    page = open_page("demo.html", tab="overview")
+    with page.expect_download() as download:
+        page.locator("#overview .picture").first.get_by_role("button", name=kind).click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    if kind == "PNG":
+        assert path.read_bytes().startswith(b"\x89PNG\r\n")
+        return
+    root = ElementTree.fromstring(path.read_bytes())
+    assert root.tag.endswith("svg") and "var(" not in path.read_text("utf-8")
+    titles = [each.text for each in root.iter() if each.tag.endswith("title")]
+    assert "test accuracy, Sub-network: 0.98" in titles
+
+
+@pytest.mark.parametrize(
+    ("name", "shown_as"),
+    [("conv1-bn1", "conv1-bn1"), ("cells/0/op/a-cells/0/op/b", "cells/0/op/a - b"), ("a/b-c/d", "a/b-c/d")],
+)
+def test_a_shared_prefix_is_said_once(open_page, name, shown_as):
+    folded = "(name) => { const made = foldedName(name); return made.textContent ?? made; }"
+    assert open_page("plain.html").evaluate(folded, name) == shown_as
 
 
 def test_names_sort_as_people_count(open_page, unets):

@@ -176,6 +176,8 @@ class GraphView {
       else {
         made.setAttribute("role", "button");
         made.setAttribute("tabindex", "-1");
+        // Read out is its name; what is drawn in it is shortened.
+        for (const text of made.querySelectorAll("text")) text.setAttribute("aria-hidden", "true");
         made.setAttribute("aria-label", plan.nodes[index].isModule ? `module ${plan.nodes[index].title}` : this.data.segments[index].name);
         nodes.set(index, made);
         bands[Math.floor(scene.places[index].y / BAND)].append(made);

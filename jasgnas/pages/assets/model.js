@@ -12,6 +12,9 @@ function readData() {
   const { space, runs } = JSON.parse(byId("data").textContent);
   const index = Math.min(runs.length - 1, Math.max(0, Number(address().get("run")) || 0));
   const tables = Object.fromEntries(TABLES.map((name) => [name, rows({ ...space[name], ...runs[index][name] })]));
+  for (const segment of tables.segments) segment.module = space.modules[segment.module];
+  for (const group of tables.groups) group.name ??= tables.segments[group.segment].name;
+  for (const group of tables.groups) group.paths = group.paths.map((path) => (typeof path === "number" ? tables.parts[path].path : path));
   return { ...space, ...runs[index], ...tables, runs, index };
 }
 

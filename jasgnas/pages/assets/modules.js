@@ -4,8 +4,10 @@
 
 const MOST_BOXES = 60; // boxes that are read without being folded
 const MOST_FOLDED = 40; // boxes of a graph that has been folded
-const MOST_RANKS = 16; // boxes below each other that a screen shows in readable size
+const MOST_RANKS = 18; // boxes below each other that a screen shows in readable size
 const NO_FOLDS = { closed: new Set(), once: false };
+
+const knownModules = new WeakMap();
 
 /** Opens a module: those inside it are closed instead. */
 function openModule(folds, modules, path) {
@@ -27,6 +29,7 @@ function closeModule(folds, path) {
  * @return `Map(path -> {path, parent, segments})`
  */
 function modulesOf(segments) {
+  if (knownModules.has(segments)) return knownModules.get(segments);
   const found = new Map();
   segments.forEach(({ module }, index) => {
     const names = module === "" ? [] : module.split("/");
@@ -45,6 +48,7 @@ function modulesOf(segments) {
     sizes.set(path, own.length);
     modules.set(path, { path, parent, segments: own });
   }
+  knownModules.set(segments, modules);
   return modules;
 }
 
@@ -100,7 +104,7 @@ function lookOf(data, segments) {
 /** Chooses which modules are closed so that the whole graph can be read at once: as many as fit are open. */
 function foldsThatFit(data, subnet, once) {
   const none = { closed: new Set(), once };
-  if (planDrawing(data, subnet, [], none).boxes.length <= MOST_BOXES) return none;
+  if (data.segments.length <= MOST_BOXES || planDrawing(data, subnet, [], none).boxes.length <= MOST_BOXES) return none;
   const modules = modulesOf(data.segments);
   const children = (path) => [...modules.values()].filter(({ parent }) => parent === path).map((module) => module.path);
   let closed = new Set(children(""));
@@ -109,6 +113,7 @@ function foldsThatFit(data, subnet, once) {
     for (const parent of new Set(level.map((path) => modules.get(path).parent))) {
       const own = level.filter((path) => closed.has(path) && modules.get(path).parent === parent);
       const opened = own.filter((path) => children(path).length > 0);
+      if (opened.length === 0) continue;
       const next = new Set([...closed].filter((path) => !opened.includes(path)).concat(opened.flatMap(children)));
       const plan = planDrawing(data, subnet, [], { closed: next, once });
       if (plan.boxes.length <= MOST_FOLDED && rankCount(plan) <= MOST_RANKS) closed = next;

@@ -34,13 +34,25 @@ function whatWent(data) {
   const dead = data.segments.filter((segment) => segment.fate === "dead").length;
   const narrowed = data.segments.filter((segment) => isNarrowed(segment)).length;
   const cut = data.dimensions.filter((each) => each.left < each.size);
-  const names = gone.slice(0, 12).map((group) => group.name);
   return element("section", { class: "card" }, element("h2", {}, "What went"), factList([
     ["Groups removed", `${gone.length} of ${data.groups.length}, which hold ${percent(held / whole)} of the parameters`],
     ["Segments removed with them", dead],
     ["Segments narrowed", narrowed],
     ["Dimensions narrowed", cut.length ? `${cut.length} of ${data.dimensions.length}` : null],
-  ]), element("p", { class: "names" }, names.join(", ") + (gone.length > names.length ? ` and ${gone.length - names.length} more` : "")));
+  ]), element("p", { class: "names" }, namesOf(data, gone)));
+}
+
+const MOST_NAMES = 10;
+
+/** Names some groups, or the modules that they are in, with their numbers, where there are too many. */
+function namesOf(data, groups) {
+  if (groups.length <= MOST_NAMES) return groups.map((group) => data.segments[group.segment].label).join(", ");
+  const counts = new Map();
+  for (const { segment } of groups) {
+    const module = data.segments[segment].module.split("/").slice(0, 2).join("/") || "the network itself";
+    counts.set(module, (counts.get(module) ?? 0) + 1);
+  }
+  return [...counts].map(([module, count]) => `${module}: ${count}`).join(", ");
 }
 
 function whenAndWhy(data) {

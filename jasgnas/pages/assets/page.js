@@ -11,7 +11,7 @@ function headline(data) {
   const figures = [
     ["Parameters", change(row("parameters"))],
     ["Multiply-adds", change(row("multiply-adds"))],
-    ["Groups", data.hasRemoval ? [element("b", {}, String(gone)), ` of ${data.groups.length} go`] : [element("b", {}, String(data.groups.length))]],
+    ["Groups", data.hasRemoval ? [element("b", {}, String(gone)), ` of ${data.groups.length} removed`] : [element("b", {}, String(data.groups.length))]],
   ];
   if (data.dimensions.length) {
     const sum = (key) => data.dimensions.reduce((total, each) => total + each[key], 0);
@@ -27,9 +27,10 @@ function headline(data) {
 }
 
 function legend(data) {
-  const entries = [["box removable", "removal structure"], ["box", "not removable"], ["joint", "joint"]];
+  const entries = [["box removable", "removable"], ["box", "not removable"], ["joint", "joint"]];
+  if (modulesOf(data.segments).size) entries.push(["box module", "closed module"]);
   if (data.segments.some((segment) => segment.hasUnknown)) entries.push(["box unknown", "unknown operator"]);
-  if (data.hasRemoval) entries.push(["box redundant", "redundant"], ["box dead", "dead"], ["joint passing", "joint with one input left"]);
+  if (data.hasRemoval) entries.push(["box redundant", "removed"], ["box dead", "removed with others"], ["joint passing", "joint with one input left"]);
   byId("legend").append(
     ...entries.map(([className, text]) => {
       const isJoint = className.startsWith("joint");

@@ -21,7 +21,9 @@ function sortableTable(caption, columns, rows, onOpen) {
     });
     return element("tr", { role: "row", class: row.className ?? "" }, ...cells);
   };
+  let order = rows;
   const fill = (ordered) => {
+    order = ordered;
     for (const row of ordered) if (!made.has(row)) made.set(row, rowOf(row));
     body.replaceChildren(...ordered.map((row) => made.get(row)));
   };
@@ -32,15 +34,38 @@ function sortableTable(caption, columns, rows, onOpen) {
     const heading = headings[columns.indexOf(column)];
     // Numbers fall first, names rise first.
     const [first, second] = column.className === "number" ? ["descending", "ascending"] : ["ascending", "descending"];
-    const order = heading.getAttribute("aria-sort") === first ? second : first;
+    const direction = heading.getAttribute("aria-sort") === first ? second : first;
     for (const other of headings) other.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", order);
-    const sign = order === "ascending" ? 1 : -1;
+    heading.setAttribute("aria-sort", direction);
+    const sign = direction === "ascending" ? 1 : -1;
     fill([...rows].sort((a, b) => sign * compare(a[column.key], b[column.key], sign)));
   }
   fill(rows);
+  const textOf = new Map();
+  const search = ({ target }) => {
+    const sought = target.value.trim().toLowerCase();
+    if (textOf.size === 0) for (const row of rows) textOf.set(row, columns.map(({ key }) => plainText(row[key])).join("\n").toLowerCase());
+    const matches = new Set(rows.filter((row) => textOf.get(row).includes(sought)));
+    // A row that is left out keeps its place in the order.
+    for (const [row, own] of made) own.hidden = !matches.has(row);
+    count.textContent = sought === "" ? "" : `${exact.format(matches.size)} of ${exact.format(rows.length)}`;
+  };
+  const count = element("output", { class: "muted" });
+  const filter = rows.length < FEW_ROWS ? "" : element("input", { type: "search", class: "filter", placeholder: "Filter", "aria-label": `Filter: ${caption}`, input: search });
+  const cells = () => order.filter((row) => !made.get(row).hidden).map((row) => columns.map(({ key }) => plainText(row[key])));
+  const download = tableDownload(caption, columns.map(({ label }) => label), cells);
   const head = element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...headings));
-  return element("table", { role: "table" }, element("caption", {}, caption), head, body);
+  const table = element("table", { role: "table" }, element("caption", {}, caption), head, body);
+  const both = document.createDocumentFragment();
+  both.append(element("div", { class: "tools" }, filter, count, download), table);
+  return both;
+}
+
+const FEW_ROWS = 12; // a table that is seen at once needs no filter
+
+/** Returns what a cell holds as text, a list line by line; numbers in full. */
+function plainText(value) {
+  return Array.isArray(value) ? value.join("\n") : value === null || value === undefined ? "" : String(value);
 }
 
 /** Orders numbers by size and others as a person would, `item 2` before `item 10`; what is missing comes last. */
@@ -54,7 +79,8 @@ const collator = new Intl.Collator("en", { numeric: true });
 
 function groupsTable(data, onOpen) {
   const whole = data.segments.reduce((sum, segment) => sum + segment.params, 0);
-  const state = (group) => (group.zero ? "zero" : group.redundant ? "redundant" : data.hasRemoval ? "important" : "candidate");
+  // What is selected is still there until all of it is zero, where that is known.
+  const state = (group) => (!data.hasRemoval ? "removable" : !group.redundant ? "kept" : group.zero === false ? "selected" : "removed");
   const table = data.groups.map((group, index) => ({
     ...group,
     index,
@@ -65,7 +91,7 @@ function groupsTable(data, onOpen) {
   const largest = Math.max(...table.map((group) => group.score ?? 0));
   const columns = [
     { key: "index", label: "Group", className: "number" },
-    { key: "name", label: "Structure", opens: true },
+    { key: "name", label: "Structure", opens: true, show: (name) => foldedName(name) },
     ...(data.hasRemoval ? [{ key: "state", label: "State", show: (value) => element("span", { class: `badge ${value}` }, value) }] : []),
     ...(data.groups[0]?.score === undefined ? [] : [{ key: "score", label: "Redundancy score", className: "number", show: (value) => bar(value, largest) }]),
     { key: "params", label: "Parameters", className: "number" },
@@ -123,7 +149,17 @@ function networksTable(data) {
   );
 }
 
-const FATES = { kept: "kept", redundant: "redundant", dead: "dead", passing: "one input left: vanishes" };
+/** Returns a name of several modules, the path that they share said once. */
+function foldedName(name) {
+  const parts = name.split("-");
+  const paths = parts.map((part) => part.split("/"));
+  let depth = 0;
+  while (parts.length > 1 && paths.every((path) => path.length > depth + 1 && path[depth] === paths[0][depth])) depth += 1;
+  if (depth === 0) return name;
+  return element("span", { title: name }, element("span", { class: "prefix" }, `${paths[0].slice(0, depth).join("/")}/`), paths.map((path) => path.slice(depth).join("/")).join(" - "));
+}
+
+const FATES = { kept: "kept", redundant: "removed", dead: "removed with others", passing: "kept as a wire: one input is left" };
 
 function fateCell(_, { segment: { fate, fateReason } }) {
   return element("span", {}, element("span", { class: `badge ${fate}` }, FATES[fate]), fateReason ? element("small", {}, fateReason) : "");
@@ -156,7 +192,7 @@ function segmentsTable(data, onOpen) {
     "The segments",
     [
       { key: "index", label: "Segment", className: "number" },
-      { key: "name", label: "Name", opens: true },
+      { key: "name", label: "Name", opens: true, show: (name) => foldedName(name) },
       ...after,
       { key: "operators", label: "Operators", className: "number" },
       { key: "params", label: "Parameters", className: "number" },
