@@ -22,6 +22,7 @@ from models.densenet import DenseNet
 from models.dit import DiT
 from models.mixture_decoder import MixtureDecoder
 from models.mobilenet import MOBILENET_V3_SMALL, MobileNetV2, MobileNetV3
+from models.nasbench201 import NasBench201
 from models.regnet import (
     REGNET_X_200MF,
     REGNET_X_400MF,
@@ -47,6 +48,7 @@ __all__ = [
     "MixtureDecoder",
     "MobileNetV2",
     "MobileNetV3",
+    "NasBench201",
     "RegNet",
     "ResNet",
     "StackedUnets",
@@ -100,6 +102,7 @@ _REGISTRY: dict[str, _Entry] = {
     "mobilenet_v2": _Entry(MobileNetV2, _LARGE),
     "mobilenet_v3_large": _Entry(MobileNetV3, _LARGE),
     "mobilenet_v3_small": _Entry(partial(MobileNetV3, spec=MOBILENET_V3_SMALL), _LARGE),
+    "nasbench201": _Entry(NasBench201, _SMALL),
     "resnet18": _Entry(ResNet, _LARGE),
     "resnet18_cifar": _Entry(partial(ResNet, num_classes=10, small_images=True), _SMALL),
     "resnet50": _Entry(partial(ResNet, depths=(3, 4, 6, 3), block=BottleneckBlock), _LARGE),

@@ -1,0 +1,84 @@
+"""Cells of NAS-Bench-201 from one training each, looked up: `python -m experiments.nasbench201 --help`."""
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments.common.cli import check_names, parse, run_command
+from experiments.nasbench201.search import Search, Settings
+from experiments.nasbench201.table import Table, read_table
+from jasgnas.optimizer.scores import SCORES
+from models.nasbench201 import Cells, cell_to_string
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """Trains super-networks, reads the cell off each, and looks its published accuracy on CIFAR-10 up."""
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds, one training each."""
+    score: str = "ablation"
+    """The score to select by."""
+    other_scores: tuple[str, ...] = ()
+    """Scores to train with the first seed alone, for comparison."""
+    table: Path | None = None
+    """File of the table; by default that of the package analog-nasbench."""
+    results: Path | None = None
+    """File to which a line of JSON is added for every training."""
+
+
+def run(command: Command) -> None:
+    """Trains, looks up and prints; records each training as soon as it has ended."""
+    check_names("score", (command.score, *command.other_scores), SCORES)
+    table = read_table(command.table)
+    search = Search(command.settings)
+    accuracies = []
+    trainings = [(command.score, seed) for seed in command.seeds]
+    trainings += [(score, command.seeds[0]) for score in command.other_scores]
+    for number, (score, seed) in enumerate(trainings):
+        found = search.train(seed, score)
+        looked_up = _looked_up(table, found.cell)
+        line = {"score": score, "seed": seed, **looked_up, "loss": found.loss, "seconds": found.seconds}
+        print(_row(score, seed, looked_up), f"{found.seconds:.0f} s", flush=True)
+        _record(command.results, line | {"rises": found.rises, "settings": dataclasses.asdict(command.settings)})
+        if number < len(command.seeds):
+            accuracies.append(looked_up["accuracy"])
+    for seed in command.seeds:
+        print(_row("random", seed, _looked_up(table, search.random_cell(seed))))
+    of_random = table.of_random_choice
+    median, ninetieth, best = map(table.percentile, (50, 90, 100))
+    print(
+        f"{command.score}: mean {statistics.fmean(accuracies):.2f} %, least {min(accuracies):.2f} %. Random: mean "
+        f"{of_random.mean():.2f} %, median {statistics.median(of_random):.2f} %. All cells: median {median:.2f} %, 90th "
+        f"percentile {ninetieth:.2f} %, best {best:.2f} %."
+    )
+
+
+def _looked_up(table: Table, cell: Cells) -> dict[str, Any]:
+    accuracy = table.accuracy(cell)
+    return {"cell": cell_to_string(cell), "accuracy": accuracy, "rank": table.rank(accuracy)}
+
+
+def _row(score: str, seed: int, found: dict[str, Any]) -> str:
+    return f"{score:<10} seed {seed}: {found['accuracy']:.2f} %, rank {found['rank']:,} of 15,625  {found['cell']} "
+
+
+def _record(path: Path | None, line: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")
+
+
+def main() -> None:
+    """Does what the command line asks for."""
+    run_command(lambda: run(parse(Command, "nasbench201")))
+
+
+if __name__ == "__main__":
+    main()
