@@ -26,8 +26,8 @@ class Expert(nnx.Module):
 class MixtureOfExperts(nnx.Module):
     """Sends each token to a few of the experts, and adds what they return, weighted by the router.
 
-    All experts are computed for all tokens, and weighted by zero where a token was sent elsewhere: shapes are fixed, and
-    nothing depends on how tokens are divided over devices.
+    All experts are computed for all tokens, and weighted by zero where a token was sent elsewhere: shapes are fixed,
+    and nothing depends on how tokens are divided over devices.
     """
 
     def __init__(self, layers: Layers, features: int, hidden: int, num_experts: int, experts_per_token: int):
