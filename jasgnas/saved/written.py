@@ -15,15 +15,19 @@ from jasgnas.saved.tensors import is_key, raw, typed
 from jasgnas.saved.trees import Json
 from jasgnas.source.to_source import WrittenSource, written_source
 
+# Random streams of Flax count in traced numbers here, which takes longer with the square of the number of layers.
 _LOAD = '''
 
 def load(path):
     """Returns the network in inference mode, with the arrays of a params.safetensors."""
+    from types import SimpleNamespace
+
     import jax
     from safetensors.numpy import load_file
 
     {lines}
-    network = nnx.eval_shape(lambda: {name}(rngs=nnx.Rngs(0)))
+    rngs = SimpleNamespace(params=lambda: jax.random.key(0))  # for shapes alone: no array is drawn
+    network = nnx.eval_shape(lambda: {name}(rngs=rngs))
     for keys, variable in nnx.to_flat_state(nnx.state(network)):
         variable.set_value(arrays["/".join(map(str, keys))])
     network.eval()
