@@ -226,6 +226,8 @@ class WidthCounter:
 
     def _iterated(self, eqn: Equation) -> Iterable[tuple[Place, ...]]:
         """Yields the axes that a contraction iterates over, each as all places where it is."""
+        if eqn.inner:
+            return  # A loop is evaluated at full width.
         (result,) = eqn.outputs
         axes = {(result, axis): [(result, axis)] for axis in range(len(eqn.out_avals[0].shape))}
         reached = {

@@ -233,6 +233,16 @@ def _module(path, group):
     return modules[-1] if name in ("kernel", "b" if len(group) != 3 else "", "w", "bias") and len(modules) > 1 else name
 
 
+def test_a_loop_is_as_large_as_it_is_beside_channels():
+    fn, params = plain(last_state, "f", "i", "r")
+    space = jasgnas.search_space(fn, X, params=params, channels=True)
+    assert len(space.structures) == 1
+    for removed in ((), (0,)):
+        subnet, left = jasgnas.construct_subnet(space, space.zero(params, removed), allow_nothing=True)
+        sizes = jasgnas.count_params(left), jasgnas.count_macs(subnet, X, params=left)
+        assert space.subnet_size(removed) == sizes
+
+
 def test_a_state_that_does_not_start_at_zero_is_no_zero():
     def fn(p, x):
         h = x @ p["stem"]
