@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -226,7 +227,22 @@ def _write_report(
         history=history,
         full=figures(results.full),
         sub=figures(results.subnet),
+        settings=_settings(run.config),
     )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Returns what a reader of the report wants to know of a config; all of it is in `config.json`."""
+    chosen = {
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "optimizer": config.optimizer.name,
+        "learning_rate": config.optimizer.learning_rate,
+        "weight_decay": config.optimizer.weight_decay,
+        "seed": config.seed,
+    }
+    own = dataclasses.asdict(config.h2spg)
+    return chosen | {name: value for name, value in own.items() if value is not None}
 
 
 def _read_results(text: str) -> Results:

@@ -80,7 +80,7 @@ def _run_data(space: "SearchSpace", run: Run) -> dict[str, Any]:
         "networks": _networks(space, removal, left, run),
         "isValid": space.is_valid(removal.indices),
         "sizes": sizes_by_score(space, removal),
-        "settings": {name: _figure(name, value) for name, value in (run.settings or {}).items()},
+        "settings": {name: _setting(value) for name, value in (run.settings or {}).items()},
         "command": run.command,
         "history": None if history is None else with_lines(history, space, removal.redundant),
     }
@@ -251,6 +251,11 @@ def _networks(space: "SearchSpace", removal: Removal, left: Left | None, run: Ru
     return [
         {"label": label, **{name: _figure(label, own.get(label)) for name, own in stages.items()}} for label in labels
     ]
+
+
+def _setting(value: Any) -> Figure | None:
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return _figure("", value) if is_number else str(value)
 
 
 def _figure(label: str, value: Any) -> Figure | None:

@@ -27,6 +27,8 @@ _SECONDS = 300
 # Pixels of a PNG per unit of the SVG, and at most on a side.
 _PNG_SCALE = 2
 _MOST_PIXELS = 8192
+# Segments of a drawing that a notebook makes unasked.
+_MOST_DRAWN = 150
 
 
 class Drawing(str):
@@ -71,6 +73,16 @@ def draw(
         path = Path(path)
         path.write_bytes(_png(svg) if path.suffix.lower() == ".png" else svg.encode())
     return Drawing(svg)
+
+
+def picture(space: "SearchSpace") -> str | None:
+    """Returns the drawing of a search space, None where nobody could read it or the extra `draw` is not installed."""
+    if len(space.graph.segments) > _MOST_DRAWN:
+        return None
+    try:
+        return draw(space)
+    except JasgnasError:  # a notebook shows the page all the same
+        return None
 
 
 def _svg(data: dict[str, Any], view: View) -> str:

@@ -5,7 +5,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def report(
     recalibrated: Results | None = None,
     sub: Results | None = None,
     latency: LatencyTable | None = None,
-    settings: Results | None = None,
+    settings: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> Path:
     """Writes a page that shows a search space and, where given, what a run made of it.
@@ -87,7 +87,7 @@ def report(
         sub: the same of the sub-network in the end.
         latency: what `jasgnas.measure_latency` has measured, for the seconds that are predicted of both; those measured
             of them are results.
-        settings: what the run was made with, numbers or texts by name.
+        settings: what the run was made with, by name: numbers, and anything else as `str` writes it.
         command: the command that made the run.
 
     Returns:

@@ -51,7 +51,7 @@ class Run:
     recalibrated: Results | None = None
     sub: Results | None = None
     latency: LatencyTable | None = None
-    settings: Results | None = None
+    settings: Mapping[str, Any] | None = None
     command: str | None = None
 
 

@@ -546,6 +546,12 @@ class SearchSpace:
 
         return embedded(self)
 
+    def _repr_svg_(self) -> str | None:
+        """Returns a drawing of the space, for notebooks that are shown where no scripts run."""
+        from jasgnas.pages.drawing import picture  # here, because drawings are made of spaces
+
+        return picture(self)
+
 
 def require_space(space: Any) -> None:
     """Raises an `ArgumentError` unless the first argument is a search space."""

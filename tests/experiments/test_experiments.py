@@ -64,7 +64,8 @@ def test_main_job_leaves_its_results(finished: tuple[Config, job.Results]) -> No
     assert saved["removed"] == results.removed and saved["subnet"]["num_params"] == results.subnet.num_params
     assert json.loads((folder / "config.json").read_text())["h2spg"]["target_groups"] == 2
     assert all(name in (folder / "search_space.txt").read_text() for name in results.removed)
-    assert results.removed[0] in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert results.removed[0] in report and '"target_groups":2' in report
     for name in ("full", "h2spg"):
         log = read_log(folder / name / "log.jsonl")
         assert [record["step"] for record in log] == [5, 10]

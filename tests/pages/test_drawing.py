@@ -149,6 +149,7 @@ def test_a_notebook_shows_an_image(space):
     svg = jasgnas.draw(space)
     assert isinstance(svg, str) and svg._repr_svg_() == svg and type(svg._repr_svg_()) is str
     assert ElementTree.fromstring(svg._repr_svg_()).tag == f"{SVG}svg"
+    assert space._repr_svg_() == svg
 
 
 def test_an_engine_that_does_not_start_is_told(monkeypatch):
@@ -172,6 +173,7 @@ def test_large_drawings_make_no_larger_png(tmp_path):
     png = (tmp_path / "graph.png").read_bytes()
     width, height = struct.unpack(">II", png[16:24])
     assert int(root.get("height")) > 4096 and height == 8192
+    assert space._repr_svg_() is None  # too large to be read in a notebook
     assert width == pytest.approx(int(root.get("width")) * 8192 / int(root.get("height")), abs=1)
 
 
@@ -205,6 +207,7 @@ def test_a_missing_extra_is_named(space, tmp_path, monkeypatch, module, package,
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(JasgnasError, match=rf"needs the package {package} .*pip install 'jasgnas\[draw\]'"):
         jasgnas.draw(space, path=tmp_path / f"graph.{suffix}")
+    assert (space._repr_svg_() is None) is (suffix == "svg")
     drawing._layout_engine.cache_clear()
 
 

@@ -265,7 +265,7 @@ def test_stages_of_a_network_stand_beside_each_other(demo_space):
         construction={"accuracy": 0.9},
         recalibrated={"accuracy": 0.95},
         sub={"accuracy": 0.98},
-        settings={"target_groups": 1},
+        settings={"target_groups": 1, "settle": True, "target_params": None},
         command="python train.py",
     )
     assert data["networks"][-1] == {
@@ -275,7 +275,10 @@ def test_stages_of_a_network_stand_beside_each_other(demo_space):
         "recalibrated": 0.95,
         "sub": 0.98,
     }
-    assert (data["settings"], data["command"]) == ({"target_groups": 1}, "python train.py")
+    assert (data["settings"], data["command"]) == (
+        {"target_groups": 1, "settle": "True", "target_params": "None"},
+        "python train.py",
+    )
     assert data["versions"]["jax"] == jax.__version__
 
 

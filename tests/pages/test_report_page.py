@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import jasgnas
+import models
 from jasgnas.pages.page import embedded
 from models.demo_net import DemoNet
 from models.stacked_unets import StackedUnets
-from tests.networks import arrays, build
+from tests.networks import arrays, build, randomize
+from tests.small_models import SMALL
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # No graphics card, no user account, and no talk with the network.
@@ -396,6 +399,63 @@ def test_the_overview_has_the_sizes_of_the_constructed_network(open_page, demo):
         "found => found.map((dot) => [+dot.dataset.step, +dot.dataset.value])"
     )
     assert dots == [[3, pytest.approx(100 * left / params)], [3, pytest.approx(100 * macs_left / macs)]]
+
+
+def network_of(name):
+    """A small version of a registered network: its model with random parameters, and what it is called with."""
+    _, options, shape = next(row for row in SMALL if row[0] == name)
+    graphdef, abstract = nnx.split(models.create_abstract(name, **options))
+    dtype = jnp.int32 if name.startswith("decoder") else jnp.float32
+    return nnx.merge(graphdef, randomize(abstract)), jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet18_cifar", {"channels": True}), ("vit_s16", {}), ("darts_8", {}), ("decoder_small", {})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_network_has_the_sizes_of_its_subnetwork(open_page, files, name, options):
+    model, x = network_of(name)
+    space = jasgnas.search_space(model, x, **options)
+    removed = space.largest_removal[::2]
+    subnet = jasgnas.construct_subnet(space, space.zero(model, removed))
+    sizes = jasgnas.count_params(subnet), jasgnas.count_macs(subnet, x)
+    jasgnas.report(space, path=files / f"{name}.html", redundant=removed)
+    page = open_page(f"{name}.html", tab="overview")
+    bars = dict(text.rsplit(": ", 1) for text in rows_of(page, "#overview .panels"))
+    assert (
+        tuple(int(bars[f"{each}, Sub-network"].replace(",", "")) for each in ("parameters", "multiply-adds")) == sizes
+    )
+    layers = page.locator("#overview .layer").evaluate_all("found => found.map((g) => +g.dataset.left)")
+    assert sum(layers) == sizes[0]
+    # Closed, the boxes of the graph hold as much as all that is in them.
+    page.click("#tab-graph")
+    page.click("#modules")
+    settle(page)
+    page.locator("#network").get_by_text("Sub-network").click()
+    settle(page)
+    held = np.zeros(2, int)
+    for node in page.locator("#viewport .node").all():
+        node.dispatch_event("click")
+        held += [int(facts(page)[each].replace(",", "")) for each in ("Parameters", "Multiply-adds")]
+    assert page.locator("#viewport .module").count() > 0 and tuple(held) == sizes
+
+
+def test_many_groups_are_a_heat_map(open_page, files, stack):
+    space, _ = stack
+    norms = [np.arange(len(space.groups)) + step for step in range(3)]
+    marks = {"phase": [0, 1, 2], "selected_at": [1, 1, 1], "num_removed": [0, 0, 30]}
+    jasgnas.report(space, path=files / "heat.html", redundant=removed_of(stack), history={"group_norms": norms} | marks)
+    page = open_page("heat.html", tab="training")
+    chart = page.locator("#training .chart").last
+    assert chart.locator("image").count() == 1 and chart.locator(".line").count() == 0
+    texts = page.locator("#training .moment title").all_text_contents()
+    assert {"selection", "shrunk: 30 groups cut out"} <= {text.partition(", ")[0] for text in texts}
+    # The first row is of the last group that goes, at its right end in the last step.
+    box = chart.locator("image").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 1)
+    index = removed_of(stack)[-1]
+    assert chart.locator("output").inner_text() == f"{index} {space.groups[index].name}, step 2: {index + 2}"
 
 
 def test_the_overview_says_when_and_why(open_page, files, demo):
