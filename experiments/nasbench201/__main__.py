@@ -54,8 +54,8 @@ def run(command: Command) -> None:
     median, ninetieth, best = map(table.percentile, (50, 90, 100))
     print(
         f"{command.score}: mean {statistics.fmean(accuracies):.2f} %, least {min(accuracies):.2f} %. Random: mean "
-        f"{of_random.mean():.2f} %, median {statistics.median(of_random):.2f} %. All cells: median {median:.2f} %, 90th "
-        f"percentile {ninetieth:.2f} %, best {best:.2f} %."
+        f"{of_random.mean():.2f} %, median {statistics.median(of_random):.2f} %. All cells: median {median:.2f} %, "
+        f"90th percentile {ninetieth:.2f} %, best {best:.2f} %."
     )
 
 
