@@ -218,7 +218,7 @@ def construct_subnet(
     if not (removed or allow_nothing):
         warn_of_nothing(space, state)
     space.require_valid(removed)
-    if (left := _without_gates_at_one(space, holder, values)) is not None:
+    if (left := _without_gates_at_one(space, holder, values, removed)) is not None:
         space, holder = left
         values = matched(space.leaves, space.model.tree(holder))
         removed = zero_indices(space, values)
@@ -236,13 +236,21 @@ def construct_subnet(
     return space.model.wrap_subnet(recipe, holder, arrays)
 
 
-def _without_gates_at_one(space: SearchSpace, holder: Any, values: Sequence[Any]) -> tuple[SearchSpace, Any] | None:
+def _without_gates_at_one(
+    space: SearchSpace, holder: Any, values: Sequence[Any], removed: Sequence[int]
+) -> tuple[SearchSpace, Any] | None:
     """Returns the space of a network without those of its gates that are 1, and its holder; None if there are none."""
-    pairs = zip(space.leaves, values, strict=True)
+    # Where the range of a structure passes a gate, there is nothing to be multiplied.
+    is_passed: dict[str, np.ndarray] = {}
+    for each in (each for index in removed if index < len(space.structures) for each in space.groups[index].slices):
+        if each.axis is not None:
+            is_passed.setdefault(each.path, np.zeros(space.shapes[each.path], bool))[each.indices] = True
     at_one = {
         leaf.path
-        for index, (leaf, value) in enumerate(pairs)
-        if leaf.is_gate and index not in space.kept and bool(jnp.all(value == 1))
+        for index, (leaf, value) in enumerate(zip(space.leaves, values, strict=True))
+        if leaf.is_gate
+        and index not in space.kept
+        and np.all((np.asarray(value) == 1) | is_passed.get(leaf.path, np.False_))
     }
     if not at_one or (left := without_gates(space.model, holder, at_one)) is None:
         return None
