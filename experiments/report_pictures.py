@@ -88,7 +88,7 @@ def _pages(browser: Browser, small: Path, large: Path) -> Iterator[tuple[str, Pa
     page = opened(small, "graph", width=1440)
     page.get_by_text("Side by side").click()
     page.wait_for_selector("#viewport-2[aria-busy=false] .node")
-    page.locator('#viewport .node[aria-label="conv6-bn6"]').click()
+    page.locator('#viewport .node[data-name="conv6-bn6"]').click()
     yield "side-by-side", page
 
     page = opened(small, "overview", width=703, height=1000)  # A4 without its margins

@@ -135,8 +135,8 @@ def sizes_by_score(space: "SearchSpace", removal: Removal) -> dict[str, Any] | N
     Returns:
         `groups`, how many go, `params` and `macs` of what is left, at most 48 points; None where no scores are known.
     """
-    if removal.scores is None or not np.isfinite(removal.scores).any():
-        return None
+    if removal.scores is None or not np.nan_to_num(removal.scores).any():
+        return None  # those of a run that has scored nothing yet are zero
     num_structures = len(space.structures)
     order = np.argsort(-np.nan_to_num(removal.scores, nan=-np.inf), kind="stable").tolist()
     spare = [dimension.size - dimension.min_channels for dimension in space.dimensions]

@@ -167,7 +167,7 @@ def names(page, selector=".node"):
     """The names of segments, in the order of the trace."""
     return page.locator(f"#viewport {selector}").evaluate_all(
         """found => found.sort((a, b) => a.dataset.segment - b.dataset.segment)
-            .map((each) => each.getAttribute("aria-label"))"""
+            .map((each) => each.dataset.name)"""
     )
 
 
@@ -313,7 +313,7 @@ def test_the_subnetwork_has_its_own_sizes(open_page, request, name, constructor,
 
 def test_details_follow_the_view(open_page):
     page = open_page("demo.html")
-    page.locator('#viewport .node[aria-label="conv6-bn6"]').click()
+    page.locator('#viewport .node[data-name="conv6-bn6"]').click()
     full, shape = facts(page)["Parameters"], parts(page)["conv6/kernel"]
     assert shape == "3×3×18×11" and facts(page)["Left of it"].startswith("627 parameters")
     page.locator("#network").get_by_text("Sub-network").click()
@@ -353,7 +353,7 @@ def test_the_dead_are_drawn_dead_and_say_why(open_page, branches_page):
     }
     assert set(names(page, ".dead")) == {*reasons, "add"}
     for name, reason in reasons.items():
-        page.locator(f'#viewport .node[aria-label="{name}"]').dispatch_event("click")
+        page.locator(f'#viewport .node[data-name="{name}"]').dispatch_event("click")
         assert facts(page)["In the sub-network"] == reason
     # Of the dead, only that is drawn in the sub-network of which something is left, as dead.
     page.locator("#network").get_by_text("Sub-network").click()
@@ -500,7 +500,7 @@ def test_runs_are_compared(open_page, files, demo):
 
 def test_a_click_tells_everything(open_page, demo):
     page = open_page("demo.html")
-    page.locator('#viewport .node[aria-label="conv2-bn2"]').click()
+    page.locator('#viewport .node[data-name="conv2-bn2"]').click()
     text = page.locator("#details").inner_text()
     leaves = {leaf.path: leaf for leaf in demo.leaves}
     for name in ("conv2/kernel", "conv2/bias", "bn2/scale", "bn2/mean"):
@@ -518,14 +518,14 @@ def test_a_click_tells_everything(open_page, demo):
 def test_every_segment_says_why(open_page, demo):
     page = open_page("demo.html")
     for name, reason in zip(demo.segment_names, demo.reasons, strict=True):
-        page.locator(f'#viewport .node[aria-label="{name}"]').dispatch_event("click")
+        page.locator(f'#viewport .node[data-name="{name}"]').dispatch_event("click")
         assert page.locator("#details h2").inner_text() == name
         assert page.locator("#details .reason").inner_text() == reason
 
 
 def test_unfold_one_segment(open_page):
     page = open_page("demo.html")
-    page.locator('#viewport .node[aria-label="conv4-bn4-conv5-bn5"]').dblclick()
+    page.locator('#viewport .node[data-name="conv4-bn4-conv5-bn5"]').dblclick()
     page.wait_for_selector(".operator")
     assert page.locator("#viewport .operator .title").all_text_contents() == [
         "avg_pool",
@@ -672,16 +672,16 @@ def test_both_networks_beside_each_other(open_page, demo):
     assert names(page) == list(demo.segment_names)
     second = page.locator("#viewport-2 .node")
     left = ["conv1-bn1", "conv3-bn3", "conv6-bn6", "conv7-bn7", "fc1-fc2"]
-    assert sorted(second.evaluate_all("found => found.map((each) => each.getAttribute('aria-label'))")) == left
+    assert sorted(second.evaluate_all("found => found.map((each) => each.dataset.name)")) == left
     # What is narrowed by its inputs says so.
     modules = ("conv6/kernel", "conv6/bias", "bn6/scale", "bn6/bias")
     before, after = (sum(own[path].size for path in modules if path in own) for own in (arrays(model), subnet))
-    node = page.locator('#viewport .node[aria-label="conv6-bn6"]')
+    node = page.locator('#viewport .node[data-name="conv6-bn6"]')
     assert node.locator(".amount").text_content() == f"{shown(before)} → {shown(after)}"
-    assert page.locator('#viewport-2 .node[aria-label="conv6-bn6"] .amount').text_content() == shown(after)
+    assert page.locator('#viewport-2 .node[data-name="conv6-bn6"] .amount').text_content() == shown(after)
     node.click()
-    assert page.locator("#viewport-2 .selected").get_attribute("aria-label") == "conv6-bn6"
-    page.locator('#viewport-2 .node[aria-label="conv7-bn7"]').click()
+    assert page.locator("#viewport-2 .selected").get_attribute("data-name") == "conv6-bn6"
+    page.locator('#viewport-2 .node[data-name="conv7-bn7"]').click()
     assert names(page, ".selected") == ["conv7-bn7"]
     assert (
         facts(page)["Parameters"]
@@ -925,7 +925,7 @@ def test_everything_by_keyboard(open_page):
     page = open_page("demo.html")
 
     def focused():
-        return page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.id")
+        return page.evaluate("() => document.activeElement.dataset.name ?? document.activeElement.id")
 
     page.keyboard.press("/")
     assert focused() == "search"

@@ -176,9 +176,12 @@ class GraphView {
       else {
         made.setAttribute("role", "button");
         made.setAttribute("tabindex", "-1");
-        // Read out is its name; what is drawn in it is shortened.
-        for (const text of made.querySelectorAll("text")) text.setAttribute("aria-hidden", "true");
-        made.setAttribute("aria-label", plan.nodes[index].isModule ? `module ${plan.nodes[index].title}` : this.data.segments[index].name);
+        const name = plan.nodes[index].isModule ? `module ${plan.nodes[index].title}` : this.data.segments[index].name;
+        // Read out is its name and why it is what it is, as its title says, and all that is written in it, with spaces.
+        const written = [...made.querySelectorAll("title, text")];
+        made.setAttribute("aria-label", written.map((each) => each.textContent).join(" "));
+        for (const each of written) each.after(" ");
+        made.dataset.name = name;
         nodes.set(index, made);
         bands[Math.floor(scene.places[index].y / BAND)].append(made);
       }
@@ -245,7 +248,7 @@ class GraphView {
 
   fit() {
     const { clientWidth, clientHeight } = this.viewport;
-    this.isFitted = clientWidth > 0;
+    this.isFitted = clientWidth > 0 && this.scene !== undefined;
     if (!this.isFitted) return;
     const whole = Math.min(clientWidth / this.scene.width, clientHeight / this.scene.height);
     const wide = clientWidth / this.scene.width;

@@ -22,10 +22,11 @@ class Minimap {
     const path = (isGone) => Object.entries(scene.places).filter(([i]) => plan.nodes[i].isGone === isGone)
       .map(([i, { x, y }]) => `M${x},${y}h${plan.nodes[i].width}v${plan.nodes[i].height}h${-plan.nodes[i].width}z`).join("");
     this.scene = scene;
-    this.frame = svgElement(["rect", { class: "map-window" }]);
+    this.ratio = ratio;
+    // No part of the picture, which would be painted anew with every step.
+    this.frame = element("div", { class: "map-window" });
     const svg = svgElement(["svg", { viewBox: `0 0 ${scene.width} ${scene.height}`, width: scene.width * ratio, height: scene.height * ratio, "aria-hidden": "true" }, ["path", { class: "map-kept", d: path(false) }], ["path", { class: "map-gone", d: path(true) }]]);
-    svg.append(this.frame);
-    this.element.replaceChildren(svg);
+    this.element.replaceChildren(svg, this.frame);
   }
 
   /** Follows what is seen. */
@@ -33,7 +34,9 @@ class Minimap {
     if (!this.scene) return;
     const { scrollLeft, scrollTop, clientWidth, clientHeight } = this.viewport;
     this.element.hidden = this.scene.width * scale <= clientWidth + 1 && this.scene.height * scale <= clientHeight + 1;
-    const place = { x: scrollLeft / scale, y: scrollTop / scale, width: Math.min(clientWidth / scale, this.scene.width), height: Math.min(clientHeight / scale, this.scene.height) };
-    for (const [name, value] of Object.entries(place)) this.frame.setAttribute(name, round(value));
+    if (this.element.hidden) return;
+    const ratio = this.ratio / scale;
+    const place = { left: scrollLeft, top: scrollTop, width: Math.min(clientWidth, this.scene.width * scale), height: Math.min(clientHeight, this.scene.height * scale) };
+    for (const [name, value] of Object.entries(place)) this.frame.style.setProperty(name, `${round(value * ratio)}px`);
   }
 }

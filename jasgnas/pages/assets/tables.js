@@ -141,7 +141,7 @@ function networksTable(data) {
   return sortableTable(
     "Full network against sub-network",
     [
-      { key: "label", label: "" },
+      { key: "label", label: "Result" },
       ...stagesOf(data).map(([key, label]) => ({ key, label, className: "number" })),
       { key: "ratio", label: "Sub / full", className: "number", show: (value) => (value === null ? "" : percent(value)) },
     ],
