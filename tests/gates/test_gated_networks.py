@@ -44,7 +44,10 @@ def called(module, x, training):
     return jax.jit(run)(state, x)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name",
+    ["stacked_unets", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("darts", "nasbench201"))],
+)
 def test_modules_are_exact_with_gates_and_without_what_is_gone(name):
     constructor, size = MODULES[name]
     model = build(constructor, dtype=jnp.float64)
@@ -64,7 +67,7 @@ def test_modules_are_exact_with_gates_and_without_what_is_gone(name):
     full = space.zero(gated, removed)
     subnet = jasgnas.construct_subnet(space, full)
     assert not [path for path in leaves_by_path(nnx.state(subnet)) if path.startswith("gates")]
-    for training in (False, True):
+    for training in (False, True) if name == "stacked_unets" else (True,):
         assert error(called(subnet, x, training)[0], called(full, x, training)[0]) < 1e-10
 
 
@@ -116,7 +119,7 @@ def test_a_transformer_with_layer_scale_is_exact():
     check_function(decoder, decoder_params(), random_input((2, 3, 4), jnp.float64), 3)
 
 
-@hypothesis.settings(max_examples=4, derandomize=True, deadline=None, database=None, phases=[hypothesis.Phase.generate])
+@hypothesis.settings(max_examples=3, derandomize=True, deadline=None, database=None, phases=[hypothesis.Phase.generate])
 @hypothesis.given(networks())
 def test_generated_networks_are_exact(network):
     params, x = draw_params(network, 0), random_input((6, 4, 4, 3), jnp.float64)
