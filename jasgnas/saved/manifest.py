@@ -67,7 +67,12 @@ class Source:
             "model": {
                 "kind": self.kind,
                 "leaves": [
-                    {"path": leaf.path, **described_array(leaf.aval), "trainable": leaf.trainable}
+                    {
+                        "path": leaf.path,
+                        **described_array(leaf.aval),
+                        "trainable": leaf.trainable,
+                        **({"is_gate": True} if leaf.is_gate else {}),
+                    }
                     for leaf in self.leaves
                 ],
                 "given": {name: described(value) for name, value in self.given.items()},
@@ -98,7 +103,13 @@ class Source:
         model, space, removed = manifest["model"], manifest["space"], manifest["removed"]
         args, kwargs = rebuilt(space["arguments"])
         leaves = [
-            Leaf(of_type(each["path"], str), aval.shape, aval.dtype, of_type(each["trainable"], bool))
+            Leaf(
+                of_type(each["path"], str),
+                aval.shape,
+                aval.dtype,
+                of_type(each["trainable"], bool),
+                of_type(each.get("is_gate", False), bool),
+            )
             for each in model["leaves"]
             for aval in [array_of(each)]
         ]

@@ -123,7 +123,8 @@ def save(
 
 def _opened(subnet: Any, sub_variables: Any) -> tuple[Recipe, Model, dict[str, Any]]:
     """Returns how a sub-network computes, its full model in inference mode, and its arrays by path."""
-    found = [(flavour, own) for flavour in flavours() if (own := flavour.recipe_of(subnet)) is not None]
+    made = ((flavour, own) for flavour in flavours() if (own := flavour.recipe_of(subnet)) is not None)
+    found = [(flavour, own) for flavour, own in made if isinstance(own[0], Recipe)]
     if not found:
         raise ArgumentError(
             f"expected a sub-network, as jasgnas.construct_subnet or jasgnas.shrink returns it, got {type(subnet)!r}: "

@@ -68,7 +68,8 @@ def opened_network(
     Raises:
         ArgumentError: it is neither, or what goes with it is missing or superfluous.
     """
-    found = [own for flavour in flavours() if (own := flavour.recipe_of(network)) is not None]
+    made = (own for flavour in flavours() if (own := flavour.recipe_of(network)) is not None)
+    found = [own for own in made if isinstance(own[0], Recipe)]
     if not found:
         model = open_model(network, **given)
         return _traced(model, Call.of(inputs, settings), model.leaves, _apply_full)

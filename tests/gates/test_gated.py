@@ -1,5 +1,6 @@
 """Gates on edges without parameters: nothing changes by them, and without an edge the network is what it says."""
 
+import copy
 import warnings
 
 import flax.linen as nn
@@ -152,6 +153,22 @@ def test_keep_names_gates_that_are_not_made_and_what_cannot_be_is_said():
         jasgnas.gated(lambda p, x: x + x @ p[0], jnp.ones((1, 2)), params=[jnp.ones((2, 2))])
     with pytest.raises(ArgumentError, match="gates/a already"):
         jasgnas.gated(lambda p, x: x + x @ p["gates"]["a"], jnp.ones((1, 2)), params={"gates": {"a": jnp.ones((2, 2))}})
+
+
+def test_what_is_left_is_saved_and_written_and_a_gated_network_is_no_sub_network(tmp_path):
+    x = random_input((2, 4))
+    params = {name: random_input((4, 4), seed=seed) for seed, name in enumerate("abc", 5)}
+    gated, own = jasgnas.gated(useful_skip, x, params=params)
+    space = jasgnas.search_space(gated, x, params=own)
+    gate = next(group.index for group in space.groups if group.kind == "gate")
+    full = space.zero(own, [0, gate])
+    sub_fn, left = jasgnas.construct_subnet(space, full)
+    jasgnas.save(tmp_path / "net", sub_fn, left)
+    assert error(jasgnas.load(tmp_path / "net")(x), gated(full, x)) < 1e-6
+    assert "gate" not in str(jasgnas.to_source(sub_fn))
+    with pytest.raises(ArgumentError, match="expected a sub-network"):
+        jasgnas.save(tmp_path / "other", gated, own)
+    assert error(copy.deepcopy(gated)(own, x), gated(own, x)) == 0
 
 
 def train(space, params, loss, steps, **options):

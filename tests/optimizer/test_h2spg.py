@@ -256,7 +256,7 @@ def test_both_targets_at_once_are_refused():
 
 @pytest.mark.parametrize(("sparsity", "num_redundant"), [(0.59, 2), (0.6, 3)])
 def test_sparsity_is_rounded_down(sparsity, num_redundant):
-    assert resolve_target(CANDIDATES, {"target_sparsity": sparsity}, 1, True).amounts.tolist() == [num_redundant]
+    assert resolve_target(CANDIDATES, {"target_sparsity": sparsity}, 1, True).amounts.tolist() == [[num_redundant]]
 
 
 def test_parameters_of_another_network_are_refused_with_every_fault():
