@@ -9,7 +9,7 @@ from pathlib import Path
 import jasgnas
 
 LIBRARY = Path(jasgnas.__file__).parent
-HELPERS = ("errors", "checks", "pytree", "collector")
+HELPERS = ("errors", "checks", "pytree", "collector", "versions")
 ROOMS = ("program", "rules", "bridge", "graph", "space", "gates", "optimizer", "subnet", "pages", "source", "saved")
 ORDER = (*HELPERS, *ROOMS, "__init__", "cli", "__main__")
 # How a search space shows itself is the one thing that is known only later: the methods import it when they are called.

@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from itertools import islice
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from jasgnas.pages.runs import Figure, Removal, Results, Run, sizes_by_score
 from jasgnas.space.groups import LeafSlice
 from jasgnas.space.sizes import UNITS
 from jasgnas.space.structures import num_params
+from jasgnas.versions import versions_of
 
 if TYPE_CHECKING:
     from jasgnas.space.search import SearchSpace
@@ -44,7 +44,7 @@ def page_data(space: "SearchSpace", runs: Sequence[Run]) -> dict[str, Any]:
         "space": {
             "inputs": [f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" for aval in space.call.avals],
             "largestRemoval": len(space.candidates.largest_removal()),
-            "versions": versions(),
+            "versions": {"Python": platform.python_version()} | versions_of(_PACKAGES),
             "modules": modules,
         }
         | data
@@ -57,11 +57,6 @@ def _numbers(names: Iterable[str], known: Sequence[str]) -> list[int | str]:
     """Returns the place of each name in a list, the name itself where it is not there."""
     places = {name: index for index, name in enumerate(known)}
     return [places.get(name, name) for name in names]
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of what made the page."""
-    return {"Python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def _run_data(space: "SearchSpace", run: Run) -> dict[str, Any]:

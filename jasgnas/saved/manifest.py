@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jasgnas.bridge import Leaf, Model
@@ -11,19 +10,14 @@ from jasgnas.errors import ArgumentError
 from jasgnas.saved.trees import Json, array_of, described, described_array, rebuilt
 from jasgnas.space.search import Kinds
 from jasgnas.subnet.origin import Origin
+from jasgnas.versions import versions_of
 
 _PACKAGES = ("jasgnas", "jax", "jaxlib", "flax", "numpy", "safetensors")
 
 
 def versions() -> dict[str, str]:
     """Returns the versions of what a folder is written with."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # imported from a checkout that is not installed
-            found[name] = "unknown"
-    return found
+    return versions_of(_PACKAGES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -319,9 +319,7 @@ def test_modules_of_segments():
     space = jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params)
     modules = ["/".join(path) for path in module_paths(space)]
     assert sorted(set(modules)) == ["blocks/0", "blocks/1", "head", "layers/0", "layers/1", "layers/2", "stem"]
-    # A sum in a scan is called as the function that is scanned.
-    names = zip(modules, space.segment_names, strict=True)
-    sums = [module for module, name in names if name in ("add", "layer")]
+    sums = [module for module, segment in zip(modules, space.graph.segments, strict=True) if segment.additive]
     assert sums == ["blocks/0", "blocks/1", "layers/0", "layers/1", "layers/2"]
 
 

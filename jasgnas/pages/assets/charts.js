@@ -46,8 +46,10 @@ function lineChart(title, series, phases, { measure = title, across = "step (opt
   const { width, height, left, right, top, bottom } = CHART;
   const values = [...series.flatMap((line) => line.values).filter((value) => value !== null), ...points.map((point) => point.value)];
   const yTicks = niceTicks(...extent(values), 5);
-  const [xMin, last] = extent([...series.flatMap((line) => line.steps), ...points.map((point) => point.step)]);
-  const xMax = Math.max(last, xMin + 1);
+  const [first, last] = extent([...series.flatMap((line) => line.steps), ...points.map((point) => point.step)]);
+  // Sizes that are all alike stand in the middle.
+  const isOneSize = first === last && points.length > 0;
+  const [xMin, xMax] = isOneSize ? [0.9 * first, 1.1 * first] : [first, Math.max(last, first + 1)];
   const xTicks = niceTicks(xMin, xMax, 6, true);
   const [yMin, yMax] = [yTicks[0], yTicks.at(-1)];
   const x = (step) => round(left + ((step - xMin) / (xMax - xMin)) * (width - left - right));
