@@ -37,6 +37,8 @@ def run(command: Command) -> None:
     check_names("score", (command.score, *command.other_scores), SCORES)
     table = read_table(command.table)
     search = Search(command.settings)
+    settings = dataclasses.asdict(command.settings)
+    del settings["data_dir"]  # is this machine's
     accuracies = []
     trainings = [(command.score, seed) for seed in command.seeds]
     trainings += [(score, command.seeds[0]) for score in command.other_scores]
@@ -45,7 +47,7 @@ def run(command: Command) -> None:
         looked_up = _looked_up(table, found.cell)
         line = {"score": score, "seed": seed, **looked_up, "loss": found.loss, "seconds": found.seconds}
         print(_row(score, seed, looked_up), f"{found.seconds:.0f} s", flush=True)
-        _record(command.results, line | {"rises": found.rises, "settings": dataclasses.asdict(command.settings)})
+        _record(command.results, line | {"rises": found.rises, "settings": settings})
         if number < len(command.seeds):
             accuracies.append(looked_up["accuracy"])
     for seed in command.seeds:

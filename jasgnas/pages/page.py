@@ -98,11 +98,12 @@ def report(
         OSError: the file cannot be written.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax.numpy as jnp, jasgnas
         >>> params = {name: jnp.ones((3, 3)) for name in "abc"}
-        >>> space = search_space(lambda p, x: (x @ p["a"] + x @ p["b"]) @ p["c"], jnp.ones((2, 3)), params=params)
-        >>> history = [{"loss": loss} | h2spg_metrics(opt_state) for loss, opt_state in run]  # doctest: +SKIP
-        >>> report(space, opt_state=opt_state, history=history, sub={"test accuracy": 0.98})  # doctest: +SKIP
+        >>> fn = lambda p, x: (x @ p["a"] + x @ p["b"]) @ p["c"]
+        >>> space = jasgnas.search_space(fn, jnp.ones((2, 3)), params=params)
+        >>> history = [{"loss": loss} | jasgnas.h2spg_metrics(opt_state) for loss, opt_state in run]  # doctest: +SKIP
+        >>> jasgnas.report(space, opt_state=opt_state, history=history, sub={"test accuracy": 0.98})  # doctest: +SKIP
         PosixPath('report.html')
     """
     run = Run(
@@ -140,8 +141,8 @@ def compare(
         OSError: the file cannot be written.
 
     Example:
-        >>> runs = [Run(name=f"seed {seed}", opt_state=state) for seed, state in enumerate(states)]  # doctest: +SKIP
-        >>> compare(space, runs)  # doctest: +SKIP
+        >>> runs = [jasgnas.Run(name=f"seed {i}", opt_state=state) for i, state in enumerate(states)]  # doctest: +SKIP
+        >>> jasgnas.compare(space, runs)  # doctest: +SKIP
         PosixPath('compare.html')
     """
     runs = list(runs)

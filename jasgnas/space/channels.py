@@ -23,8 +23,11 @@ from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import Graph
 from jasgnas.program.jaxpr import Equation, Program
 from jasgnas.program.masks import NOTHING, coarsened, filled, zero_at
+from jasgnas.rules import rule_for
 from jasgnas.rules.base import describe
 from jasgnas.rules.flow import all_needed, propagate_needs, propagate_zeros
+from jasgnas.rules.indexing import DynamicSlice
+from jasgnas.rules.shape import Slice, Split
 from jasgnas.space.alignment import Aligner, regrouping
 from jasgnas.space.dimensions import Channels, Dimension, LeafAxis, Place
 from jasgnas.space.groups import NOBODY
@@ -55,11 +58,14 @@ class _Connected(NamedTuple):
         makes: the axes of leaves, and of what is computed from leaves alone, that axes of data come from. On others the
             entries only meet those of data.
         num: number of components.
+        alone: the components of axes of which a single index is read by itself. What becomes of it is not followed: an
+            axis of size one has no nodes.
     """
 
     labels: Mapping[Place, np.ndarray]
     makes: set[Place]
     num: int
+    alone: set[int]
 
 
 class _Choice(NamedTuple):
@@ -91,19 +97,29 @@ class _Connector:
         self._edges: list[tuple[np.ndarray, np.ndarray]] = []
         self._choices: list[_Choice] = []
         self._mixed: list[Place] = []
+        self._alone: list[Place] = []
 
     def connect(self) -> _Connected:
         """Returns which indices belong together."""
         passed = []
         for eqn in self._program.equations:
             passed += self._reshape(eqn) if eqn.primitive == "reshape" else self._align(eqn)
+            self._alone += self._read_alone(eqn)
         self._choose()
         independent, makes = self._graph.independent, set()
         for old, new in reversed(passed):
             if old[0] in independent and (new[0] not in independent or new in makes):
                 makes.add(old)
         labels = self._components()
-        return _Connected({p: labels[self._nodes(p)] for p in self._first}, makes, labels.max(initial=0) + 1)
+        alone = {int(label) for place in self._alone for label in labels[self._nodes(place)]}
+        return _Connected({p: labels[self._nodes(p)] for p in self._first}, makes, labels.max(initial=0) + 1, alone)
+
+    def _read_alone(self, eqn: Equation) -> list[Place]:
+        """Returns the axes of an operand of which an equation takes a single index."""
+        if not isinstance(rule_for(eqn.primitive), DynamicSlice | Slice | Split) or not isinstance(eqn.inputs[0], int):
+            return []
+        sizes = [aval.shape for aval in eqn.out_avals]
+        return [place for place in self._places(eqn.inputs[0]) if any(shape[place[1]] == 1 for shape in sizes)]
 
     def _reserve(self, size: int) -> int:
         self._num_nodes += size
@@ -215,6 +231,7 @@ class _Sorter:
         self._graph, self._leaves, self._kept, self._first = graph, leaves, kept, first
         self._labels = connected.labels
         self._num_labels = connected.num
+        self._alone = connected.alone
         program = graph.program
         held = dict(zip(program.inputs, range(len(leaves)), strict=False))
         # The axes of leaves as leaf, axis and whether it makes what lies along it, in the order of the trace.
@@ -290,6 +307,8 @@ class _Sorter:
         """Says why some components are no dimension, as far as that is known without following any zeros."""
         if not self._ends.isdisjoint(members):
             return "its indices are those of a network input or output"
+        if not self._alone.isdisjoint(members):
+            return "one of its indices is read by itself"
         if any(self._axes[maker][0] in self._kept for maker in makers):
             return "keep= names a parameter that makes it"
         return "all of its indices belong together" if len(members) == 1 else ""

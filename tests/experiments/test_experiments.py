@@ -326,6 +326,7 @@ def test_rooms_import_only_what_lies_above_them() -> None:
         "tables": {"common", "data", "engine"},
         "benchmarks": {"common", "data", "engine"},
         "oracle": {"common", "data", "engine"},
+        "nasbench201": {"common", "data", "engine"},
         "gpu": {"common", "data", "engine", "tables", "benchmarks"},
     }
     assert {path.parent.name for path in FOLDER.glob("*/*.py")} == rooms.keys()

@@ -18,7 +18,7 @@ def may_grow(aval):
 
 
 # The rows in which a degree can matter.
-GROWING = [row for row in [*ROWS, *NUMBERS] if any(map(may_grow, row.args))]
+GROWING = [row for row in [*ROWS, *NUMBERS] if any(map(may_grow, jax.tree.leaves(row.args)))]
 
 
 def draw(rng, aval, degree):

@@ -529,3 +529,17 @@ def test_print_shows_dimensions(demo):
     assert "dimension" in text
     assert f"{len(space.channels):,} channel groups in {len(space.dimensions)} dimensions" in text
     assert len(text.splitlines()) < 40
+
+
+@pytest.mark.parametrize(("size", "is_narrowed"), [(2, False), (4, True)])
+def test_channels_that_are_multiplied_with_each_other(size, is_narrowed):
+    """Pairs go together; of two channels each is rolled by itself, and nothing is left without either."""
+    params = {"a": jnp.ones((3, size)), "b": jnp.ones((size, 5)), "c": jnp.ones((3, 4)), "d": jnp.ones((4, 5))}
+
+    def fn(params, x):
+        h = x @ params["a"]
+        return (h * jnp.roll(h, size // 2, -1)) @ params["b"] + jnp.tanh(x @ params["c"]) @ params["d"]
+
+    space = jasgnas.search_space(fn, jnp.ones((2, 3)), params=params, channels=True, structures=False)
+    assert [(each.name, each.size) for each in space.dimensions] == [("a", 2)] * is_narrowed + [("c", 4)]
+    assert is_narrowed or "one of its indices is read by itself" in space.explain("a")
