@@ -80,6 +80,10 @@ class FixedSizeWarning(UserWarning):
     """A network is written as source for the sizes of its example inputs alone, not for a batch of any size."""
 
 
+class OneModeWarning(UserWarning):
+    """A network is written as source for the mode of its call alone, since it cannot be traced in the other one."""
+
+
 class EarlySelectionWarning(UserWarning):
     """H2SPG selects while the learning rate still rises, before anything has been learned."""
 

@@ -47,6 +47,7 @@ class Network:
         argument_names: what the positional arguments are called, as far as that is known.
         why_fixed: what JAX says of tracing the network at a batch of any size, where that is not possible; empty where
             it is.
+        why_one_mode: why the network cannot be traced in the other mode than that of the call; empty where it can.
         inference: the network in inference mode.
         training: the network in training mode.
     """
@@ -56,6 +57,7 @@ class Network:
     call: Call
     argument_names: tuple[str, ...]
     why_fixed: str
+    why_one_mode: str
     inference: Traced
     training: Traced
 
@@ -106,11 +108,13 @@ def _traced(model: Model, call: Call, leaves: tuple[Leaf, ...], apply_of: Callab
     """Traces a network at a batch of any size if that is possible, and otherwise at the sizes of the call."""
     if not call.arrays:
         trace_model(model, call)  # which says that an input is missing
-    variants = call.variants
+    variants, why_one_mode = call.variants, ""
     if len(variants) == 1:
         modes = [(apply_of(model.in_mode(training)), call) for training in (False, True)]
     else:
         modes = [(apply_of(model), variant) for variant in variants]
+        why_one_mode = _why_not(modes[1], leaves)
+        modes = modes[:1] * 2 if why_one_mode else modes
     why_fixed = ""
     try:
         avals = list(map(_of_any_batch, call.avals))
@@ -118,13 +122,28 @@ def _traced(model: Model, call: Call, leaves: tuple[Leaf, ...], apply_of: Callab
     except Exception as error:
         # JAX, Flax and the code of the network have errors of their own for what cannot be done with a size that is
         # not known. Whatever has nothing to do with that fails again here.
-        why_fixed = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        why_fixed = _in_words(error)
         avals = list(call.avals)
         traces = [_trace(apply, variant, avals, leaves) for apply, variant in modes]
     if len(variants) > 1 and traces[0].changed and not traces[1].changed:
         traces.reverse()  # the call as given is the one in training mode
     call = Call(tuple(avals), call.static, call.treedef)
-    return Network(model, leaves, call, model.call_names(), why_fixed, *traces)
+    return Network(model, leaves, call, model.call_names(), why_fixed, why_one_mode, *traces)
+
+
+def _why_not(mode: tuple[Apply, Call], leaves: tuple[Leaf, ...]) -> str:
+    """Says why a network cannot be traced in a mode, empty if it can."""
+    apply, call = mode
+    try:
+        _trace(apply, call, call.avals, leaves)
+    except Exception as error:
+        # With the other arguments it may want what only training provides, such as random keys: any error is its own.
+        return _in_words(error)
+    return ""
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
 
 
 def _trace(apply: Apply, call: Call, avals: Sequence[Any], leaves: Sequence[Leaf]) -> Traced:

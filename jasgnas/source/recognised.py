@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jasgnas.bridge import Leaf
-from jasgnas.errors import DerivativeWarning, FixedSizeWarning, SourceError
+from jasgnas.errors import DerivativeWarning, FixedSizeWarning, OneModeWarning, SourceError
 from jasgnas.source.agreement import Judge, symbols_of
 from jasgnas.source.flow import Flow
 from jasgnas.source.functions import find_functions
@@ -80,6 +80,11 @@ def _notes(network: Network, lost: set[str]) -> Iterator[UserWarning]:
         yield FixedSizeWarning(
             f"written for inputs of these sizes alone, {sizes}: the network cannot be traced at a batch of any size "
             f"({network.why_fixed}). Pass inputs of the sizes that it is to be written for"
+        )
+    if network.why_one_mode:
+        yield OneModeWarning(
+            f"written for the mode of the call alone: the network cannot be traced in the other one "
+            f"({network.why_one_mode}). Pass what that needs, such as rngs="
         )
     if lost:
         yield DerivativeWarning(

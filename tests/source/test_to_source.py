@@ -156,6 +156,20 @@ def test_a_linen_module_becomes_one_of_nnx():
     assert error(network(X), module.apply({**variables, **updated}, X, train=False)) < 1e-5
 
 
+def test_a_mode_that_cannot_be_traced_is_named():
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(jnp.tanh(nn.Dense(4)(x))))
+
+    module = Dropped()
+    variables = randomize(module.init(jax.random.key(0), X, train=False))
+    with pytest.warns(jasgnas.OneModeWarning, match=r"InvalidRngError.*rngs="):
+        source = jasgnas.to_source(module, X, variables=variables, train=False)
+    network = loaded(source, jasgnas.pytree.leaves_by_path(variables["params"]))
+    assert error(network(X), module.apply(variables, X, train=False)) < 1e-6
+
+
 def function(params, x):
     (left, bias), right = params["branches"]
     return jnp.tanh(x @ left + bias) + jnp.sin(x @ right)
