@@ -20,7 +20,7 @@ from models.decoder import DecoderTransformer
 from models.demo_net import DemoNet
 from models.densenet import DenseNet
 from models.dit import DiT
-from models.mixture_decoder import MixtureDecoder
+from models.mixture import MixtureBlock
 from models.mobilenet import MOBILENET_V3_SMALL, MobileNetV2, MobileNetV3
 from models.nasbench201 import NasBench201
 from models.regnet import (
@@ -45,7 +45,7 @@ __all__ = [
     "DemoNet",
     "DenseNet",
     "DiT",
-    "MixtureDecoder",
+    "MixtureBlock",
     "MobileNetV2",
     "MobileNetV3",
     "NasBench201",
@@ -98,7 +98,7 @@ _REGISTRY: dict[str, _Entry] = {
     "decoder_small": _Entry(DecoderTransformer, (64,), jnp.int32),
     "demo_net": _Entry(DemoNet, (28, 28, 1)),
     "densenet121": _Entry(DenseNet, _LARGE),
-    "mixture_decoder": _Entry(MixtureDecoder, (64,), jnp.int32),
+    "mixture_decoder": _Entry(partial(DecoderTransformer, depth=4, hidden=352, block=MixtureBlock), (64,), jnp.int32),
     "mobilenet_v2": _Entry(MobileNetV2, _LARGE),
     "mobilenet_v3_large": _Entry(MobileNetV3, _LARGE),
     "mobilenet_v3_small": _Entry(partial(MobileNetV3, spec=MOBILENET_V3_SMALL), _LARGE),

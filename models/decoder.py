@@ -1,5 +1,7 @@
 """A small decoder transformer: rotary positions (arXiv 2104.09864), SwiGLU (arXiv 2002.05202), RMS norm."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -75,6 +77,7 @@ class DecoderTransformer(nnx.Module):
         depth: int = 6,
         num_heads: int = 8,
         hidden: int = 704,
+        block: Callable[[Layers, int, int, int], nnx.Module] = DecoderBlock,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -87,6 +90,7 @@ class DecoderTransformer(nnx.Module):
             depth: number of blocks.
             num_heads: attention heads; they divide `features` evenly, into even parts.
             hidden: width inside the SwiGLU networks.
+            block: class of the blocks, called with the layers, `features`, `num_heads` and `hidden`.
             dtype: dtype of the computation, or None to let inputs and parameters decide.
             param_dtype: dtype of the parameters.
             rngs: random streams of the initialisation.
@@ -94,7 +98,7 @@ class DecoderTransformer(nnx.Module):
         init = nnx.initializers.normal(0.02)
         layers = Layers(rngs, dtype, param_dtype, linear_init=init, epsilon=1e-6)
         self.embed = layers.embed(num_classes, features, init)
-        self.blocks = nnx.List([DecoderBlock(layers, features, num_heads, hidden) for _ in range(depth)])
+        self.blocks = nnx.List([block(layers, features, num_heads, hidden) for _ in range(depth)])
         self.norm = layers.rms_norm(features)
         self.head = layers.linear(features, num_classes, use_bias=False)
 

@@ -110,6 +110,15 @@ class Graph:
         return frozenset(compress(self.outputs, self.required))
 
     @cached_property
+    def users(self) -> dict[int, list[int]]:
+        """For each part that operators read, these, in order."""
+        found: dict[int, list[int]] = {}
+        for operator in self.operators:
+            for part in operator.parts:
+                found.setdefault(part, []).append(operator.index)
+        return found
+
+    @cached_property
     def returned(self) -> frozenset[int]:
         """The parts that outputs depend on which do not depend on the network input, such as a temperature."""
         data = [atom for atom in self.program.outputs if isinstance(atom, int)]

@@ -45,7 +45,7 @@ def to_source(
         OneModeWarning: the network cannot be traced in the mode in which boolean arguments are inverted.
         FixedSizeWarning: the network cannot be traced at a batch of any size, and is written for that of the inputs.
         DerivativeWarning: a function has a derivative of its own, and is recognised as none of JAX's. The docstring of
-            the source says both, too.
+            the source says all of these, too.
     """
     given = {"variables": variables, "params": params, "method": method}
     source = written_source(network, inputs, given, kwargs)

@@ -11,8 +11,8 @@ to be followed. So it is described as it is, by an array in between that has all
 """
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -23,6 +23,8 @@ from jasgnas.program.masks import NOTHING, Need, Zeros, coarsened, everything, f
 from jasgnas.rules import needs_of
 from jasgnas.rules.shape import matched_axes
 from jasgnas.space.groups import NOBODY
+
+T = TypeVar("T")
 
 Axis = tuple[int, int]
 """Position of an operand, the results counted after the operands, and an axis of it."""
@@ -70,15 +72,42 @@ class Aligner:
     def __init__(self) -> None:
         """Has seen no equation yet."""
         self._known: dict[Hashable, list[Alignment]] = {}
+        self._alone: dict[Hashable, list[Axis]] = {}
 
     def alignments(self, eqn: Equation, operands: Sequence[Zeros]) -> list[Alignment]:
         """Returns all alignments of an equation that is no reshape, given what is known of its operands."""
-        key = _key(eqn, operands)
-        if key is None:
-            return _alignments(eqn, operands)
-        if key not in self._known:
-            self._known[key] = _alignments(eqn, operands)
-        return self._known[key]
+        return _once(self._known, _alignments, eqn, operands)
+
+    def read_alone(self, eqn: Equation, operands: Sequence[Zeros]) -> list[Axis]:
+        """Returns the axes of operands of which a result depends on a single index, given what is known of them."""
+        return _once(self._alone, _read_alone, eqn, operands)
+
+
+def _once(
+    known: dict[Hashable, list[T]],
+    find: Callable[[Equation, Sequence[Zeros]], list[T]],
+    eqn: Equation,
+    operands: Sequence[Zeros],
+) -> list[T]:
+    """Returns what a function finds out about an equation, which is the same for those that are alike."""
+    key = _key(eqn, operands)
+    if key is None:
+        return find(eqn, operands)
+    if key not in known:
+        known[key] = find(eqn, operands)
+    return known[key]
+
+
+def _read_alone(eqn: Equation, operands: Sequence[Zeros]) -> list[Axis]:
+    found: dict[Axis, None] = {}
+    for number, result in enumerate(eqn.out_avals):
+        wanted: list[Need] = [NOTHING] * len(eqn.out_avals)
+        wanted[number] = everything(len(result.shape))
+        for operand, need in enumerate(map(coarsened, needs_of(eqn, operands, wanted))):
+            for axis, size in enumerate(eqn.in_avals[operand].shape):
+                if size > 1 and np.count_nonzero(_row(need, axis, size)) == 1:
+                    found[operand, axis] = None
+    return list(found)
 
 
 def regrouping(eqn: Equation) -> Regrouping:

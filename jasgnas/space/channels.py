@@ -23,11 +23,8 @@ from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import Graph
 from jasgnas.program.jaxpr import Equation, Program
 from jasgnas.program.masks import NOTHING, coarsened, filled, zero_at
-from jasgnas.rules import rule_for
 from jasgnas.rules.base import describe
 from jasgnas.rules.flow import all_needed, propagate_needs, propagate_zeros
-from jasgnas.rules.indexing import DynamicSlice
-from jasgnas.rules.shape import Slice, Split
 from jasgnas.space.alignment import Aligner, regrouping
 from jasgnas.space.dimensions import Channels, Dimension, LeafAxis, Place
 from jasgnas.space.groups import NOBODY
@@ -115,11 +112,10 @@ class _Connector:
         return _Connected({p: labels[self._nodes(p)] for p in self._first}, makes, labels.max(initial=0) + 1, alone)
 
     def _read_alone(self, eqn: Equation) -> list[Place]:
-        """Returns the axes of an operand of which an equation takes a single index."""
-        if not isinstance(rule_for(eqn.primitive), DynamicSlice | Slice | Split) or not isinstance(eqn.inputs[0], int):
-            return []
-        sizes = [aval.shape for aval in eqn.out_avals]
-        return [place for place in self._places(eqn.inputs[0]) if any(shape[place[1]] == 1 for shape in sizes)]
+        """Returns the axes of operands of which an equation reads a single index."""
+        operands = [self._graph.full.read(atom) for atom in eqn.inputs]
+        found = [(eqn.inputs[operand], axis) for operand, axis in self._aligner.read_alone(eqn, operands)]
+        return [(var, axis) for var, axis in found if isinstance(var, int) and (var, axis) in self._first]
 
     def _reserve(self, size: int) -> int:
         self._num_nodes += size

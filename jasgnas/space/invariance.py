@@ -9,7 +9,6 @@ to 3 of its scale and bias join the group of a, and with them its result is zero
 channels, so nothing of it joins; but the columns 0 to 3 of its kernel then meet zeros alone, and are idle.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -57,14 +56,13 @@ def effects_of_parts(graph: Graph, effects: Iterable[Effect]) -> dict[tuple[int,
     Returns:
         By part and axis the group without which each index is of no use, or zero, to any operator that reads the part.
     """
-    users = Counter(part for operator in graph.operators for part in operator.parts)
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     for effect in effects:
         found.setdefault((effect.part, effect.axis), []).append(effect.groups)
     return {
         place: np.where(np.all(np.equal(several, several[0]), axis=0), several[0], NOBODY)
         for place, several in found.items()
-        if len(several) == users[place[0]]
+        if len(several) == len(graph.users[place[0]])
     }
 
 

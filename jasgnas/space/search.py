@@ -39,7 +39,7 @@ from jasgnas.space.channels import find_channels
 from jasgnas.space.crowds import AtMost
 from jasgnas.space.dependence import build_dependence
 from jasgnas.space.dimensions import Channels, Dimension
-from jasgnas.space.explanation import KeepPattern, explanation, matches, why_nothing
+from jasgnas.space.explanation import KeepPattern, explanation, why_nothing
 from jasgnas.space.groups import (
     NOBODY,
     Group,
@@ -54,6 +54,7 @@ from jasgnas.space.invariance import Effect
 from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limit, Limits
 from jasgnas.space.mixtures import Mixture, resolve
+from jasgnas.space.named import connected_inputs, kept_leaves, require_connected, required_outputs
 from jasgnas.space.selection import Selection
 from jasgnas.space.sharing import Sharing
 from jasgnas.space.sizes import build_costs, counted_segments
@@ -353,7 +354,7 @@ class SearchSpace:
         connected = list(compress(inputs, self.connected))
         outputs = [everything(len(aval.shape)) for aval in self.traced.output_avals]
         cut = []
-        for index, name in compress(enumerate(self.traced.output_names), _required(self.traced, self.outputs)):
+        for index, name in compress(enumerate(self.traced.output_names), required_outputs(self.traced, self.outputs)):
             wanted = [need if index == i else NOTHING for i, need in enumerate(outputs)]
             needs = propagate_needs(program, flow, [*wanted, *[NOTHING] * len(self.leaves)])
             if all(needs.read(var) == NOTHING for var in connected):
@@ -634,8 +635,8 @@ def search_space(
         ties = (tie,) if isinstance(tie, str) else tuple(tie)
         if ties and not structures:
             raise ArgumentError("tie= is about structures, and structures=False leaves none: leave one of them out")
-        connected = _connected(call, argument_names(model, method), chosen)
-        kept = _kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
+        connected = connected_inputs(call, argument_names(model, method), chosen)
+        kept = kept_leaves(opened.leaves, [keep] if isinstance(keep, str | re.Pattern) else keep)
         named = [outputs] if isinstance(outputs, str | int) else outputs
         wanted = None if named is None else tuple(map(str, named))
         return search(opened, call, kept, connected, wanted, ties, Kinds(structures, channels))
@@ -652,11 +653,11 @@ def search(
 ) -> SearchSpace:
     """Makes the search space of a model in inference mode; the arguments are those attributes of the space."""
     traced = trace_model(opened, call)
-    required = _required(traced, outputs)
+    required = required_outputs(traced, outputs)
     program = inline(replace(traced.program, outputs=traced.outputs))
     trainable = [leaf.trainable for leaf in opened.leaves]
     graph = build_graph(program, len(opened.leaves), trainable, required)
-    _require_connected(graph, traced, required)
+    require_connected(graph, traced, required)
     found = find_groups(graph, opened.leaves, kept, tie) if kinds.structures else FoundGroups()
     aligner, channels = Aligner(), Channels()
     if kinds.channels:
@@ -678,75 +679,3 @@ def search(
             "outputs=('logits',)."
         )
     return space
-
-
-def _connected(call: Call, names: Sequence[str], selectors: Sequence[str | int] | None) -> tuple[bool, ...]:
-    """Returns for each array of a call whether outputs must stay connected to it, see `search_space`."""
-    paths = call.paths
-    if selectors is None:
-        return tuple(
-            path.partition("/")[0] != "rngs" and not jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-            for path, array in zip(paths, call.arrays, strict=True)
-        )
-    # A positional argument can be called by its position and by its name.
-    called = [
-        (path, "/".join((names[int(first)], *rest)) if first.isdecimal() and int(first) < len(names) else path)
-        for path in paths
-        for first, *rest in [path.split("/")]
-    ]
-    chosen = [False] * len(paths)
-    for selector in map(str, selectors):
-        found = [any(f"{path}/".startswith(f"{selector}/") for path in both) for both in called]
-        if not any(found):
-            raise ArgumentError(
-                f"inputs={selector!r} names no array among the arguments; there are "
-                + ", ".join(" or ".join(dict.fromkeys(both)) for both in called)
-            )
-        chosen = [a or b for a, b in zip(chosen, found, strict=True)]
-    if not any(chosen):
-        raise ArgumentError("inputs=() leaves nothing for the outputs to stay connected to: name at least one argument")
-    return tuple(chosen)
-
-
-def _required(traced: TracedModel, outputs: Sequence[str] | None) -> tuple[bool, ...]:
-    """Returns for each array that a model returns whether it must stay connected, see `search_space`."""
-    names = traced.output_names
-    if outputs is None:
-        return (True,) * len(names)
-    chosen = [False] * len(names)
-    for selector in outputs:
-        found = [f"{name}/".startswith(f"{selector}/") for name in names]
-        if not any(found):
-            raise ArgumentError(
-                f"outputs={selector!r} names nothing that the model returns, which is {', '.join(names)}"
-            )
-        chosen = [a or b for a, b in zip(chosen, found, strict=True)]
-    if not any(chosen):
-        raise ArgumentError("outputs=() leaves no output that must stay: name at least one")
-    return tuple(chosen)
-
-
-def _require_connected(graph: Graph, traced: TracedModel, required: Sequence[bool]) -> None:
-    cut = [
-        name
-        for name, atom in compress(zip(traced.output_names, graph.program.outputs, strict=True), required)
-        if not isinstance(atom, int) or atom in graph.independent
-    ]
-    if cut:
-        raise DisconnectedOutputError(
-            f"the network output {', '.join(cut)} does not depend on any network input. Return only what is computed "
-            "from the input, pass as inputs whatever it is computed from, or name the outputs that must stay: "
-            "outputs=('logits',)."
-        )
-
-
-def _kept_leaves(leaves: Sequence[Leaf], patterns: Sequence[KeepPattern]) -> frozenset[int]:
-    kept: set[int] = set()
-    for pattern in patterns:
-        found = {index for index, leaf in enumerate(leaves) if matches(pattern, leaf.path)}
-        if not found:
-            raise ArgumentError(
-                f"keep={pattern!r} matches no parameter path; paths look like {leaves[0].path!r} (`*` also matches `/`)"
-            )
-        kept |= found
-    return frozenset(kept)

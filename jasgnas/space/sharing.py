@@ -23,11 +23,12 @@ class Sharing:
             groups: its removal structures.
         """
         self.num_segments = len(graph.segments)
-        self._users: dict[int, set[int]] = {}
-        for operator in graph.operators:
-            for part in operator.parts:
-                self._users.setdefault(part, set()).add(graph.segment_of[operator.index])
-        found = {tuple(sorted(users)) for users in self._users.values()} | {group.segments for group in groups}
+        # The segments that read each part, in order.
+        self._users = {
+            part: tuple(sorted({graph.segment_of[operator] for operator in users}))
+            for part, users in graph.users.items()
+        }
+        found = {*self._users.values(), *(group.segments for group in groups)}
         # By the segments that share it, the number of what they share.
         self.shared = {users: self.num_segments + i for i, users in enumerate(sorted(u for u in found if len(u) > 1))}
         self.group_of = {segment: group.index for group in groups for segment in group.segments}
@@ -47,7 +48,7 @@ class Sharing:
 
     def number_of(self, part: int) -> int:
         """Returns the segment that a part of a leaf counts in, or the number of what its readers share."""
-        users = tuple(sorted(self._users[part]))
+        users = self._users[part]
         return self.shared[users] if len(users) > 1 else users[0]
 
     def read_by(self, segment: int) -> Sequence[int]:

@@ -77,9 +77,8 @@ def build_costs(
     """
     params = np.zeros(sharing.num_all, np.int64)
     macs = np.zeros(sharing.num_all, np.int64)
-    read = {part for operator in graph.operators for part in operator.parts}
-    fixed = sum(num_params(graph.parts[part], leaves) for part in graph.returned - read)
-    for index in read:
+    fixed = sum(num_params(graph.parts[part], leaves) for part in graph.returned - graph.users.keys())
+    for index in graph.users:
         size = num_params(graph.parts[index], leaves)
         if graph.parts[index].leaf in kept:
             fixed += size

@@ -61,12 +61,8 @@ class _GroupFinder:
         self._leaves = leaves
         self._kept = kept
         self._shapes = {leaf.path: leaf.shape for leaf in leaves}
-        self._users: dict[int, list[int]] = {}
-        for operator in graph.operators:
-            for part in operator.parts:
-                self._users.setdefault(part, []).append(operator.index)
         self._segments_of = {
-            part: frozenset(graph.segment_of[operator] for operator in users) for part, users in self._users.items()
+            part: frozenset(graph.segment_of[operator] for operator in users) for part, users in graph.users.items()
         }
         # The segments that each of those goes with that share parts which they need to be zero.
         self._tied: dict[int, tuple[int, ...]] = {}
@@ -157,12 +153,12 @@ class _GroupFinder:
                     del self._tied[each]
 
     def _cuts_off(self, tied: Sequence[int]) -> bool:
-        """Tells whether an output is lost without some segments, which one by one could all be missed."""
+        """Tells whether an output that must stay is lost without some segments, which one by one could be missed."""
         alive: list[bool] = []
         for segment in self._graph.segments:
             fed = [source == INPUT or alive[source] for source in segment.sources]
             alive.append(segment.index not in tied and (any(fed) if segment.additive else all(fed)))
-        return not all(alive[self._graph.segment_of[each]] for each in self._graph.outputs if each != INPUT)
+        return not all(alive[self._graph.segment_of[each]] for each in self._graph.ends if each != INPUT)
 
     def _needed(self, index: int, allowed: frozenset[int]) -> frozenset[int] | None:
         """Returns which of some shared parts a segment must be without to be zero, see `shared_ties`."""
@@ -296,7 +292,9 @@ class _GroupFinder:
     @cached_property
     def _eligible(self) -> frozenset[int]:
         """Parts of which a range may join the group of a structure further up."""
-        whole = (part for part, users in self._users.items() if len(users) == 1 and not self._graph.parts[part].row)
+        whole = (
+            part for part, users in self._graph.users.items() if len(users) == 1 and not self._graph.parts[part].row
+        )
         return frozenset(
             part
             for part in whole

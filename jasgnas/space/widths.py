@@ -152,13 +152,12 @@ class WidthCounter:
 
     def _params(self) -> Iterable[tuple[int, int, list[int]]]:
         graph = self._graph
-        read = dict.fromkeys(part for operator in graph.operators for part in operator.parts)
-        for part in (*read, *sorted(graph.returned - read.keys())):
+        for part in (*graph.users, *sorted(graph.returned - graph.users.keys())):
             leaf = self._leaves[graph.parts[part].leaf]
             if not leaf.trainable or leaf.is_gate:
                 continue
             # What outputs alone are computed from, such as a temperature, is there whatever goes.
-            is_kept = graph.parts[part].leaf in self._kept or part not in read
+            is_kept = graph.parts[part].leaf in self._kept or part not in graph.users
             segment = NOBODY if is_kept else self._sharing.number_of(part)
             var = graph.part_vars[part][0]
             shape = graph.program.avals[var].shape

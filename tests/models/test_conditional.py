@@ -1,5 +1,7 @@
 """Networks with branches under products: experts that a router weighs, and blocks that a condition gates."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,9 @@ TIMES, LABELS = jnp.linspace(0.0, 1.0, 8), jnp.arange(8) % 4
 
 
 def mixture():
-    model = models.MixtureDecoder(
-        11, features=8, depth=1, num_heads=2, hidden=12, num_experts=3, experts_per_token=2, rngs=nnx.Rngs(0)
+    block = partial(models.MixtureBlock, num_experts=3, experts_per_token=2)
+    model = models.create(
+        "mixture_decoder", num_classes=11, features=8, depth=1, num_heads=2, hidden=12, block=block, rngs=nnx.Rngs(0)
     )
 
     def loss_fn(model):

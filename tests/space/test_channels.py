@@ -543,3 +543,17 @@ def test_channels_that_are_multiplied_with_each_other(size, is_narrowed):
     space = jasgnas.search_space(fn, jnp.ones((2, 3)), params=params, channels=True, structures=False)
     assert [(each.name, each.size) for each in space.dimensions] == [("a", 2)] * is_narrowed + [("c", 4)]
     assert is_narrowed or "one of its indices is read by itself" in space.explain("a")
+
+
+@pytest.mark.parametrize("pick", [lambda h, i: h[:, i], lambda h, i: h[:, i : i + 1], lambda h, i: h.T[i]])
+def test_an_axis_of_which_an_index_is_read_by_itself_is_not_narrowed(pick):
+    """What becomes of the index is not followed: here the first channel keeps all others alive."""
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 5)), "c": jnp.ones((3, 4)), "d": jnp.ones((4, 5))}
+
+    def fn(params, x):
+        h = x @ params["a"]
+        return (h @ params["b"]) * pick(h, 0).reshape(-1, 1) + jnp.tanh(x @ params["c"]) @ params["d"]
+
+    space = jasgnas.search_space(fn, jnp.ones((2, 3)), params=params, channels=True, structures=False)
+    assert [each.name for each in space.dimensions] == ["c"]
+    assert "one of its indices is read by itself" in space.explain("a")

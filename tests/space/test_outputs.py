@@ -82,3 +82,18 @@ def test_optimizer_and_copies_go_by_the_same_outputs(tmp_path):
 def test_outputs_that_are_not_there_are_refused(outputs, message):
     with pytest.raises(jasgnas.ArgumentError, match=message):
         jasgnas.search_space(fn, X, params=PARAMS, outputs=outputs)
+
+
+def test_tied_parts_may_take_an_output_with_them_that_need_not_stay():
+    def tied(params, x):
+        part = jnp.tanh(x @ params["b"])
+        return {"logits": (x @ params["a"] + part) @ params["d"], "auxiliary": jnp.tanh(x[::-1] @ params["b"])}
+
+    space = jasgnas.search_space(tied, X, params=PARAMS, outputs="logits")
+    groups = {group.name: group for group in space.groups}
+    assert sorted(groups) == ["a", "b"] and len(groups["b"].segments) == 2
+    sparse = space.zero(PARAMS, [groups["b"].index])
+    sub_fn, sub_params = jasgnas.construct_subnet(space, sparse, verify=True)
+    jax.tree.map(np.testing.assert_allclose, sub_fn(sub_params, X), tied(sparse, X))
+    with pytest.raises(jasgnas.NoRemovableStructureError):
+        jasgnas.search_space(lambda params, x: {**tied(params, x), "a": x @ params["a"]}, X, params=PARAMS)

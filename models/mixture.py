@@ -1,9 +1,8 @@
-"""A decoder transformer with mixtures of experts (arXiv 1701.06538, 2401.04088) in the place of its MLPs."""
+"""Blocks of a decoder transformer with mixtures of experts (arXiv 1701.06538, 2401.04088) in the place of MLPs."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from models.decoder import CausalAttention
 from models.layers import Layers
@@ -56,8 +55,8 @@ class MixtureBlock(nnx.Module):
         features: int,
         num_heads: int,
         hidden: int,
-        num_experts: int,
-        experts_per_token: int,
+        num_experts: int = 8,
+        experts_per_token: int = 2,
     ):
         """Initialises the block; each expert has `hidden` channels inside."""
         self.norm1 = layers.rms_norm(features)
@@ -69,51 +68,3 @@ class MixtureBlock(nnx.Module):
         """Returns the block's output, `[batch, tokens, features]` both ways."""
         x = x + self.attention(self.norm1(x))
         return x + self.mixture(self.norm2(x))
-
-
-class MixtureDecoder(nnx.Module):
-    """Predicts the next token at every position; sized for bytes as tokens."""
-
-    def __init__(
-        self,
-        num_classes: int = 256,
-        *,
-        features: int = 256,
-        depth: int = 4,
-        num_heads: int = 8,
-        hidden: int = 352,
-        num_experts: int = 8,
-        experts_per_token: int = 2,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        """Initialises the layers.
-
-        Args:
-            num_classes: number of different tokens, in and out.
-            features: width of a token.
-            depth: number of blocks.
-            num_heads: attention heads; they divide `features` evenly, into even parts.
-            hidden: width inside each expert.
-            num_experts: experts in each block.
-            experts_per_token: how many of them each token is sent to.
-            dtype: dtype of the computation, or None to let inputs and parameters decide.
-            param_dtype: dtype of the parameters.
-            rngs: random streams of the initialisation.
-        """
-        init = nnx.initializers.normal(0.02)
-        layers = Layers(rngs, dtype, param_dtype, linear_init=init, epsilon=1e-6)
-        self.embed = layers.embed(num_classes, features, init)
-        self.blocks = nnx.List(
-            [MixtureBlock(layers, features, num_heads, hidden, num_experts, experts_per_token) for _ in range(depth)]
-        )
-        self.norm = layers.rms_norm(features)
-        self.head = layers.linear(features, num_classes, use_bias=False)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Returns the logits `[batch, tokens, num_classes]` of the next token after each of `[batch, tokens]`."""
-        x = self.embed(tokens)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))

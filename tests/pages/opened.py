@@ -1,0 +1,98 @@
+"""What tests of the report in a browser have in common: an opened page, and how it is read."""
+
+import jax
+import numpy as np
+from playwright.sync_api import Page
+
+REMOVED = (0, 2, 4)
+# StackedUnets with the authors' redundant set, and what is left of it.
+AUTHORS_REDUNDANT = (0, 3, 4, 5)
+UNETS_LEFT = {
+    "conv0-bn1-conv3",
+    "conv5-conv7-bn9",
+    "conv11-conv12",
+    "resize",
+    "conv26-conv27-bn28",
+    "conv36-bn38",
+    "fc",
+}
+
+
+def history(num_groups):
+    for step in range(60):
+        yield {
+            "step": step,
+            "train/loss": 2.0 - step / 30,
+            "test/loss": 2.1 - step / 30 if step % 10 == 0 else None,
+            "learning_rate": 0.1,
+            "phase": min(2, step // 20),
+            "group_norms": np.linspace(1, 2, num_groups) * (60 - step),
+        }
+
+
+class Opened:
+    """A page and everything it said or asked for."""
+
+    def __init__(self, page: Page):
+        self.page = page
+        self.said: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+
+def settle(page):
+    """Waits until a layout that is under way is drawn."""
+    page.wait_for_selector("#viewport[aria-busy=false]")
+
+
+def numbers(locator, name):
+    return sorted(int(value) for value in locator.evaluate_all(f"found => found.map((each) => each.dataset.{name})"))
+
+
+def names(page, selector=".node"):
+    """The names of segments, in the order of the trace."""
+    return page.locator(f"#viewport {selector}").evaluate_all(
+        """found => found.sort((a, b) => a.dataset.segment - b.dataset.segment)
+            .map((each) => each.dataset.name)"""
+    )
+
+
+def facts(page):
+    """What the details say of the selected segment, by name."""
+    names, values = (page.locator(f"#details .facts {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    return dict(zip(names, values, strict=True))
+
+
+def parts(page):
+    """The shapes that the details show, by path."""
+    paths, shapes = (page.locator(f"#details .parts {tag}").all_inner_texts() for tag in ("code", "span"))
+    return dict(zip(paths, shapes, strict=True))
+
+
+def shown(count):
+    """A count as boxes show it."""
+    return f"{count / 1000:#.3g}k" if count >= 1000 else str(count)
+
+
+def rows_of(page, selector):
+    """The titles of drawn bars and squares, which say their numbers in full."""
+    return page.locator(f"{selector} title").evaluate_all("found => found.map((each) => each.textContent)")
+
+
+def arrays_of(tree):
+    """The arrays of a tree of parameters by path."""
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def removed_of(stack):
+    """The wide branch of every block goes."""
+    space, _ = stack
+    return [group.index for group in space.groups if "wide" in group.paths[0]]
+
+
+def column(page, table, index):
+    cells = page.locator(f"{table} tbody tr").evaluate_all(f"rows => rows.map((row) => row.cells[{index}].innerText)")
+    return [cell.replace(",", "") for cell in cells]
