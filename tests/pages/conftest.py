@@ -114,6 +114,21 @@ def stack_page(files, stack):
     jasgnas.report(space, path=files / "stack.html", redundant=removed_of(stack))
 
 
+@pytest.fixture(scope="module")
+def branches_page(files):
+    """A network of which more is dead than the two groups that go."""
+
+    def fn(p, x):
+        y = x @ p["a"] + x @ p["b"]
+        constant = jnp.tanh(y @ p["c"] + p["bias"])
+        return (x @ p["stays"] + constant + jnp.tanh(y @ p["f"]) + (x @ p["d"]) * (y @ p["e"])) @ p["head"]
+
+    params = {name: np.ones((4, 4), np.float32) for name in ("a", "b", "c", "d", "e", "f", "stays", "head")}
+    space = jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params | {"bias": np.ones(4)})
+    removed = [group.index for group in space.groups if group.name in ("a", "b")]
+    jasgnas.report(space, path=files / "branches.html", redundant=removed)
+
+
 @pytest.fixture
 def open_page(browser, files):
     opened: list[Opened] = []

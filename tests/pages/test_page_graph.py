@@ -4,7 +4,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import jasgnas
@@ -161,21 +160,6 @@ def test_details_follow_the_view(open_page):
     page.locator("#network").get_by_text("Full network").click()
     page.wait_for_function("() => document.querySelector('#details .parts').innerText.includes('3×3×18×11')")
     assert facts(page)["Parameters"] == full
-
-
-@pytest.fixture(scope="module")
-def branches_page(files):
-    """A network of which more is dead than the two groups that go."""
-
-    def fn(p, x):
-        y = x @ p["a"] + x @ p["b"]
-        constant = jnp.tanh(y @ p["c"] + p["bias"])
-        return (x @ p["stays"] + constant + jnp.tanh(y @ p["f"]) + (x @ p["d"]) * (y @ p["e"])) @ p["head"]
-
-    params = {name: np.ones((4, 4), np.float32) for name in ("a", "b", "c", "d", "e", "f", "stays", "head")}
-    space = jasgnas.search_space(fn, jax.ShapeDtypeStruct((2, 4), jnp.float32), params=params | {"bias": np.ones(4)})
-    removed = [group.index for group in space.groups if group.name in ("a", "b")]
-    jasgnas.report(space, path=files / "branches.html", redundant=removed)
 
 
 def test_the_dead_are_drawn_dead_and_say_why(open_page, branches_page):
