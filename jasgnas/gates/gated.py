@@ -160,7 +160,7 @@ def gated(
             "there is no edge to put a gate on: a gate is for an operand of a sum or a concatenation that no trainable "
             "parameter lies on, such as a skip connection" + (f"; keep= names all {len(edges)}" if edges else "")
         )
-    holder = next((each for each in (variables, params) if each is not None), model)
+    holder = opened.holder(model, params if variables is None else variables)
     arrays = leaves_by_path(opened.tree(holder))
     if taken := [path for path in arrays if path.partition("/")[0] == ROOM]:
         raise ArgumentError(f"the model has {taken[0]} already, and gates are put at {ROOM}/: rename what is there")
