@@ -11,9 +11,9 @@ from typing import Literal
 from experiments.common.cli import parse, run_command
 from experiments.common.errors import ConfigError
 from experiments.data import Dataset, open_dataset
+from experiments.data.files import read_files
 from experiments.engine.presets import DIGITS
 from experiments.gpu.checks import checks
-from experiments.gpu.files import read_files
 from experiments.gpu.journal import Journal
 from experiments.gpu.page import write_page
 from experiments.gpu.races import RACES, Deadline, Races
@@ -44,6 +44,8 @@ class Gpu:
     """Folder of the TFDS copies; by default TFDS's own, ~/tensorflow_datasets or the variable TFDS_DATA_DIR."""
     scale: Literal["full", "smoke"] = "full"
     """`smoke` tries the command out on a CPU: small networks, and the embedded digits."""
+    parts: tuple[Literal["checks", "speed", "training"], ...] = ("checks", "speed", "training")
+    """What to do."""
     rows: tuple[str, ...] = tuple(race.name for race in RACES)
     """Rows to train."""
     results: Path = Path("experiments/results/gpu")
@@ -69,15 +71,16 @@ def run(config: Gpu, command: str) -> None:
     tiny = config.scale == "smoke"
     journal = Journal(config.results / "gpu.jsonl", config.scale, command)
 
-    chosen = [race.small if tiny else race for race in RACES if race.name in config.rows]
-    timed = list(measurements(tiny=tiny))
+    rows = config.rows if "training" in config.parts else ()
+    chosen = [race.small if tiny else race for race in RACES if race.name in rows]
+    timed = list(measurements(tiny=tiny)) if "speed" in config.parts else []
     try:
         with ThreadPoolExecutor() as pool:
             images = {
                 key: pool.submit(_open, config, *key)
                 for key in dict.fromkeys((race.config.data.name, race.config.data.image_size) for race in chosen)
             }
-            for part, name, work in checks(tiny=tiny):
+            for part, name, work in checks(tiny=tiny) if "checks" in config.parts else ():
                 pool.submit(journal.do, part, name, work)
         # Nothing else compiles while these are timed.
         for name, work in timed[:_TIMED_FIRST]:

@@ -9,6 +9,7 @@ import numpy as np
 from experiments.common.files import write_atomically
 from experiments.common.text import markdown_table
 from experiments.gpu.journal import Line, read_lines
+from experiments.gpu.training import FULL
 
 
 def write_page(folder: Path, scale: str) -> Path:
@@ -70,17 +71,15 @@ def _speed(lines: Sequence[Line]) -> Iterator[str]:
             "Training steps and forward passes, computed in bfloat16; medians of interleaved calls. The sub-network is "
             "a random valid one."
         )
-        names = list(networks[0].figures["step_ms"])
-        rows = [
-            (
-                line.name,
-                f"{f['step_ms']['plain']:.2f}",
-                *(f"{f['step_ms'][n] / f['step_ms']['plain']:.2f}" for n in names[1:]),
-            )
-            for line in networks
-            for f in [line.figures]
-        ]
-        yield markdown_table(("network", "plain step, ms", *(f"{name} ÷ plain" for name in names[1:])), *rows)
+        for key, how in (("step_ms", "one by one"), ("joined_step_ms", "ten in one call, as an epoch is here")):
+            yield f"Steps {how}:"
+            names = list(networks[0].figures[key])
+            rows = [
+                (line.name, f"{ms['plain']:.2f}", *(f"{ms[name] / ms['plain']:.2f}" for name in names[1:]))
+                for line in networks
+                for ms in [line.figures[key]]
+            ]
+            yield markdown_table(("network", "plain step, ms", *(f"{name} ÷ plain" for name in names[1:])), *rows)
         yield markdown_table(
             (
                 "network",
@@ -116,33 +115,44 @@ def _costs(line: Line) -> tuple[str, ...]:
 def _training(lines: Sequence[Line]) -> Iterator[str]:
     yield "## Trained"
     yield (
-        "Test accuracy in percent: mean and standard deviation over the seeds. All variants of a row make equally many "
-        "steps from the same initialisations; `random` is a random valid selection of the same size. Shares are of the "
-        "full network's parameters and multiply-adds, the means over the seeds."
+        "Test accuracy in percent: mean and standard deviation over the seeds. All variants of a row begin with the "
+        "same initialisations and make equally many steps, but for those of equal time, which make as many as take as "
+        "long as the full network's. Once what is redundant is zero, a training goes on with the smaller network. "
+        "`random` is a random valid selection within the same budget. Shares are of the full network's parameters and "
+        "multiply-adds, the means over the seeds, and of its time of training, compilation and construction aside, the "
+        "medians: a training may wait for others' compilation."
     )
     by_row: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for line in lines:
         f = line.figures
         by_row.setdefault(f["row"], {}).setdefault(f["variant"], []).append(f)
     rows = [
-        _row(row if place == 0 else "", variant, found)
+        _row(row if place == 0 else "", variant, found, variants[FULL.name])
         for row, variants in by_row.items()
+        if FULL.name in variants
         for place, (variant, found) in enumerate(variants.items())
     ]
-    yield markdown_table(("row", "variant", "epochs", "seeds", "accuracy", "params", "macs", "s / epoch"), *rows)
+    yield markdown_table(
+        ("row", "variant", "epochs", "seeds", "accuracy", "params", "macs", "time", "s / epoch"), *rows
+    )
     checked = [line for line in lines if "subnet_error" in line.figures]
     if checked:
         worst = max(line.figures["subnet_error"] for line in checked)
         yield (
-            f"{len(checked)} of the sub-networks were constructed, and tested on all test images: their logits differ "
-            f"from the trained network's by at most {worst:.1e} of the largest one."
+            f"{len(checked)} of the sub-networks were compared with the network of full size as they took its place: "
+            f"their logits of all test images differ by at most {worst:.1e} of the largest one."
         )
+    if wrong := [
+        line.name for line in lines if line.figures.get("predicted_size", line.figures["size"]) != line.figures["size"]
+    ]:
+        yield f"Of another size than predicted: {', '.join(wrong)}."
 
 
-def _row(row: str, variant: str, found: list[dict[str, Any]]) -> tuple[str, ...]:
+def _row(row: str, variant: str, found: list[dict[str, Any]], full: list[dict[str, Any]]) -> tuple[str, ...]:
     accuracies = [f["accuracy"] for f in found]
     spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(found) > 1 else ""
     shares = [f"{100 * np.mean([f['size'][place] / f['full_size'][place] for f in found]):.1f} %" for place in range(2)]
     epochs = " ".join(sorted({str(f["epochs"]) for f in found}))
-    seconds = f"{np.mean([f['epoch_seconds'] for f in found]):.2f}"
-    return row, variant, epochs, str(len(found)), f"{np.mean(accuracies):.2f}{spread}", *shares, seconds
+    time = np.median([f["train_seconds"] for f in found]) / np.median([f["train_seconds"] for f in full])
+    seconds = ", ".join(f"{each:.2f}" for each in np.median([f["epoch_seconds"] for f in found], axis=0))
+    return row, variant, epochs, str(len(found)), f"{np.mean(accuracies):.2f}{spread}", *shares, f"{time:.2f}", seconds

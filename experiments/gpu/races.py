@@ -1,6 +1,7 @@
 """Which rows are trained, for how long, and what becomes of it in the minutes there are."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +15,7 @@ from experiments.data import Dataset
 from experiments.engine.config import Config, DataConfig
 from experiments.engine.presets import DIGITS
 from experiments.gpu.journal import Journal
-from experiments.gpu.training import ERASING, FULL, SLIMMING, Program, Trainer, Variant
+from experiments.gpu.training import ERASING, FULL, SLIMMING, Program, Trainer, Training, Variant
 from experiments.tables.rows import ROWS, Size
 
 SEEDS = (0, 1, 2)
@@ -23,6 +24,8 @@ _SLOWER = 1.25
 """How much longer than the full network's an epoch with H2SPG is taken to last, before it is known."""
 _SPARE = 10.0
 """Seconds that are left for what is not foreseen."""
+_AHEAD = 2
+"""Programs that are compiled at once, beside the training; a GPU on which much is tried out is slow at all of it."""
 
 
 class Deadline:
@@ -60,17 +63,23 @@ class Race(NamedTuple):
         """The same, small enough to try the command out on a CPU, with other images."""
         config = self.smoke.apply(self.config, self.native_size)
         size = self.smoke.image_size or self.native_size
-        return self._replace(config=replace(config, data=replace(config.data, name=DIGITS.data.name, image_size=size)))
+        data = replace(config.data, name=DIGITS.data.name, image_size=size)
+        # A CPU compiles and computes bfloat16 slowly.
+        return self._replace(config=replace(config, data=data, model=replace(config.model, dtype="float32")))
 
 
 _SMOKE = Size(epochs=2, num_train=64, num_test=64, batch_size=16, image_size=16)
 
 
-def _row(name: str, variants: tuple[Variant, ...] = ERASING, **target: float) -> Race:
-    """Returns a row of the tables, with a target that random selections can be held against."""
+def _row(name: str, variants: tuple[Variant, ...] = ERASING, **h2spg: Any) -> Race:
+    """Returns a row of the tables, computed in bfloat16, with a target that random selections can be held against."""
     row = ROWS[name]
     smoke = replace(_SMOKE, options=row.sizes["smoke"].options)
-    config = replace(row.config, h2spg=row.config.h2spg.with_target(**target))
+    config = replace(
+        row.config,
+        model=replace(row.config.model, dtype="bfloat16"),
+        h2spg=replace(row.config.h2spg.with_target(), **h2spg),
+    )
     return Race(name, config, row.native_size, smoke, variants)
 
 
@@ -78,7 +87,8 @@ RACES = (
     # The papers' sets meet these: 454,458 of 818,250 parameters, and here 0.630 of the multiply-adds.
     _row("demonet-fashion-mnist", target_params=0.56),
     _row("stacked-unets-cifar10", target_macs=0.64),
-    _row("resnet18-cifar10", SLIMMING, target_macs=0.5),
+    # Convolutions of bfloat16 want multiples of eight channels.
+    _row("resnet18-cifar10", SLIMMING, target_macs=0.5, multiple_of=8),
     _row("regnet-cifar10", target_macs=0.6),
     _row("super-resnet-1m-cifar10", target_macs=0.35),
 )
@@ -109,14 +119,13 @@ class Races:
         """
         for place, race in enumerate(self._races):
             prepared, self._prepared = self._prepared, self._prepare(place + 1)
-            # The first rows get more: the last ones may have to wait for another command.
-            budget = deadline.remaining / min(len(self._races) - place, 2)
+            budget = deadline.remaining / (len(self._races) - place)
             if budget < _SPARE or prepared is None:
                 return
             missing = self._missing(race)
             plan = self._journal.do("plan", race.name, partial(_plan, prepared, missing, budget))
             if plan is not None:
-                self._train(race, prepared.result(), missing, plan, deadline)
+                _Heats(race, prepared.result(), self._journal, plan, deadline).run(missing)
 
     def _prepare(self, place: int) -> Future[Trainer] | None:
         if place >= len(self._races):
@@ -131,74 +140,142 @@ class Races:
         return self._pool.submit(prepare)
 
     def _missing(self, race: Race) -> list[tuple[Variant, int]]:
-        """Returns the trainings that are not done, those of a seed together."""
+        """Returns the trainings that are not done, those of a seed together; what follows from others comes last."""
         trainings = [(variant, seed) for seed in SEEDS for variant in race.variants]
-        return [each for each in trainings if self._journal.figures("training", _name(race, *each)) is None]
+        trainings.sort(key=lambda each: each[0].as_long_as is not None)
+        return [
+            each for each in trainings if self._journal.figures("training", _name(race, each[0].name, each[1])) is None
+        ]
 
-    def _train(
-        self, race: Race, trainer: Trainer, missing: list[tuple[Variant, int]], plan: dict[str, Any], deadline: Deadline
-    ) -> None:
-        epochs = plan["epochs"]
-        lasts: dict[Variant, float] = {}
-        pool = ThreadPoolExecutor(len(race.variants))
-        programs = {
-            variant: pool.submit(trainer.compile, variant, epochs) for variant in dict.fromkeys(v for v, _ in missing)
-        }
-        for variant, seed in missing:
-            if deadline.remaining < epochs * lasts.get(variant, _SLOWER * plan["epoch_seconds"]) + _SPARE:
+
+class _Heats:
+    """The trainings of a row: while one makes its epochs, others become smaller, and programs are compiled."""
+
+    def __init__(self, race: Race, trainer: Trainer, journal: Journal, plan: dict[str, Any], deadline: Deadline):
+        """Has nothing trained yet.
+
+        Args:
+            race: the row.
+            trainer: its network and images.
+            journal: where every training becomes a line.
+            plan: what `_plan` returns.
+            deadline: the moment after which nothing is begun.
+        """
+        self._race, self._trainer, self._journal, self._deadline = race, trainer, journal, deadline
+        self._epochs, self._epoch_seconds = plan["epochs"], plan["epoch_seconds"]
+        self._pool = ThreadPoolExecutor(_AHEAD)
+        self._programs: dict[Variant, Future[Program]] = {}
+        self._begun: deque[tuple[Variant, int, Future[Training]]] = deque()
+
+    def run(self, trainings: list[tuple[Variant, int]]) -> None:
+        """Makes the trainings in order, as far as there is time for them."""
+        for place, (variant, seed) in enumerate(trainings):
+            self._compile_ahead(trainings[place : place + _AHEAD])
+            while self._begun and (self._begun[0][2].done() or self._length(variant) is None):
+                self._end_first()
+            self._compile_ahead(trainings[place : place + 1])
+            if variant not in self._programs or self._deadline.remaining < self._estimate(variant):
                 break
-            work = partial(_figures, race, trainer, variant, programs[variant], seed)
-            figures = self._journal.do("training", _name(race, variant, seed), work)
-            if figures is not None:
-                lasts[variant] = figures["epoch_seconds"]
-        pool.shutdown(cancel_futures=True)
+            self._begun.append((variant, seed, self._begin(variant, seed)))
+        while self._begun:
+            self._end_first()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _length(self, variant: Variant) -> int | None:
+        """Returns the number of epochs, None if it follows from trainings that have not ended."""
+        if variant.as_long_as is None:
+            return self._epochs
+        full, other = self._median_seconds(FULL.name), self._median_seconds(variant.as_long_as)
+        return None if full is None or other is None else max(LEAST_EPOCHS, int(self._epochs * full / other))
+
+    def _median_seconds(self, variant: str) -> float | None:
+        """Returns how long the trainings of a variant take; single ones may have waited for a compilation."""
+        found = [self._journal.figures("training", _name(self._race, variant, seed)) for seed in SEEDS]
+        return None if None in found else float(np.median([each["train_seconds"] for each in found if each]))
+
+    def _compile_ahead(self, trainings: list[tuple[Variant, int]]) -> None:
+        for variant, _ in trainings:
+            if variant not in self._programs and (length := self._length(variant)) is not None:
+                self._programs[variant] = self._pool.submit(self._trainer.compile, variant, length)
+
+    def _estimate(self, variant: Variant) -> float:
+        """Returns the seconds after which a training that is begun now has ended, and all that have begun already."""
+        length = self._length(variant) or 0
+        return (length + len(self._begun) * self._epochs) * _SLOWER * self._epoch_seconds + _SPARE
+
+    def _begin(self, variant: Variant, seed: int) -> Future[Training]:
+        """Trains until the network is to become smaller; that is done beside the next training."""
+        found: Future[Training] = Future()
+        try:
+            training = self._trainer.advance(self._trainer.start(self._programs[variant].result(), seed))
+        except Exception as error:  # whatever it is: it becomes a line, and the rest goes on
+            found.set_exception(error)
+            return found
+        if training.is_to_shrink:
+            return self._pool.submit(self._shrunk, training)
+        found.set_result(training)
+        return found
+
+    def _shrunk(self, training: Training) -> Training:
+        # What the full network returns is asked for while there is one.
+        logits = self._trainer.test(training)[0] if training.seed == SEEDS[0] else None
+        smaller = self._trainer.shrunk(training)
+        if logits is None:
+            return smaller
+        error = float(np.abs(self._trainer.test(smaller)[0] - logits).max() / np.abs(logits).max())
+        return smaller._replace(subnet_error=error)
+
+    def _end_first(self) -> None:
+        variant, seed, coming = self._begun.popleft()
+        work = partial(self._figures, variant, seed, coming)
+        self._journal.do("training", _name(self._race, variant.name, seed), work)
+
+    def _figures(self, variant: Variant, seed: int, coming: Future[Training]) -> dict[str, Any]:
+        """Trains to the end, and returns what came of it."""
+        training, trainer = coming.result(), self._trainer
+        if training.epoch < training.program.recipe.epochs:
+            training = trainer.advance(training)
+        recipe = training.program.recipe
+        figures = {
+            "row": self._race.name,
+            "variant": variant.name,
+            "seed": seed,
+            "dtype": self._race.config.model.dtype,
+            "epochs": recipe.epochs,
+            "steps": recipe.epochs * trainer.steps_per_epoch,
+            "accuracy": trainer.test(training)[1],
+            "train_seconds": training.seconds,
+            "epoch_seconds": training.epoch_seconds,
+            "shrinks_after": recipe.shrinks_after,
+            "compile_seconds": training.program.seconds,
+            "full_size": trainer.full_size,
+            "size": training.program.size,
+        }
+        if recipe.space is None:
+            return figures
+        space, h2spg = recipe.space, jasgnas.h2spg_state(training.state.opt_state)
+        removed = np.flatnonzero(np.asarray(h2spg.zero)).tolist()
+        figures |= {
+            "predicted_size": space.subnet_size(removed),
+            "removed": [space.name_of(index) for index in removed if index < len(space.structures)],
+            "num_removed": len(removed),
+            "num_groups": len(space.groups),
+            "selected_at": int(h2spg.selected_at),
+        }
+        return figures if training.subnet_error is None else figures | {"subnet_error": training.subnet_error}
 
 
-def _name(race: Race, variant: Variant, seed: int) -> str:
-    return f"{race.name}, {variant.name}, seed {seed}"
+def _name(race: Race, variant: str, seed: int) -> str:
+    return f"{race.name}, {variant}, seed {seed}"
 
 
 def _plan(prepared: Future[Trainer], missing: list[tuple[Variant, int]], budget: float) -> dict[str, Any]:
     """Measures an epoch, and returns for how many there is time."""
     trainer = prepared.result()
     program = trainer.compile(FULL, 2)  # of two epochs, the first may find the device cold
-    _, seconds = trainer.train(program, 0)
-    whole = seconds * sum(1 if variant == FULL else _SLOWER for variant, _ in missing)
-    # What H2SPG's steps take to compile is about as long as the full network's, beside whose training it is done.
-    epochs = int((budget - 1.5 * program.seconds - _SPARE) / whole)
+    seconds = trainer.advance(trainer.start(program, 0)).epoch_seconds[0]
+    num_full = sum(variant == FULL or variant.as_long_as is not None for variant, _ in missing)
+    whole = seconds * (num_full + _SLOWER * (len(missing) - num_full))
+    # H2SPG's steps, and those of the last smaller network, are compiled while nothing can be trained.
+    epochs = int((budget - 3 * program.seconds - _SPARE) / whole)
     return {"epochs": min(max(epochs, LEAST_EPOCHS), trainer.full_epochs), "epoch_seconds": seconds}
-
-
-def _figures(race: Race, trainer: Trainer, variant: Variant, coming: Future[Program], seed: int) -> dict[str, Any]:
-    """Trains once, and returns what came of it."""
-    program = coming.result()
-    state, epoch_seconds = trainer.train(program, seed)
-    logits, accuracy = trainer.test(state)
-    figures = {
-        "row": race.name,
-        "variant": variant.name,
-        "seed": seed,
-        "epochs": program.epochs,
-        "steps": program.epochs * trainer.steps_per_epoch,
-        "accuracy": accuracy,
-        "epoch_seconds": epoch_seconds,
-        "compile_seconds": program.seconds,
-        "full_size": trainer.full_size,
-        "size": trainer.full_size,
-    }
-    if program.space is None:
-        return figures
-    space, h2spg = program.space, jasgnas.h2spg_state(state.opt_state)
-    removed = np.flatnonzero(np.asarray(h2spg.zero)).tolist()
-    figures |= {
-        "size": space.subnet_size(removed),
-        "removed": [space.name_of(index) for index in removed if index < len(space.structures)],
-        "num_removed": len(removed),
-        "num_groups": len(space.groups),
-        "selected_at": int(h2spg.selected_at),
-    }
-    if seed == SEEDS[0]:
-        subnet_logits, subnet_accuracy, subnet_size = trainer.test_subnet(space, state)
-        error = float(np.abs(subnet_logits - logits).max() / np.abs(logits).max())
-        figures |= {"subnet_accuracy": subnet_accuracy, "subnet_error": error, "subnet_size": subnet_size}
-    return figures

@@ -17,7 +17,7 @@ import models
 from experiments.benchmarks.measure import interleaved_seconds
 from experiments.data import Batch
 from experiments.engine.networks import Network
-from experiments.engine.steps import StepOptions, init_state, make_train_step
+from experiments.engine.steps import StepOptions, TrainState, init_state, make_train_step
 from jasgnas.space.limits import Limits
 from jasgnas.space.mixtures import resolve_mixture
 
@@ -36,22 +36,24 @@ _WIDTH, _DEPTH = 1_000, 100
 
 def measurements(*, tiny: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yields name and work of each measurement, which returns its figures."""
+    dtype = "float32" if tiny else "bfloat16"  # a CPU takes minutes to compile bfloat16
     for name, batch_size in (("demo_net", 4),) if tiny else NETWORKS:
-        yield f"{name}, batch {batch_size}", partial(measure_network, name, batch_size)
+        yield f"{name}, batch {batch_size}", partial(measure_network, name, batch_size, dtype)
         if name == NETWORKS[0][0] or tiny:
             width, depth = (10, 4) if tiny else (_WIDTH, _DEPTH)
             yield f"selection among {width * depth:,} channels", partial(measure_selection, width, depth)
 
 
-def measure_network(name: str, batch_size: int) -> dict[str, Any]:
-    """Measures training steps and forward passes of a network and of a random sub-network, computing in bfloat16.
+def measure_network(name: str, batch_size: int, dtype: str) -> dict[str, Any]:
+    """Measures training steps and forward passes of a network and of a random sub-network, computed in a dtype.
 
     Returns:
-        Milliseconds of a training step: plain, with H2SPG in each of its phases, of the sub-network; of a forward pass
-        of both; seconds of compilation; MiB of temporary memory; and the sub-network's share of the multiply-adds.
+        Milliseconds of a training step, called one by one and many in one call: plain, with H2SPG in each of its
+        phases, of the sub-network; of a forward pass of both; seconds of compilation; MiB of temporary memory; and the
+        sub-network's share of the multiply-adds.
     """
     with jax.default_device(jax.devices("cpu")[0]):
-        model = models.create(name, num_classes=_NUM_CLASSES, dtype=jnp.bfloat16)
+        model = models.create(name, num_classes=_NUM_CLASSES, dtype=jnp.dtype(dtype))
         x = models.example_input(name, batch_size=batch_size)
         space = jasgnas.search_space(model, x)
         removed = space.random_redundant(jax.random.key(0), (len(space.largest_removal) + 1) // 2)
@@ -79,12 +81,17 @@ def measure_network(name: str, batch_size: int) -> dict[str, Any]:
     zeros, ones = np.zeros(x.shape[-1], np.float32), np.full(x.shape[-1], 255, np.float32)
     options = StepOptions(zeros, ones, _NUM_CLASSES, 0.0, 0.0, 1, 0.0)
 
-    def compiled(key: str) -> tuple[Any, float]:
+    def compiled(key: str, num_steps: int = 1) -> tuple[Any, float]:
+        """Returns so many steps in one call, and the seconds of compilation."""
         network, tx = states[key]
         step = make_train_step(Network(network), tx, options, None)
+
+        def steps(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+            return jax.lax.scan(lambda state, _: step(state, batch), state, length=num_steps)
+
         started = time.perf_counter()
-        executable = jax.jit(step, donate_argnums=0).lower(initial[key], batch).compile()
-        return executable, time.perf_counter() - started
+        called = jax.jit(step if num_steps == 1 else steps, donate_argnums=0)
+        return called.lower(initial[key], batch).compile(), time.perf_counter() - started
 
     def compiled_forward(network: nnx.Module) -> Any:
         arguments = jax.device_put(Network.variables(network), jax.devices()[0]), options.normalised(batch.images)
@@ -92,10 +99,12 @@ def measure_network(name: str, batch_size: int) -> dict[str, Any]:
         return partial(_repeated, partial(executable, *arguments))
 
     steps = {key: compiled(key) for key in ("plain", "H2SPG")}  # one by one: their times of compilation are compared
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor() as pool:
+        sub = pool.submit(compiled, "sub-network")
+        in_one_call = pool.map(lambda key: compiled(key, _CALLS)[0], states)
         forward = dict(zip(("full", "sub-network"), pool.map(compiled_forward, (model, subnet)), strict=True))
-        steps["sub-network"] = pool.submit(compiled, "sub-network").result()
-    runs = {key: _Training(steps[key][0], initial[key], batch) for key in ("plain", "sub-network")}
+        joined = dict(zip(states, in_one_call, strict=True))
+        steps["sub-network"] = sub.result()
     momentum, state = initial["H2SPG"].opt_state
     chosen = np.isin(np.arange(len(space.groups)), removed)
     phases = {
@@ -104,15 +113,20 @@ def measure_network(name: str, batch_size: int) -> dict[str, Any]:
         "projection": (_WARMUP_STEPS, chosen),
         "target met": (_WARMUP_STEPS + _PROJECTION_STEPS, chosen),
     }
+    starts = {key: (key, initial[key]) for key in ("plain", "sub-network")}
     for phase, (number, redundant) in phases.items():
         there = momentum, state._replace(step=jnp.int32(number), redundant=jnp.asarray(redundant))
-        runs[f"H2SPG, {phase}"] = _Training(steps["H2SPG"][0], initial["H2SPG"]._replace(opt_state=there), batch)
+        starts[f"H2SPG, {phase}"] = "H2SPG", initial["H2SPG"]._replace(opt_state=there)
+    runs = {name: _Training(steps[key][0], start, batch, _CALLS) for name, (key, start) in starts.items()}
+    joined_runs = {name: _Training(joined[key], start, batch, 1) for name, (key, start) in starts.items()}
     seconds = interleaved_seconds(runs, _ROUNDS)
+    joined_seconds = interleaved_seconds(joined_runs, _ROUNDS)
     forward_seconds = interleaved_seconds(forward, _ROUNDS)
     return {
         "macs_share": macs[1] / macs[0],
         "removed": len(removed),
         "step_ms": {key: 1e3 * value / _CALLS for key, value in seconds.items()},
+        "joined_step_ms": {key: 1e3 * value / _CALLS for key, value in joined_seconds.items()},
         "forward_ms": {key: 1e3 * value / _CALLS for key, value in forward_seconds.items()},
         "compile_seconds": {key: value for key, (_, value) in steps.items()},
         "temporary_mib": {key: each.memory_analysis().temp_size_in_bytes / 2**20 for key, (each, _) in steps.items()},
@@ -120,16 +134,16 @@ def measure_network(name: str, batch_size: int) -> dict[str, Any]:
 
 
 class _Training:
-    """A training that makes some steps whenever it is called."""
+    """A training that goes on for some steps whenever it is called."""
 
-    def __init__(self, step: Callable[..., Any], state: Any, batch: Batch):
-        self._step, self._batch = step, batch
+    def __init__(self, steps: Callable[..., Any], state: Any, batch: Batch, num_calls: int):
+        self._steps, self._batch, self._num_calls = steps, batch, num_calls
         self._state = jax.device_put(jax.tree.map(np.asarray, state), jax.devices()[0])
 
     def __call__(self) -> Any:
-        """Returns what the last step reports."""
-        for _ in range(_CALLS):
-            self._state, metrics = self._step(self._state, self._batch)
+        """Returns what the last call reports."""
+        for _ in range(self._num_calls):
+            self._state, metrics = self._steps(self._state, self._batch)
         return metrics
 
 

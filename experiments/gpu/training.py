@@ -1,20 +1,23 @@
 """Trains rows of the papers' tables with everything on the device: images, their augmentation, and an epoch per call.
 
 Every row is trained in full, with H2SPG, and with a random valid selection of the same size. The images of a batch and
-what is changed of them are those of `experiments.train` with the same seed.
+what is changed of them are those of `experiments.train` with the same seed. As soon as all that is redundant is zero,
+a training goes on with the smaller network.
 """
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 import jasgnas
 from experiments.common.errors import DivergedError
@@ -23,7 +26,7 @@ from experiments.data.augment import uniforms
 from experiments.data.pipeline import changed_batch, drawn_shares, epoch_order, mean_color
 from experiments.engine.config import Config
 from experiments.engine.networks import Network, create_module
-from experiments.engine.optimizers import add_h2spg, make_optimizer, make_schedule
+from experiments.engine.optimizers import add_h2spg, make_optimizer, make_schedule, round_ends
 from experiments.engine.runs import make_space
 from experiments.engine.steps import StepOptions, TrainState, init_state, make_train_step
 
@@ -37,21 +40,31 @@ class Variant(NamedTuple):
         name: what it is called.
         score: H2SPG's score; None trains the full network.
         kinds: what it may remove, as `H2SPGConfig.kinds`.
+        as_long_as: another variant, in as many epochs as take as long as the full network's training, as far as that
+            variant's times tell; None makes as many steps as the full network.
     """
 
     name: str
     score: str | None
     kinds: str = "structures"
+    as_long_as: str | None = None
 
 
 FULL = Variant("full", None)
-ERASING = (FULL, Variant("h2spg", "default"), Variant("random", "random"))
+_H2SPG, _BOTH = Variant("h2spg", "default"), Variant("erase and slim", "default", "both")
+ERASING = (
+    FULL,
+    _H2SPG,
+    Variant("random", "random"),
+    Variant("h2spg, equal time", "default", as_long_as=_H2SPG.name),
+)
 SLIMMING = (
     FULL,
-    Variant("erase and slim", "default", "both"),
+    _BOTH,
     Variant("erase", "default"),
     Variant("slim", "default", "channels"),
     Variant("random erase and slim", "random", "both"),
+    Variant("erase and slim, equal time", "default", "both", as_long_as=_BOTH.name),
 )
 
 
@@ -73,23 +86,78 @@ Optimizer = Callable[..., optax.GradientTransformation]
 """Makes the optimizer, given the learning rates of an epoch and the seed; its state does not depend on them."""
 
 
-class Program(NamedTuple):
-    """A compiled training.
+class Recipe(NamedTuple):
+    """A training as it is planned.
 
     Attributes:
+        variant: the way to train.
+        epochs: its length.
+        shrinks_after: number of epochs after which the network becomes smaller, None for never.
+        space: what H2SPG chooses from, None for the full network.
+        optimizer: makes the optimizer.
+    """
+
+    variant: Variant
+    epochs: int
+    shrinks_after: int | None
+    space: jasgnas.SearchSpace | None
+    optimizer: Optimizer
+
+
+class Program(NamedTuple):
+    """A training, compiled for a network.
+
+    Attributes:
+        recipe: the training.
+        network: the full network, or a smaller one.
+        size: its parameters and multiply-adds.
         epoch: makes the steps of an epoch, given the state, which it keeps, the learning rates, the places and the
             seed; returns the state and the mean loss.
-        optimizer: makes the optimizer that a state begins with.
-        epochs: length of the training.
-        space: what H2SPG chooses from, None for the full network.
+        logits: returns those of the test images, given the variables.
         seconds: what compilation took.
     """
 
+    recipe: Recipe
+    network: Network
+    size: tuple[int, int]
     epoch: Callable[[TrainState, np.ndarray, Places, np.int32], tuple[TrainState, jax.Array]]
-    optimizer: Optimizer
-    epochs: int
-    space: jasgnas.SearchSpace | None
+    logits: Callable[[Any], jax.Array]
     seconds: float
+
+
+class Training(NamedTuple):
+    """How far a training is.
+
+    Attributes:
+        program: what goes on with it.
+        seed: decides initialisation, order, changes and the random score.
+        state: the arrays.
+        epoch: number of epochs made.
+        epoch_seconds: what each of them took on average: those of the full network, then those of the smaller one.
+        subnet_error: largest difference between what the network returned before it became smaller, and after that, as
+            a part of the largest logit; None if they were not compared.
+    """
+
+    program: Program
+    seed: int
+    state: TrainState
+    epoch: int = 0
+    epoch_seconds: tuple[float, ...] = ()
+    subnet_error: float | None = None
+
+    @property
+    def is_to_shrink(self) -> bool:
+        """Tells whether the network is to become smaller now."""
+        recipe = self.program.recipe
+        return self.epoch == recipe.shrinks_after and len(self.epoch_seconds) == 1
+
+    @property
+    def seconds(self) -> float:
+        """What all epochs took, compilation and construction aside."""
+        recipe = self.program.recipe
+        first = recipe.epochs if recipe.shrinks_after is None else recipe.shrinks_after
+        numbers = first, recipe.epochs - first
+        return sum(number * each for number, each in zip(numbers, self.epoch_seconds, strict=False))
 
 
 class Trainer:
@@ -109,18 +177,20 @@ class Trainer:
         self._host = jax.devices("cpu")[0]
         with jax.default_device(self._host):
             self._module = create_module(config, dataset.num_classes, dataset.image_shape[-1])
-        self._network = Network(self._module)
         self._options = StepOptions.of(config, dataset)
         self.steps_per_epoch = len(dataset.train) // config.batch_size
         self._train = jax.device_put(dataset.train.load(np.arange(len(dataset.train))))
         self._test = jax.device_put(np.stack([batch.images for batch in EvalBatches(dataset.test, _TEST_BATCH)]))
         self._labels = dataset.test.load(np.arange(len(dataset.test)))[1]
-        self._logits = jax.jit(partial(self._test_logits, self._network))
+        self._space = lru_cache(partial(make_space, self._module, dataset.image_shape))
+        self._rates = lru_cache(self._make_rates)
+        self._shrunk: dict[tuple[Any, ...], Future[Program]] = {}
+        self._lock = threading.Lock()
 
-    @cached_property
+    @property
     def full_size(self) -> tuple[int, int]:
         """Parameters and multiply-adds of the full network."""
-        return jasgnas.count_params(self._module), jasgnas.count_macs(self._module, self._images)
+        return self._full.size
 
     def places(self, seed: int, epoch: int) -> Places:
         """Returns what an epoch shows, the same as `experiments.data.TrainBatches`."""
@@ -135,71 +205,91 @@ class Trainer:
         )
 
     def compile(self, variant: Variant, epochs: int) -> Program:
-        """Compiles an epoch of a training of so many; the full network's epoch is the same for any number."""
+        """Compiles a training of so many epochs; the full network's is the same for any number."""
         if variant.score is None:
-            return self._full._replace(epochs=epochs)
-        space = make_space(self._module, self._dataset.image_shape, variant.kinds)
-        return self._compiled(space, variant.score, epochs)
+            return self._full._replace(recipe=self._full.recipe._replace(epochs=epochs))
+        space = self._space(variant.kinds)
+        last_zero = max(round_ends(self._config.h2spg, epochs * self.steps_per_epoch))
+        shrinks_after = min(-(-last_zero // self.steps_per_epoch), epochs)
+        optimizer = partial(self._optimizer, space, variant.score, epochs)
+        return self._begun(Recipe(variant, epochs, shrinks_after, space, optimizer))
 
     @cached_property
     def _full(self) -> Program:
-        return self._compiled(None, None, 1)
+        return self._begun(Recipe(FULL, 1, None, None, partial(self._optimizer, None, None, 1)))
 
-    def _compiled(self, space: jasgnas.SearchSpace | None, score: str | None, epochs: int) -> Program:
-        optimizer = partial(self._optimizer, space, score, epochs)
-        state = jax.eval_shape(lambda: self._state(optimizer, 0))
+    def _begun(self, recipe: Recipe) -> Program:
+        """Returns the program that a training begins with."""
+        return self._compiled(recipe, self._module, jax.eval_shape(lambda: self._state(recipe.optimizer, 0)))
+
+    def _compiled(self, recipe: Recipe, module: nnx.Module, state: TrainState) -> Program:
+        network = Network(module)
         given = np.zeros(self.steps_per_epoch, np.float32), self.places(0, 0), np.int32(0)
         started = time.perf_counter()
-        lowered = jax.jit(partial(self._epoch, optimizer), donate_argnums=0).lower(state, *given, *self._train)
-        executable = lowered.compile()
+        steps = partial(self._epoch, network, recipe.optimizer)
+        epoch = jax.jit(steps, donate_argnums=0).lower(state, *given, *self._train).compile()
+        logits = jax.jit(partial(self._test_logits, network)).lower(state.result, self._test).compile()
         seconds = time.perf_counter() - started
-        return Program(lambda *each: executable(*each, *self._train), optimizer, epochs, space, seconds)
+        return Program(
+            recipe,
+            network,
+            (jasgnas.count_params(module), jasgnas.count_macs(module, self._images)),
+            lambda *each: epoch(*each, *self._train),
+            lambda variables: logits(variables, self._test),
+            seconds,
+        )
 
-    def train(self, program: Program, seed: int) -> tuple[TrainState, float]:
-        """Trains from the start to the end.
+    def start(self, program: Program, seed: int) -> Training:
+        """Returns a training before its first step."""
+        with jax.default_device(self._host):
+            state = self._state(program.recipe.optimizer, seed)
+        return Training(program, seed, jax.device_put(state, jax.devices()[0]))
 
-        Args:
-            program: what `compile` returns.
-            seed: decides initialisation, order, changes and the random score.
-
-        Returns:
-            The last state, and the seconds of an epoch.
+    def advance(self, training: Training) -> Training:
+        """Trains until the network is to become smaller, or to the end.
 
         Raises:
             DivergedError: the loss is not finite.
         """
-        epochs = program.epochs
-        steps = np.arange(epochs * self.steps_per_epoch)
-        rates = np.asarray(jax.vmap(self._schedule(epochs))(steps), np.float32)
-        with jax.default_device(self._host):
-            state = self._state(program.optimizer, seed)
-        state = jax.device_put(state, jax.devices()[0])
+        program, seed, state, begin = training.program, training.seed, training.state, training.epoch
+        epochs, due = program.recipe.epochs, program.recipe.shrinks_after
+        end = due if due is not None and begin < due else epochs
+        rates = np.split(self._rates(epochs), epochs)
+        loss = jnp.float32(0)
         started = time.perf_counter()
         with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.places, seed, 0)
-            for number, part in enumerate(np.split(rates, epochs)):
+            coming = ahead.submit(self.places, seed, begin)
+            for number in range(begin, end):
                 places = coming.result()
                 coming = ahead.submit(self.places, seed, number + 1)
-                state, loss = program.epoch(state, part, places, np.int32(seed))
+                state, loss = program.epoch(state, rates[number], places, np.int32(seed))
             if not np.isfinite(loss):
-                raise DivergedError(f"the loss of the last epoch is {loss}")
-        return state, (time.perf_counter() - started) / epochs
+                raise DivergedError(f"the loss of epoch {end} is {loss}")
+        seconds = (time.perf_counter() - started) / max(1, end - begin)
+        return training._replace(state=state, epoch=end, epoch_seconds=(*training.epoch_seconds, seconds))
 
-    def test(self, state: TrainState) -> tuple[np.ndarray, float]:
-        """Returns the logits of the test images, float32 `[size, classes]`, and the accuracy in percent."""
-        return self._tested(self._logits(state.result, self._test))
-
-    def test_subnet(self, space: jasgnas.SearchSpace, state: TrainState) -> tuple[np.ndarray, float, tuple[int, int]]:
-        """Constructs the sub-network, and returns what `test` does of it, and its parameters and multiply-adds."""
+    def shrunk(self, training: Training) -> Training:
+        """Returns a training that goes on with the smaller network."""
+        recipe, state = training.program.recipe, training.state
+        assert recipe.space is not None  # nothing is removed without H2SPG
         with jax.default_device(self._host):
-            sparse = self._network.module(jax.device_get(state.result))
-            subnet = jasgnas.construct_subnet(space, sparse)
-            size = jasgnas.count_params(subnet), jasgnas.count_macs(subnet, self._images)
-            network, variables = Network(subnet), Network.variables(subnet)
-        variables = jax.device_put(variables, jax.devices()[0])
-        return *self._tested(jax.jit(partial(self._test_logits, network))(variables, self._test)), size
+            step, variables, *carried = jax.device_get(state)
+            module, carried = jasgnas.shrink(recipe.space, training.program.network.module(variables), carried)
+            state = TrainState(step, Network.variables(module), *carried)
+        key = recipe.variant, recipe.epochs, jasgnas.h2spg_state(state.opt_state).remainder.removed
+        with self._lock:
+            is_new = key not in self._shrunk
+            coming = self._shrunk.setdefault(key, Future())
+        if is_new:  # no other training has come to the same network
+            try:
+                coming.set_result(self._compiled(recipe, module, state))
+            except BaseException as error:
+                coming.set_exception(error)
+        return training._replace(program=coming.result(), state=jax.device_put(state, jax.devices()[0]))
 
-    def _tested(self, logits: jax.Array) -> tuple[np.ndarray, float]:
+    def test(self, training: Training) -> tuple[np.ndarray, float]:
+        """Returns the logits of the test images, float32 `[size, classes]`, and the accuracy in percent."""
+        logits = training.program.logits(training.state.result)
         values = np.asarray(logits).reshape(-1, logits.shape[-1])[: len(self._labels)]
         return values, 100 * float(np.mean(values.argmax(axis=1) == self._labels))
 
@@ -211,6 +301,11 @@ class Trainer:
         config = self._config.optimizer
         config = dataclasses.replace(config, warmup_epochs=min(config.warmup_epochs, epochs / 10))
         return make_schedule(config, self.steps_per_epoch, epochs * self.steps_per_epoch)
+
+    def _make_rates(self, epochs: int) -> np.ndarray:
+        """Returns the learning rate of each step, float32."""
+        steps = np.arange(epochs * self.steps_per_epoch)
+        return np.asarray(jax.vmap(self._schedule(epochs))(steps), np.float32)
 
     def _optimizer(
         self,
@@ -230,6 +325,8 @@ class Trainer:
         if space is None or score is None:
             return tx
         h2spg = dataclasses.replace(config.h2spg, score=score)
+        if not space.dimensions:  # what is said about channels is for the variants that have some
+            h2spg = dataclasses.replace(h2spg, min_channels=None, multiple_of=None)
         schedule, num_steps = self._schedule(epochs), epochs * self.steps_per_epoch
         return add_h2spg(tx, space, h2spg, config.optimizer.name, schedule, num_steps, 0 if seed is None else seed)
 
@@ -240,6 +337,7 @@ class Trainer:
 
     def _epoch(
         self,
+        network: Network,
         optimizer: Optimizer,
         state: TrainState,
         rates: jax.Array,
@@ -248,7 +346,7 @@ class Trainer:
         images: jax.Array,
         labels: jax.Array,
     ) -> tuple[TrainState, jax.Array]:
-        train_step = make_train_step(self._network, optimizer(rates, seed), self._options, None)
+        train_step = make_train_step(network, optimizer(rates, seed), self._options, None)
         augmentation, fill = self._config.data.augmentation, mean_color(self._dataset)
 
         def step(state: TrainState, place: Places) -> tuple[TrainState, jax.Array]:

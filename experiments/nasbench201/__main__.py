@@ -38,7 +38,7 @@ def run(command: Command) -> None:
     table = read_table(command.table)
     search = Search(command.settings)
     settings = dataclasses.asdict(command.settings)
-    del settings["data_dir"]  # is this machine's
+    del settings["data_dir"], settings["files"]  # are this machine's
     accuracies = []
     trainings = [(command.score, seed) for seed in command.seeds]
     trainings += [(score, command.seeds[0]) for score in command.other_scores]

@@ -15,6 +15,7 @@ from flax import nnx
 import jasgnas
 from experiments.common.errors import ConfigError, DivergedError
 from experiments.data import Augmentation, Dataset, TrainBatches, open_dataset
+from experiments.data.files import read_files
 from experiments.engine.config import Config
 from experiments.engine.networks import Network
 from experiments.engine.steps import StepOptions, TrainStep, init_state, make_train_step
@@ -37,6 +38,9 @@ class Settings:
     """Name of the data set: the embedded digits, or one that `experiments.prepare` has made ready."""
     data_dir: Path | None = None
     """Folder of the data sets."""
+    files: Path | None = None
+    """Folder of the files that the data sets are published in, as `python -m experiments.bundle_gpu` collects them, in
+    place of prepared data sets."""
     image_size: int | None = None
     """Height and width to bring the images to, where they differ in size."""
     num_train: int | None = None
@@ -103,9 +107,12 @@ class Search:
             DataError: there is no such data set, or it is not prepared.
         """
         self._settings = settings
-        self._dataset: Dataset = open_dataset(settings.dataset, settings.data_dir, settings.image_size).take(
-            settings.num_train, None
+        dataset = (
+            open_dataset(settings.dataset, settings.data_dir, settings.image_size)
+            if settings.files is None
+            else read_files(settings.dataset, settings.files)
         )
+        self._dataset: Dataset = dataset.take(settings.num_train, None)
         image = jax.ShapeDtypeStruct((1, *self._dataset.image_shape), jnp.float32)
         self._image = image
         self._steps = lru_cache(self._make_steps)

@@ -15,13 +15,13 @@ import jasgnas
 from experiments.common.errors import ConfigError, DataError
 from experiments.data import Augmentation, TrainBatches, open_dataset
 from experiments.data.datasets import ArrayImages, Dataset
+from experiments.data.files import read_files
 from experiments.data.pipeline import changed_batch, mean_color
 from experiments.engine.config import Config, H2SPGConfig, ModelConfig
 from experiments.engine.networks import Network, create_module
 from experiments.engine.optimizers import make_optimizer, make_schedule
 from experiments.engine.steps import StepOptions, init_state, make_train_step
 from experiments.gpu import bundling
-from experiments.gpu.files import read_files
 from experiments.gpu.journal import Journal, read_lines
 from experiments.gpu.page import write_page
 from experiments.gpu.races import RACES, Deadline, Races
@@ -61,19 +61,23 @@ def test_batches_on_the_device_are_those_of_the_host(small: tuple[Config, Datase
         np.testing.assert_allclose(one.shares, other.shares, rtol=1e-6)
 
 
-def test_training_on_the_device_ends_with_the_target_and_an_exact_sub_network(small: tuple[Config, Dataset]) -> None:
+def test_training_on_the_device_goes_on_with_an_exact_sub_network(small: tuple[Config, Dataset]) -> None:
     config, dataset = small
-    trainer = Trainer(config, dataset)
-    program = trainer.compile(Variant("h2spg", "default"), 2)
-    state, seconds = trainer.train(program, 0)
-    assert seconds > 0
-    assert int(jasgnas.h2spg_state(state.opt_state).zero.sum()) == 2
-    logits, accuracy = trainer.test(state)
-    assert program.space is not None
-    subnet_logits, subnet_accuracy, size = trainer.test_subnet(program.space, state)
+    trainer = Trainer(replace(config, h2spg=replace(config.h2spg, warmup_fraction=0.25)), dataset)
+    full = trainer.advance(trainer.start(trainer.compile(Variant("h2spg", "default"), 2), 0))
+    assert full.epoch == 1 and full.is_to_shrink
+    assert int(jasgnas.h2spg_state(full.state.opt_state).zero.sum()) == 2
+    logits, accuracy = trainer.test(full)
+    smaller = trainer.shrunk(full)
+    subnet_logits, subnet_accuracy = trainer.test(smaller)
     np.testing.assert_allclose(subnet_logits, logits, atol=1e-4 * np.abs(logits).max())
     assert logits.shape == (64, 10) and 0 <= accuracy == subnet_accuracy
-    assert size[0] < trainer.full_size[0] and size[1] < trainer.full_size[1]
+    assert smaller.program.size[0] < trainer.full_size[0] and smaller.program.size[1] < trainer.full_size[1]
+    assert trainer.shrunk(full).program is smaller.program, "the same network is compiled once"
+    end = trainer.advance(smaller)
+    assert end.epoch == 2 and not end.is_to_shrink
+    assert end.seconds == pytest.approx(sum(end.epoch_seconds))
+    assert np.abs(trainer.test(end)[0] - logits).max() > 1e-3 * np.abs(logits).max(), "it goes on learning"
 
 
 def test_full_training_is_the_engines(small: tuple[Config, Dataset]) -> None:
@@ -81,7 +85,7 @@ def test_full_training_is_the_engines(small: tuple[Config, Dataset]) -> None:
     config, dataset = small
     config = replace(config, data=replace(config.data, augmentation=Augmentation()))
     trainer = Trainer(config, dataset)
-    state, _ = trainer.train(trainer.compile(FULL, 2), 0)
+    state = trainer.advance(trainer.start(trainer.compile(FULL, 2), 0)).state
     taken = dataset.take(64, 64)
     module = create_module(config, 10, 1)
     tx = make_optimizer(config.optimizer, make_schedule(config.optimizer, 4, 8))
