@@ -88,10 +88,13 @@ def broken(ndim: int) -> Zeros:
 
 def zero_at(axes: Iterable[np.ndarray | None]) -> Zeros:
     """A value that is zero where its axes are marked: an empty mask says nothing, a full one that all is zero."""
-    axes = tuple(None if mask is None or not mask.any() else mask for mask in axes)
-    if any(mask is not None and mask.all() for mask in axes):
-        return zero(len(axes))
-    return Zeros(axes)
+    known: list[np.ndarray | None] = []
+    is_full = False
+    for mask in axes:
+        num_zeros = 0 if mask is None else np.count_nonzero(mask)
+        is_full = is_full or (mask is not None and bool(0 < num_zeros == mask.size))
+        known.append(mask if num_zeros else None)
+    return zero(len(known)) if is_full else Zeros(tuple(known))
 
 
 def meet(values: Sequence[Zeros]) -> Zeros:
@@ -126,8 +129,15 @@ def filled(mask: np.ndarray | None, size: int) -> np.ndarray:
 
 def normalize(axes: Iterable[np.ndarray | None]) -> Need:
     """Brings a need or layout to its one form: a full vector becomes None, an empty one makes it `NOTHING`."""
-    axes = tuple(None if mask is None or mask.all() else mask for mask in axes)
-    return NOTHING if any(mask is not None and not mask.any() for mask in axes) else axes
+    needed: list[np.ndarray | None] = []
+    for mask in axes:
+        if mask is None or (num := np.count_nonzero(mask)) == mask.size:
+            needed.append(None)
+        elif num:
+            needed.append(mask)
+        else:
+            return NOTHING
+    return tuple(needed)
 
 
 def union(first: Need, second: Need) -> Need:

@@ -6,6 +6,7 @@ Operands without axes, and axes of size one, are broadcast.
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import reduce
 from itertools import combinations, product
 from typing import Any
 
@@ -36,7 +37,8 @@ class Elementwise(Sourced):
 
         Args:
             eqn: the equation.
-            values: one number for each operand, None where it is not known; it may then be any finite one.
+            values: one number for each operand, None where it is not known; it may then be any finite one. Not all
+                are None.
 
         Returns:
             The number that every backend computes, or None. NaN where a result is not finite though its operands are.
@@ -49,17 +51,18 @@ class Elementwise(Sourced):
         constants = [value.constant for value in operands]
         axes: list[np.ndarray | None] = [None] * ndim
         with np.errstate(all="ignore"):
-            everywhere = self._settled(eqn, constants)
+            is_any_known = any(value is not None for value in constants)
+            everywhere = self._settled(eqn, constants) if is_any_known else None
             if not self._is_finite(constants, everywhere):
                 return [broken(ndim)]
             for axis in range(ndim):
                 for zero_here, region in _regions(operands, axis, ndim):
                     result = self._settled(eqn, [0 if i in zero_here else value for i, value in enumerate(constants)])
-                    if result is not None and not np.isfinite(result):
-                        return [broken(ndim)]
                     if result is not None and result == 0:
                         known = axes[axis]
                         axes[axis] = region if known is None else known | region
+                    elif result is not None and not np.isfinite(result):
+                        return [broken(ndim)]
         return [zero_at(axes) if everywhere is None else Zeros((None,) * ndim, everywhere)]
 
     def _is_finite(self, constants: Sequence[Any], result: Any) -> bool:
@@ -131,8 +134,8 @@ def _regions(operands: Sequence[Zeros], axis: int, ndim: int) -> Iterator[tuple[
     masks = {i: m for i, v in enumerate(operands) if len(v.axes) == ndim and (m := v.axes[axis]) is not None}
     for size in range(1, len(masks) + 1):
         for chosen in combinations(masks, size):
-            region = np.logical_and.reduce([masks[i] for i in chosen])
-            if region.any():
+            region = reduce(np.logical_and, [masks[i] for i in chosen])
+            if np.count_nonzero(region):
                 yield set(chosen), region
 
 
@@ -206,8 +209,10 @@ class Rounds(Computes):
 
     def at(self, eqn: Equation, values: Sequence[Any]) -> Any:
         result = super().at(eqn, values)
+        if result is None or not any(values):  # nothing is rounded where all are zero
+            return result
         dtype = eqn.out_avals[0].dtype
-        if result is None or not jax.dtypes.issubdtype(dtype, np.floating) or not all(map(np.isfinite, values)):
+        if not jax.dtypes.issubdtype(dtype, np.floating) or not all(map(np.isfinite, values)):
             return result
         if not np.isfinite(result):
             return np.nan

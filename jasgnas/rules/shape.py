@@ -115,6 +115,9 @@ def _regrouped(
         if all(axes[axis] is None for axis in sources):
             masks += [None] * len(targets)
             continue
+        if len(sources) == len(targets) == 1:
+            masks.append(axes[sources[0]])
+            continue
         joint = _joint(axes, old, sources, combine).reshape([new[axis] for axis in targets])
         others = [tuple(i for i in range(joint.ndim) if i != axis) for axis in range(joint.ndim)]
         masks += [alike.reduce(joint, rest) for rest in others]

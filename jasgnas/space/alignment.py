@@ -154,7 +154,7 @@ def _key(eqn: Equation, operands: Sequence[Zeros]) -> Hashable | None:
             said.append(str(atom.value))
         elif known.anywhere or known.entries is not None or known.constant is not None:
             return None
-    shapes = tuple((aval.shape, str(aval.dtype)) for aval in (*eqn.in_avals, *eqn.out_avals))
+    shapes = tuple((aval.shape, aval.dtype) for aval in (*eqn.in_avals, *eqn.out_avals))
     key = (eqn.primitive, tuple(said), shapes, tuple(sorted(eqn.params.items(), key=lambda item: item[0])))
     try:
         hash(key)

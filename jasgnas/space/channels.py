@@ -12,7 +12,7 @@ is proved by what `construct_subnet` goes by: with a channel zero, none of its e
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from jasgnas.graph.graph import Graph
 from jasgnas.program.jaxpr import Equation, Program
 from jasgnas.program.masks import NOTHING, coarsened, filled, zero_at
 from jasgnas.rules.base import describe
-from jasgnas.rules.flow import all_needed, propagate_needs, propagate_zeros
+from jasgnas.rules.flow import ZeroFlow, all_needed, propagate_needs
 from jasgnas.space.alignment import Aligner, regrouping
 from jasgnas.space.dimensions import Channels, Dimension, LeafAxis, Place
 from jasgnas.space.groups import NOBODY
@@ -153,10 +153,10 @@ class _Connector:
         """Connects the nodes of each block."""
         members = np.concatenate([first[blocks != NOBODY], second[others != NOBODY]])
         labels = np.concatenate([blocks[blocks != NOBODY], others[others != NOBODY]])
-        _, position, inverse = np.unique(labels, return_index=True, return_inverse=True)
-        heads = members[position][inverse]
-        is_other = heads != members
-        self._edges.append((heads[is_other], members[is_other]))
+        heads = np.zeros(labels.max(initial=NOBODY) + 1, int)
+        heads[labels] = members  # any one of each block
+        is_other = heads[labels] != members
+        self._edges.append((heads[labels][is_other], members[is_other]))
 
     def _reshape(self, eqn: Equation) -> list[tuple[Place, Place]]:
         """Connects axes that a reshape leaves as they are, and notes choices where it merges or splits them."""
@@ -316,7 +316,7 @@ def _unproved(graph: Graph, leaves: Sequence[Leaf], channels: Channels) -> list[
     sizes = np.array([dimension.size for dimension in channels.dimensions], int)
     position = np.arange(len(channels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     failed = [""] * len(sizes)
-    for number, marked in enumerate(_separating(len(channels))):
+    for number, marked in enumerate(_separating(sizes.tolist())):
         # Without all channels of a dimension nothing might be needed at all: one is left.
         is_full = np.bincount(dimension_of, marked, len(sizes)) == sizes
         marked &= ~(is_full[dimension_of] & (position == number % sizes[dimension_of]))
@@ -326,6 +326,16 @@ def _unproved(graph: Graph, leaves: Sequence[Leaf], channels: Channels) -> list[
             for each in np.unique(dimension_of[groups - channels.first]).tolist():
                 failed[each] = failed[each] or f"with what makes a channel at zero, {_described(graph, var)} is needed"
     return failed
+
+
+def _reached(program: Program, variables: Iterable[int]) -> list[tuple[int, Equation]]:
+    """Returns the equations whose results depend on some variables, with their positions."""
+    reached, found = set(variables), []
+    for position, eqn in enumerate(program.equations):
+        if not reached.isdisjoint(eqn.inputs):
+            found.append((position, eqn))
+            reached.update(eqn.outputs)
+    return found
 
 
 def _described(graph: Graph, var: int) -> str:
@@ -338,28 +348,38 @@ def _needed(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields the variables in which removed channels are needed though what makes them is zero, and these."""
     program = graph.program
-    zeros: list[list[np.ndarray | None]] = [[None] * len(leaf.shape) for leaf in leaves]
+    zeros: dict[int, list[np.ndarray | None]] = {}
     for each in channels.axes:
         if each.makes:
-            zeros[each.leaf][each.axis] = removed[each.groups]
-    flow = propagate_zeros(program, [zero_at(axes) for axes in zeros])
+            axes = zeros.setdefault(program.inputs[each.leaf], [None] * len(leaves[each.leaf].shape))
+            axes[each.axis] = removed[each.groups]
+    known = {var: zero_at(axes) for var, axes in zeros.items()}
+    flow = ZeroFlow({**graph.full.zeros, **known}).through(_reached(program, known))
     needs = propagate_needs(program, flow, all_needed(program))
     for (var, axis), groups in channels.places.items():
         need = coarsened(needs.read(var))
         if need != NOTHING:
             left = filled(need[axis], len(groups)) & removed[groups]
-            if left.any():
+            if np.count_nonzero(left):
                 yield var, groups[left]
 
 
-def _separating(num: int) -> Iterator[np.ndarray]:
-    """Yields sets of numbers, bool `[num]`, such that of any two numbers each is in a set without the other.
+def _separating(sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yields sets of channels, bool `[num_channels]`, such that of two channels each is in a set without the other.
 
-    Each number is in half of the sets, and no two are in the same half (a Sperner family): as few sets as that takes.
+    That holds of any two of a dimension, and of those of the same index of two dimensions: each is in half of the sets,
+    and no two are in the same half (a Sperner family), as few sets as that takes. A channel shares its sets with one of
+    each other dimension at most, which is enough: what needs another dimension fails with any of its channels.
+
+    Args:
+        sizes: numbers of channels of the dimensions.
     """
-    num_sets = next(k for k in itertools.count() if math.comb(k, k // 2) >= num)
+    num_words = max([*sizes, len(sizes)])
+    num_sets = next(k for k in itertools.count() if math.comb(k, k // 2) >= num_words)
     words = np.arange(1 << num_sets)
     counts = sum(words >> bit & 1 for bit in range(num_sets))
-    chosen = words[counts == num_sets // 2][:num]
+    halves = words[counts == num_sets // 2]
+    dealt = [halves[(shift + np.arange(size)) % len(halves)] for shift, size in enumerate(sizes)]
+    chosen = np.concatenate([np.zeros(0, int), *dealt])
     for bit in range(num_sets):
         yield (chosen >> bit & 1).astype(bool)

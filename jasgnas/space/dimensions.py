@@ -92,16 +92,17 @@ class Channels:
     def num_params(self, leaves: Sequence[Leaf]) -> np.ndarray:
         """Returns the number of parameters of each channel group, int64 `[num_channels]`."""
         total = np.zeros(len(self), np.int64)
-        counted: dict[int, list[tuple[np.ndarray, int]]] = {}
+        counted: dict[int, list[tuple[np.ndarray, np.ndarray, int]]] = {}
         for each in self.axes:
             if each.makes:
-                counts = np.bincount(each.groups[each.groups != NOBODY] - self.first, minlength=len(self))
+                own, counts = np.unique(each.groups[each.groups != NOBODY] - self.first, return_counts=True)
                 size = int(np.prod(leaves[each.leaf].shape))
-                total += counts * (size // len(each.groups))
+                total[own] += counts * (size // len(each.groups))
                 # Entries on two axes of a leaf in the same group, as of a matrix from a width to itself, count once.
-                for other, length in counted.setdefault(each.leaf, []):
-                    total -= counts * other * (size // len(each.groups) // length)
-                counted[each.leaf].append((counts, len(each.groups)))
+                for others, other_counts, length in counted.setdefault(each.leaf, []):
+                    both, i, j = np.intersect1d(own, others, assume_unique=True, return_indices=True)
+                    total[both] -= counts[i] * other_counts[j] * (size // len(each.groups) // length)
+                counted[each.leaf].append((own, counts, len(each.groups)))
         return total
 
     def name(self, index: int) -> str:
@@ -148,7 +149,7 @@ class Channels:
                 along = _owned_along(owners.get(leaves[each.leaf].path, ()), each)
                 is_channel = each.groups != NOBODY
                 dimensions = self.dimension_of[each.groups[is_channel] - self.first]
-                for dimension, owner in np.unique([dimensions, along[is_channel]], axis=1).T.tolist():
+                for dimension, owner in {*zip(dimensions.tolist(), along[is_channel].tolist(), strict=True)}:
                     found[dimension].add(owner)
         return np.array([each.pop() if len(each) == 1 else NOBODY for each in found], int)
 
