@@ -15,6 +15,7 @@ PARTS = {
     "training": "total time to a trained sub-network: shrinking, not shrinking, the full network alone",
     "h2spg": "overhead of the optimizer, and the share of valid selections without its hierarchy",
     "analysis": "time of the analysis by size of the network",
+    "channels": "time of finding channels, up to a decoder of 7 billion parameters",
     "subnet": "time and memory of sub-networks beside the full network",
     "latency": "predicted and measured time of sub-networks, and of rounded widths",
     "saved": "saved sub-networks: sizes on disk, largest difference, time to load and of the first call",
@@ -29,7 +30,7 @@ class Config:
     """Runs the benchmarks."""
 
     only: tuple[str, ...] = tuple(PARTS)
-    """Which ones: training, h2spg, analysis, subnet, latency, saved, devices, input."""
+    """Which ones: training, h2spg, analysis, channels, subnet, latency, saved, devices, input."""
     data_dir: Path | None = None
     """Folder of the prepared data sets, for `training` and `input`."""
     output_dir: Path = Path("runs/benchmarks")

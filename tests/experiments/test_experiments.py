@@ -363,6 +363,7 @@ def test_commands_are_called_by_the_names_that_they_are_run_by(
         ("bench_latency", "--networks demo_nett 2", "no network 'demo_nett': did you mean demo_net"),
         ("bench_input", "--recipes digit", "no recipe 'digit': did you mean digits"),
         ("bench_report", "demo_nett", "no network 'demo_nett': did you mean demo_net"),
+        ("bench_channels", "--networks demo_nett", "no network 'demo_nett': did you mean demo_net"),
         ("bench_saved", "--networks demo_nett", "no network 'demo_nett': did you mean demo_net"),
         ("bench_subnet", "--networks DemoNett 2", "no network 'DemoNett': did you mean DemoNet"),
         ("bench_training", "--rows digit digits", "no preset 'digit': did you mean digits"),
