@@ -51,19 +51,34 @@ def run(config: Config) -> Iterator[Table]:
         model.eval()
         space = jasgnas.search_space(model, x, channels=True)
         table = jasgnas.measure_latency(space, repeats=config.repeats)
-        yield _predictions(f"{name}, batch {batch_size}", model, space, table, config)
-        yield _rounded(f"{name}, batch {batch_size}", model, space, config)
+        race = _Race(model, space, config.repeats)
+        yield _predictions(f"{name}, batch {batch_size}", race, table, config.num_subnets)
+        yield _rounded(f"{name}, batch {batch_size}", race)
 
 
-def _predictions(
-    title: str, model: nnx.Module, space: jasgnas.SearchSpace, table: jasgnas.LatencyTable, config: Config
-) -> Table:
+class _Race:
+    """Times sub-networks in turns with the full network, which is compiled once."""
+
+    def __init__(self, model: nnx.Module, space: jasgnas.SearchSpace, repeats: int):
+        self._model, self.space, self._repeats = model, space, repeats
+        (aval,) = space.call.avals
+        self._x = jnp.ones(aval.shape, aval.dtype)
+        self._full = _compiled(model, self._x)
+
+    def seconds(self, removed: Sequence[int]) -> tuple[float, float]:
+        """Returns the seconds of a forward pass of the full network and of the one without some groups."""
+        subnet = jasgnas.construct_subnet(self.space, self.space.zero(self._model, removed), allow_nothing=True)
+        subnet.eval()
+        seconds = interleaved_seconds({"full": self._full, "sub": _compiled(subnet, self._x)}, self._repeats)
+        return seconds["full"], seconds["sub"]
+
+
+def _predictions(title: str, race: _Race, table: jasgnas.LatencyTable, num_subnets: int) -> Table:
     """Compares predicted and measured seconds of random mixtures of structures and channels."""
-    removals = [draw_mixture(space, seed) for seed in range(config.num_subnets)]
+    space = race.space
+    removals = [draw_mixture(space, seed) for seed in range(num_subnets)]
     # The table is of the time that the full network took then; what it takes now may differ on a busy machine.
-    pairs = [
-        (table.predict(space, removed) / table.seconds, _seconds(model, space, removed, config)) for removed in removals
-    ]
+    pairs = [(table.predict(space, removed) / table.seconds, race.seconds(removed)) for removed in removals]
     errors = [abs(share * full - own) / own for share, (full, own) in pairs]
     shown = Table(
         "multiply-adds",
@@ -80,8 +95,9 @@ def _predictions(
     return shown
 
 
-def _rounded(title: str, model: nnx.Module, space: jasgnas.SearchSpace, config: Config) -> Table:
+def _rounded(title: str, race: _Race) -> Table:
     """Compares the time of narrowed networks with their share of multiply-adds, by the multiple of their widths."""
+    space = race.space
     shown = Table(
         "multiple of", "multiply-adds", "forward time", title=f"{title}: share of the full network's, channels alone"
     )
@@ -91,21 +107,9 @@ def _rounded(title: str, model: nnx.Module, space: jasgnas.SearchSpace, config: 
     for multiple in MULTIPLES:
         for share in SHARES:
             removed = space.select(scores, target_macs=share, multiple_of=multiple)
-            full, own = _seconds(model, space, removed, config)
+            full, own = race.seconds(removed)
             shown.add_row(str(multiple), f"{space.subnet_size(removed)[1] / whole:.0%}", f"{own / full:.0%}")
     return shown
-
-
-def _seconds(
-    model: nnx.Module, space: jasgnas.SearchSpace, removed: Sequence[int], config: Config
-) -> tuple[float, float]:
-    """Returns the seconds of a forward pass of the full network and of a sub-network."""
-    subnet = jasgnas.construct_subnet(space, space.zero(model, removed), allow_nothing=True)
-    subnet.eval()
-    x = jnp.ones(space.call.avals[0].shape, space.call.avals[0].dtype)
-    runs = {name: _compiled(network, x) for name, network in (("full", model), ("sub", subnet))}
-    seconds = interleaved_seconds(runs, config.repeats)
-    return seconds["full"], seconds["sub"]
 
 
 def _compiled(network: nnx.Module, x: jax.Array) -> Callable[[], Any]:
