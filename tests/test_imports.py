@@ -12,8 +12,13 @@ LIBRARY = Path(jasgnas.__file__).parent
 HELPERS = ("errors", "checks", "pytree", "collector", "versions")
 ROOMS = ("program", "rules", "bridge", "graph", "space", "gates", "optimizer", "subnet", "pages", "source", "saved")
 ORDER = (*HELPERS, *ROOMS, "__init__", "cli", "__main__")
-# How a search space shows itself is the one thing that is known only later: the methods import it when they are called.
-DISPLAY = {("space/search.py", "_repr_html_", "pages"), ("space/search.py", "_repr_svg_", "pages")}
+# How search spaces and sub-networks show themselves is the one thing that is known only later: the methods import it
+# when they are called.
+DISPLAY = {
+    ("space/search.py", "_repr_html_", "pages"),
+    ("space/search.py", "_repr_svg_", "pages"),
+    ("bridge/base.py", "_repr_svg_", "pages"),
+}
 
 
 def imports(node, function=None):

@@ -52,6 +52,16 @@ class Recipe(Protocol):
         """Returns the network outputs, and the arrays that the call has changed, by path."""
 
 
+class Shown:
+    """A sub-network that notebooks show as a drawing, where nothing shows it in a richer form, as treescope does."""
+
+    def _repr_svg_(self) -> str | None:
+        """Returns a drawing of what is left."""
+        from jasgnas.pages.drawing import picture  # here, because drawings are made of sub-networks
+
+        return picture(self)
+
+
 class Model(ABC):
     """A model of any flavour, as a pure function of its leaves.
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.tree_util import tree_map_with_path
 
-from jasgnas.bridge.base import Model, Recipe, abstracted
+from jasgnas.bridge.base import Model, Recipe, Shown, abstracted
 from jasgnas.bridge.carry import GONE
 from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path, path_str
@@ -210,7 +210,7 @@ class EquinoxModel(Model):
         return super().carry(state, subnet, move_node, is_whole)
 
 
-class SubNetwork(eqx.Module):
+class SubNetwork(Shown, eqx.Module):
     """A smaller module that computes what the full one does; its class is derived from that of the full one, too.
 
     It has the fields of the full module, with None for the arrays that are gone, and is called like it: by `__call__`,

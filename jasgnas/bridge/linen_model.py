@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.core import FrozenDict, freeze, unfreeze
 from jax.tree_util import tree_map_with_path
 
-from jasgnas.bridge.base import Model, Recipe, abstracted, is_variables
+from jasgnas.bridge.base import Model, Recipe, Shown, abstracted, is_variables
 from jasgnas.bridge.carry import pruned
 from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path, path_str
@@ -142,7 +142,7 @@ def _as_variables(tree: Mapping[str, Any], collections: Sequence[str]) -> dict[s
     return {"params": params} | {name: tree[name] for name in collections if name in tree}
 
 
-class SubNetworkModule(nn.Module):
+class SubNetworkModule(Shown, nn.Module):
     """A smaller module that computes what the full one does; `apply` takes the same arguments.
 
     Attributes:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jasgnas.bridge.base import Model, Recipe, abstracted
+from jasgnas.bridge.base import Model, Recipe, Shown, abstracted
 from jasgnas.bridge.carry import GONE, pruned
 from jasgnas.errors import ArgumentError, MissingPartError
 from jasgnas.pytree import leaves_by_path
@@ -332,7 +332,7 @@ class _Items(_Part):
         return getattr(self, str(places[index]))
 
 
-class SubNetwork(_Part):
+class SubNetwork(Shown, _Part):
     """A smaller module that computes what the full one does.
 
     Its parameters and state have the names they had in the full module (`subnet.conv1.kernel`, `subnet.blocks[2]`);

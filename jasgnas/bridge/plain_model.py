@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jasgnas.bridge.base import Model, Recipe, abstracted, positional_names
+from jasgnas.bridge.base import Model, Recipe, Shown, abstracted, positional_names
 from jasgnas.bridge.carry import pruned
 from jasgnas.errors import ArgumentError
 from jasgnas.pytree import leaves_by_path
@@ -91,7 +91,7 @@ class PlainModel(Model):
 
 
 @dataclass(frozen=True, eq=False)
-class SubNetworkFunction:
+class SubNetworkFunction(Shown):
     """A function of smaller parameters that computes what the full one does; pickled if the full one can be.
 
     Attributes:

@@ -9,16 +9,15 @@ from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 from jasgnas.errors import ArgumentError, JasgnasError
 from jasgnas.pages.data import drawing_data
 from jasgnas.pages.files import asset, engine
 from jasgnas.pages.left import left_of
-
-if TYPE_CHECKING:
-    from jasgnas.space.search import SearchSpace
+from jasgnas.space.search import SearchSpace
+from jasgnas.subnet.construct import opened_subnet
 
 View = Literal["segments", "operators", "subnet"]
 VIEWS: tuple[View, ...] = ("segments", "operators", "subnet")
@@ -29,6 +28,8 @@ _PNG_SCALE = 2
 _MOST_PIXELS = 8192
 # Segments of a drawing that a notebook makes unasked.
 _MOST_DRAWN = 150
+# Arrays of a full network that a notebook traces anew, unasked, for the drawing of a sub-network: a second or two.
+_MOST_TRACED = 1000
 
 
 class Drawing(str):
@@ -39,50 +40,78 @@ class Drawing(str):
 
 
 def draw(
-    space: "SearchSpace",
+    space: SearchSpace | Any,
     redundant: Iterable[int] = (),
     path: str | Path | None = None,
     *,
-    view: View = "segments",
+    view: View | None = None,
 ) -> Drawing:
-    """Draws a graph of the search space, top to bottom, for papers and notebooks.
+    """Draws a graph of a search space or of a sub-network, top to bottom, for papers and notebooks.
 
     Needs the extra `draw`: `pip install 'jasgnas[draw]'`.
 
     Args:
-        space: the search space.
-        redundant: indices of groups to show as removed, with what is dead without them.
+        space: the search space, or a sub-network that `jasgnas.construct_subnet` or `jasgnas.shrink` returned: the
+            module, the transform or the function, without its parameters. Of a sub-network the full one is traced anew.
+        redundant: indices of groups to show as removed, with what is dead without them; a sub-network knows them.
         path: file to write: SVG, or PNG where the name ends in `.png`.
         view: "segments", "operators" for every operator inside its segment, or "subnet" for what is left, in its own
-            sizes.
+            sizes. By default "segments" of a search space, and "subnet" of a sub-network, of which the others show the
+            full network and what is gone.
 
     Returns:
         The drawing: a string of SVG, which notebooks show as an image. Its texts need a monospaced font, which every
         browser has.
 
     Raises:
-        ArgumentError: `view` or an index is none there is.
+        ArgumentError: `view` or an index is none there is; what was given is neither a search space nor a sub-network,
+            or it is one and `redundant` is given.
         JasgnasError: the extra is not installed.
         OSError: the file cannot be written.
     """
-    if view not in VIEWS:
+    if view is not None and view not in VIEWS:
         raise ArgumentError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+    redundant = list(redundant)
+    if not isinstance(space, SearchSpace):
+        if redundant:
+            raise ArgumentError("a sub-network knows what was removed of it: leave out redundant=")
+        space, redundant = _full_space(space)
+        view = view or "subnet"
     removed = space.removed(redundant)
-    svg = _svg(drawing_data(space, left_of(space, removed) if removed.any() else None), view)
+    svg = _svg(drawing_data(space, left_of(space, removed) if removed.any() else None), view or "segments")
     if path is not None:
         path = Path(path)
         path.write_bytes(_png(svg) if path.suffix.lower() == ".png" else svg.encode())
     return Drawing(svg)
 
 
-def picture(space: "SearchSpace") -> str | None:
-    """Returns the drawing of a search space, None where nobody could read it or the extra `draw` is not installed."""
+def picture(network: SearchSpace | Any) -> str | None:
+    """Returns the drawing of a search space or a sub-network for a notebook.
+
+    None where nobody could read it, where it would take long to find, or where the extra `draw` is not installed: a
+    notebook has something else to show.
+    """
+    is_space = isinstance(network, SearchSpace)
+    if not is_space and ((made := opened_subnet(network)) is None or len(made[0].leaves) > _MOST_TRACED):
+        return None
+    space, redundant = (network, []) if is_space else _full_space(network)
     if len(space.graph.segments) > _MOST_DRAWN:
         return None
     try:
-        return draw(space)
-    except JasgnasError:  # a notebook shows the page all the same
+        return draw(space, redundant, view="segments" if is_space else "subnet")
+    except JasgnasError:
         return None
+
+
+def _full_space(subnet: Any) -> tuple[SearchSpace, list[int]]:
+    """Makes the search space again that a sub-network was made of, and returns it with the groups that are gone."""
+    if (made := opened_subnet(subnet)) is None:
+        raise ArgumentError(
+            "expected a search space, or a sub-network as jasgnas.construct_subnet returns it, without its parameters; "
+            f"got {type(subnet).__name__}"
+        )
+    recipe, model = made
+    return recipe.origin.space(model), list(recipe.origin.removed)
 
 
 def _svg(data: dict[str, Any], view: View) -> str:

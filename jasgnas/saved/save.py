@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jasgnas.bridge import Leaf, Model, flavours
+from jasgnas.bridge import Leaf, Model
 from jasgnas.bridge.trace import Call, trace_model
 from jasgnas.errors import ArgumentError
 from jasgnas.pages import report as write_report
@@ -31,7 +31,7 @@ from jasgnas.saved.script import run_script
 from jasgnas.saved.tensors import raw, raw_aval, to_bytes
 from jasgnas.saved.trees import Json, described
 from jasgnas.saved.written import write_source
-from jasgnas.subnet.construct import Recipe, stored_leaves
+from jasgnas.subnet.construct import Recipe, opened_subnet, stored_leaves
 
 
 def save(
@@ -123,18 +123,16 @@ def save(
 
 def _opened(subnet: Any, sub_variables: Any) -> tuple[Recipe, Model, dict[str, Any]]:
     """Returns how a sub-network computes, its full model in inference mode, and its arrays by path."""
-    made = ((flavour, own) for flavour in flavours() if (own := flavour.recipe_of(subnet)) is not None)
-    found = [(flavour, own) for flavour, own in made if isinstance(own[0], Recipe)]
-    if not found:
+    if (made := opened_subnet(subnet)) is None:
         raise ArgumentError(
             f"expected a sub-network, as jasgnas.construct_subnet or jasgnas.shrink returns it, got {type(subnet)!r}: "
             "pass the module of NNX or Equinox; or a Linen module and its variables, or a function and its parameters, "
             "as two arguments"
         )
-    ((flavour, (recipe, model)),) = found
+    recipe, model = made
     if (sub_variables is None) == model.is_apart:
-        advice = f"pass them as `sub_variables`; {flavour.why}" if model.is_apart else f"{flavour.why}: leave them out"
-        raise ArgumentError(f"a sub-network that is of the kind {flavour.kind}: {advice}")
+        advice = f"pass them as `sub_variables`; {model.why}" if model.is_apart else f"{model.why}: leave them out"
+        raise ArgumentError(f"a sub-network that is of the kind {model.kind}: {advice}")
     arrays = leaves_by_path(model.tree(model.holder(subnet, sub_variables)))
     recipe.check(arrays)
     if abstract := [

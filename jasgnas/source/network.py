@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from jax import export
 
-from jasgnas.bridge import Leaf, Model, flavours, open_model
+from jasgnas.bridge import Leaf, Model, open_model
 from jasgnas.bridge.trace import Call, trace_model
 from jasgnas.errors import ArgumentError
 from jasgnas.program.jaxpr import Program, call_name, inline, trace
 from jasgnas.program.scans import unroll
-from jasgnas.subnet.construct import Recipe, stored_leaves
+from jasgnas.subnet.construct import Recipe, opened_subnet, stored_leaves
 
 Apply = Callable[[Mapping[str, Any], Sequence[Any], Mapping[str, Any]], tuple[Any, dict[str, Any]]]
 """A function of arrays by path, and of the arguments of a call; returns outputs, and arrays that were changed."""
@@ -70,12 +70,10 @@ def opened_network(
     Raises:
         ArgumentError: it is neither, or what goes with it is missing or superfluous.
     """
-    made = (own for flavour in flavours() if (own := flavour.recipe_of(network)) is not None)
-    found = [own for own in made if isinstance(own[0], Recipe)]
-    if not found:
+    if (made := opened_subnet(network)) is None:
         model = open_model(network, **given)
         return _traced(model, Call.of(inputs, settings), model.leaves, _apply_full)
-    ((recipe, model),) = found
+    recipe, model = made
     if superfluous := [name for name, value in given.items() if value is not None]:
         raise ArgumentError(f"a sub-network knows what it was made of: leave out {', '.join(superfluous)}")
     call = recipe.origin.call

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jasgnas.bridge import Leaf, Model, matched
+from jasgnas.bridge import Leaf, Model, flavours, matched
 from jasgnas.bridge.trace import Call, TracedModel, trace_model
 from jasgnas.collector import collector_paused
 from jasgnas.errors import (
@@ -167,6 +167,13 @@ class Recipe:
 
 def _stored(leaf: Leaf, layout: Layout, value: Any) -> Any:
     return whole(value, leaf.aval).to(layout).array
+
+
+def opened_subnet(subnet: Any) -> tuple[Recipe, Model] | None:
+    """Returns how a sub-network of any flavour computes, and its full model; None for what is no sub-network."""
+    made = filter(None, (flavour.recipe_of(subnet) for flavour in flavours()))
+    # Networks with gates are made of full ones by recipes of another kind.
+    return next(((recipe, model) for recipe, model in made if isinstance(recipe, Recipe)), None)
 
 
 def construct_subnet(

@@ -8,10 +8,13 @@ import sys
 import threading
 from xml.etree import ElementTree
 
+import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen, nnx
 
 import jasgnas
 from jasgnas import ArgumentError, JasgnasError
@@ -150,6 +153,98 @@ def test_a_notebook_shows_an_image(space):
     assert isinstance(svg, str) and svg._repr_svg_() == svg and type(svg._repr_svg_()) is str
     assert ElementTree.fromstring(svg._repr_svg_()).tag == f"{SVG}svg"
     assert space._repr_svg_() == svg
+
+
+class Branches(nnx.Module):
+    def __init__(self, rngs):
+        self.first, self.second, self.head = (nnx.Linear(4, 4, rngs=rngs) for _ in range(3))
+
+    def __call__(self, x):
+        return self.head(jnp.tanh(self.first(x)) + self.second(x) + x)
+
+
+class LinenBranches(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(4)(jnp.tanh(linen.Dense(4)(x)) + linen.Dense(4)(x) + x)
+
+
+class EquinoxBranches(eqx.Module):
+    first: eqx.nn.Linear
+    second: eqx.nn.Linear
+    head: eqx.nn.Linear
+
+    def __call__(self, x):
+        return self.head(jnp.tanh(self.first(x)) + self.second(x) + x)
+
+
+def branches_fn(params, x):
+    return (jnp.tanh(x @ params["first"]) + x @ params["second"] + x) @ params["head"]
+
+
+def branches(flavour):
+    """A network of two branches beside a shortcut: its space, and what it leaves without the first of them."""
+    x = jnp.ones((2, 4))
+    if flavour == "nnx":
+        model = Branches(nnx.Rngs(0))
+        space = jasgnas.search_space(model, x)
+        return space, jasgnas.construct_subnet(space, space.zero(model, [0]))
+    if flavour == "equinox":
+        model = EquinoxBranches(*(eqx.nn.Linear(4, 4, key=jax.random.key(i)) for i in range(3)))
+        space = jasgnas.search_space(model, x[0])
+        return space, jasgnas.construct_subnet(space, space.zero(model, [0]))
+    if flavour == "linen":
+        module = LinenBranches()
+        variables = module.init(jax.random.key(0), x)
+        space = jasgnas.search_space(module, x, variables=variables)
+        return space, jasgnas.construct_subnet(space, space.zero(variables, [0]))[0]
+    if flavour == "haiku":
+        transform = hk.transform(lambda x: hk.Linear(4)(jnp.tanh(hk.Linear(4)(x)) + hk.Linear(4)(x) + x))
+        transform = hk.without_apply_rng(transform)
+        params = transform.init(jax.random.key(0), x)
+        space = jasgnas.search_space(transform, x, params=params)
+        return space, jasgnas.construct_subnet(space, space.zero(params, [0]))[0]
+    params = {name: jnp.ones((4, 4)) for name in ("first", "second", "head")}
+    space = jasgnas.search_space(branches_fn, x, params=params)
+    return space, jasgnas.construct_subnet(space, space.zero(params, [0]))[0]
+
+
+@pytest.mark.parametrize("flavour", ["nnx", "linen", "equinox", "haiku", "function"])
+def test_a_subnetwork_is_drawn_without_its_space(flavour):
+    space, subnet = branches(flavour)
+    svg = jasgnas.draw(subnet)
+    assert svg == jasgnas.draw(space, [0], view="subnet")
+    left = [space.segment_names[int(node.get("data-segment"))] for node in elements(svg, "node")]
+    assert set(space.segment_names).difference(left) == {space.groups[0].name}
+    assert jasgnas.draw(subnet, view="segments") == jasgnas.draw(space, [0])
+    # Shown by itself wherever its class is not of another library.
+    assert flavour == "haiku" or subnet._repr_svg_() == svg
+    # What treescope shows of a module is not in the way of that, and the other way round.
+    assert not hasattr(subnet, "_repr_html_")
+
+
+def test_what_has_been_shrunk_is_drawn_as_it_is():
+    model = Branches(nnx.Rngs(0))
+    space = jasgnas.search_space(model, jnp.ones((2, 4)))
+    subnet, _ = jasgnas.shrink(space, space.zero(model, [1]), (), removed=[1])
+    assert subnet._repr_svg_() == jasgnas.draw(space, [1], view="subnet")
+
+
+def test_what_is_no_subnetwork_is_not_drawn_as_one():
+    model = Branches(nnx.Rngs(0))
+    space, subnet = branches("nnx")
+    with pytest.raises(ArgumentError, match="a search space, or a sub-network as .* got Branches"):
+        jasgnas.draw(model)
+    with pytest.raises(ArgumentError, match="knows what was removed of it"):
+        jasgnas.draw(subnet, [1])
+    gated = jasgnas.gated(model, jnp.ones((2, 4)))
+    assert gated._repr_svg_() is None  # the full network with gates
+
+
+def test_a_notebook_does_not_trace_a_large_network_unasked(monkeypatch):
+    _, subnet = branches("function")
+    monkeypatch.setattr(drawing, "_MOST_TRACED", 2)
+    assert subnet._repr_svg_() is None and jasgnas.draw(subnet).startswith("<svg")
 
 
 def test_an_engine_that_does_not_start_is_told(monkeypatch):
