@@ -300,6 +300,44 @@ def test_a_large_graph_is_folded_by_its_modules(open_page, stack_page, stack):
     assert names(page) == list(space.segment_names)
 
 
+# Of the map, the part that is marked as seen: its left, top, right and bottom edge as shares of the map.
+SEEN = """() => {
+    const map = document.querySelector("#minimap svg").getBoundingClientRect();
+    const seen = document.querySelector("#minimap .map-window").getBoundingClientRect();
+    const shares = (x, y) => [(x - map.left) / map.width, (y - map.top) / map.height];
+    return [...shares(seen.left, seen.top), ...shares(seen.right, seen.bottom)];
+}"""
+# The same of the drawing itself.
+SCROLLED = """() => {
+    const of = document.getElementById("viewport");
+    const [right, bottom] = [of.scrollLeft + of.clientWidth, of.scrollTop + of.clientHeight];
+    const shares = (x, y) => [x / of.scrollWidth, y / of.scrollHeight];
+    return [...shares(of.scrollLeft, of.scrollTop), ...shares(Math.min(right, of.scrollWidth), bottom)];
+}"""
+
+
+def test_the_map_shows_what_is_seen_and_goes_there(open_page, stack_page):
+    page = open_page("stack.html")
+    page.click("#modules")
+    settle(page)
+
+    def is_followed():
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return page.evaluate(SEEN) == pytest.approx(page.evaluate(SCROLLED), abs=0.02)
+
+    assert is_followed()
+    page.evaluate("() => document.getElementById('viewport').scrollTo(40, 1000)")
+    assert is_followed() and page.evaluate(SCROLLED)[1] > 0
+    for _ in range(3):
+        page.click("#zoom-in")
+    assert is_followed()
+    box = page.locator("#minimap svg").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert is_followed()
+    _, top, _, bottom = page.evaluate(SCROLLED)
+    assert (top + bottom) / 2 == pytest.approx(0.5, abs=0.02)
+
+
 def test_a_search_finds_what_is_inside_a_closed_module(open_page, stack_page):
     page = open_page("stack.html")
     page.fill("#search", "blocks/17/short")

@@ -23,7 +23,7 @@ class Minimap {
       .map(([i, { x, y }]) => `M${x},${y}h${plan.nodes[i].width}v${plan.nodes[i].height}h${-plan.nodes[i].width}z`).join("");
     this.scene = scene;
     this.ratio = ratio;
-    // No part of the picture, which would be painted anew with every step.
+    // No part of the picture, and a layer of its own: with every step it is moved, and nothing is painted anew.
     this.frame = element("div", { class: "map-window" });
     const svg = svgElement(["svg", { viewBox: `0 0 ${scene.width} ${scene.height}`, width: scene.width * ratio, height: scene.height * ratio, "aria-hidden": "true" }, ["path", { class: "map-kept", d: path(false) }], ["path", { class: "map-gone", d: path(true) }]]);
     this.element.replaceChildren(svg, this.frame);
@@ -36,7 +36,11 @@ class Minimap {
     this.element.hidden = this.scene.width * scale <= clientWidth + 1 && this.scene.height * scale <= clientHeight + 1;
     if (this.element.hidden) return;
     const ratio = this.ratio / scale;
-    const place = { left: scrollLeft, top: scrollTop, width: Math.min(clientWidth, this.scene.width * scale), height: Math.min(clientHeight, this.scene.height * scale) };
-    for (const [name, value] of Object.entries(place)) this.frame.style.setProperty(name, `${round(value * ratio)}px`);
+    const pixels = (value) => `${round(value * ratio)}px`;
+    Object.assign(this.frame.style, {
+      transform: `translate(${pixels(scrollLeft)}, ${pixels(scrollTop)})`,
+      width: pixels(Math.min(clientWidth, this.scene.width * scale)),
+      height: pixels(Math.min(clientHeight, this.scene.height * scale)),
+    });
   }
 }
