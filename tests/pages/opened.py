@@ -1,5 +1,7 @@
 """What tests of the report in a browser have in common: an opened page, and how it is read."""
 
+import re
+
 import jax
 import numpy as np
 from playwright.sync_api import Page
@@ -72,9 +74,40 @@ def parts(page):
     return dict(zip(paths, shapes, strict=True))
 
 
+def row_of(path):
+    """Returns the leaf and the row that a part's path names."""
+    leaf, row = re.fullmatch(r"(.*?)(?:\[([\d, ]+)\])?", path).groups()
+    return leaf, None if row is None else tuple(map(int, row.split(", ")))
+
+
+def details(page):
+    """What the details say of every box that is drawn, by its name: as `facts` and `parts` do, at one go."""
+    found = page.locator("#viewport .node").evaluate_all(
+        """found => found.map((node) => {
+            node.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+            const texts = (of) => [...document.querySelectorAll(`#details ${of}`)].map((each) => each.innerText);
+            const pairs = (names, values) => Object.fromEntries(names.map((name, i) => [name, values[i]]));
+            return [
+                node.dataset.name,
+                pairs(texts(".facts dt"), texts(".facts dd")),
+                pairs(texts(".parts code"), texts(".parts span")),
+            ];
+        })"""
+    )
+    return [(name, facts, parts) for name, facts, parts in found]
+
+
+def number(text):
+    """The number that a text begins with."""
+    return int(re.match(r"[\d,]+", text)[0].replace(",", ""))
+
+
 def shown(count):
     """A count as boxes show it."""
-    return f"{count / 1000:#.3g}k" if count >= 1000 else str(count)
+    for unit, letter in ((10**6, "M"), (10**3, "k")):
+        if count >= unit:
+            return f"{count / unit:#.3g}".rstrip(".") + letter
+    return str(count)
 
 
 def rows_of(page, selector):

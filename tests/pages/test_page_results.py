@@ -8,23 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import jasgnas
-import models
 from models.demo_net import DemoNet
-from tests.networks import build, randomize
+from tests.networks import build
 from tests.pages.opened import (
     REMOVED,
     column,
-    facts,
     history,
     names,
     removed_of,
     rows_of,
     settle,
 )
-from tests.small_models import SMALL
 
 # The overview.
 
@@ -57,46 +53,6 @@ def test_the_overview_has_the_sizes_of_the_constructed_network(open_page, demo):
         "found => found.map((dot) => [+dot.dataset.step, +dot.dataset.value])"
     )
     assert dots == [[3, pytest.approx(100 * left / params)], [3, pytest.approx(100 * macs_left / macs)]]
-
-
-def network_of(name):
-    """A small version of a registered network: its model with random parameters, and what it is called with."""
-    _, options, shape = next(row for row in SMALL if row[0] == name)
-    graphdef, abstract = nnx.split(models.create_abstract(name, **options))
-    dtype = jnp.int32 if name.startswith("decoder") else jnp.float32
-    return nnx.merge(graphdef, randomize(abstract)), jax.ShapeDtypeStruct(shape, dtype)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("resnet18_cifar", {"channels": True}), ("vit_s16", {}), ("darts_8", {}), ("decoder_small", {})],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_every_network_has_the_sizes_of_its_subnetwork(open_page, files, name, options):
-    model, x = network_of(name)
-    space = jasgnas.search_space(model, x, **options)
-    removed = space.largest_removal[::2]
-    subnet = jasgnas.construct_subnet(space, space.zero(model, removed))
-    sizes = jasgnas.count_params(subnet), jasgnas.count_macs(subnet, x)
-    jasgnas.report(space, path=files / f"{name}.html", redundant=removed)
-    page = open_page(f"{name}.html", tab="overview")
-    bars = dict(text.rsplit(": ", 1) for text in rows_of(page, "#overview .panels"))
-    assert (
-        tuple(int(bars[f"{each}, Sub-network"].replace(",", "")) for each in ("parameters", "multiply-adds")) == sizes
-    )
-    layers = page.locator("#overview .layer").evaluate_all("found => found.map((g) => +g.dataset.left)")
-    assert sum(layers) == sizes[0]
-    # Closed, the boxes of the graph hold as much as all that is in them.
-    page.click("#tab-graph")
-    page.click("#modules")
-    settle(page)
-    page.locator("#network").get_by_text("Sub-network").click()
-    settle(page)
-    held = np.zeros(2, int)
-    for node in page.locator("#viewport .node").all():
-        node.dispatch_event("click")
-        held += [int(facts(page)[each].replace(",", "")) for each in ("Parameters", "Multiply-adds")]
-    assert page.locator("#viewport .module").count() > 0 and tuple(held) == sizes
 
 
 def test_many_groups_are_a_heat_map(open_page, files, stack):

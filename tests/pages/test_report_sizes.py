@@ -14,17 +14,13 @@ import models
 from models.demo_net import DemoNet
 from tests.networks import arrays, build, randomize
 from tests.pages.joined import joined_data
+from tests.pages.opened import row_of
+from tests.pages.scanned import ScannedDecoder
 from tests.small_models import SMALL
 
 
 def data_of(space, redundant):
     return joined_data(space, jasgnas.Run(redundant=redundant))
-
-
-def row_of(path):
-    """Returns the leaf and the row that a part's path names."""
-    leaf, row = re.fullmatch(r"(.*?)(?:\[([\d, ]+)\])?", path).groups()
-    return leaf, None if row is None else tuple(map(int, row.split(", ")))
 
 
 def require_sizes(data, subnet, params, macs):
@@ -60,33 +56,6 @@ def test_every_size_is_that_of_the_constructed_network(name, options, shape):
     redundant = space.largest_removal[::2]
     subnet = jasgnas.construct_subnet(space, space.zero(model, redundant))
     require_sizes(data_of(space, redundant), subnet, jasgnas.count_params(subnet), jasgnas.count_macs(subnet, x))
-
-
-class Block(nnx.Module):
-    """A residual block of a decoder: causal attention of one head, and a perceptron."""
-
-    def __init__(self, rngs):
-        self.query, self.key, self.value, self.out = (nnx.Linear(8, 8, use_bias=False, rngs=rngs) for _ in range(4))
-        self.norm = nnx.RMSNorm(8, rngs=rngs)
-        self.up = nnx.Linear(8, 12, rngs=rngs)
-        self.down = nnx.Linear(12, 8, rngs=rngs)
-
-    def __call__(self, x):
-        scores = jnp.einsum("bqc,bkc->bqk", self.query(x), self.key(x))
-        mask = jnp.tril(jnp.ones(scores.shape[1:], bool))
-        x = x + self.out(jax.nn.softmax(jnp.where(mask, scores, -1e9)) @ self.value(x))
-        return x + self.down(jax.nn.relu(self.up(self.norm(x))))
-
-
-class ScannedDecoder(nnx.Module):
-    def __init__(self, rngs):
-        self.embed = nnx.Embed(11, 8, rngs=rngs)
-        self.layers = nnx.split_rngs(splits=4)(nnx.vmap(Block))(rngs)
-        self.head = nnx.Linear(8, 11, rngs=rngs)
-
-    def __call__(self, tokens):
-        run = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        return self.head(run(self.embed(tokens), self.layers))
 
 
 def test_rows_of_scanned_layers():
