@@ -109,6 +109,29 @@ def test_runs_are_compared(open_page, files, demo):
     assert names(page, ".redundant") == [demo.groups[index].name for index in sets["seed 1"]]
 
 
+@pytest.mark.parametrize("width", [420, 1280])
+def test_names_of_runs_do_not_overlap(open_page, files, demo, width):
+    """Two of them stand at one place, two others near it, one apart."""
+    accuracies = {"H2SPG": 0.91, "at random": 0.91, "magnitude": 0.912, "seed 3": 0.909, "other": 0.8}
+    runs = [
+        jasgnas.Run(name=name, redundant=(0, 2, 4), sub={"test accuracy": accuracy})
+        for name, accuracy in accuracies.items()
+    ]
+    jasgnas.compare(demo, runs, path=files / "near.html")
+    page = open_page("near.html", tab="overview", viewport={"width": width, "height": 800})
+    boxes = page.locator("#overview .curves .tick").evaluate_all(
+        """(found, names) => found.filter((text) => names.includes(text.textContent)).map((text) => {
+            const { left, right, top, bottom } = text.getBoundingClientRect();
+            return [left, right, top + 2, bottom - 2];
+        })""",
+        list(accuracies),
+    )
+    assert len(boxes) == len(accuracies)
+    for i, (left, right, top, bottom) in enumerate(boxes):
+        for other_left, other_right, other_top, other_bottom in boxes[:i]:
+            assert right <= other_left or other_right <= left or bottom <= other_top or other_bottom <= top
+
+
 # Tables.
 
 

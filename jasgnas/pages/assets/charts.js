@@ -3,6 +3,7 @@
 const PHASES = ["warm-up", "projection", "target met"];
 const CHART = { width: 520, height: 262, left: 58, right: 12, top: 36, bottom: 40 };
 const LETTER = 9; // at least the width of a character in a chart, in its own px, on a narrow screen too
+const NAME_ROW = 16; // and the height of a line
 
 const MOST_LINES = 20; // groups whose curves can be told apart; more are a heat map
 const MOST_RUNS = 6; // as many colours as there are
@@ -68,18 +69,14 @@ function lineChart(title, series, phases, { measure = title, across = "step (opt
   const uprights = moments.filter(({ step }) => step >= xMin && step <= xMax).flatMap(({ step, text }) => [
     ["path", { class: "moment", d: `M${x(step)},${top}V${height - bottom}` }, ["title", {}, `${text}, step ${figure(step)}`]],
   ]);
-  const dots = points.flatMap((point) => {
-    const [cx, cy] = [x(point.step), y(point.value)];
-    const isRight = cx > (left + width - right) / 2;
-    return [
-      ["circle", { class: `dot ${point.className}`, cx, cy, r: 5, "data-step": point.step, "data-value": point.value }, ["title", {}, `${point.name}: ${figure(point.value)}`]],
-      ["text", { class: isRight ? "tick end" : "tick", x: cx + (isRight ? -9 : 9), y: cy - 6 }, point.name],
-    ];
-  });
+  const dots = points.map((point) => (
+    ["circle", { class: `dot ${point.className}`, cx: x(point.step), cy: y(point.value), r: 5, "data-step": point.step, "data-value": point.value }, ["title", {}, `${point.name}: ${figure(point.value)}`]]
+  ));
+  const names = pointNames(points.map((point) => ({ name: point.name, cx: x(point.step), cy: y(point.value) })), (left + width - right) / 2);
   const lines = series.map((line) => ["path", { class: `line ${line.className}`, d: linePath(line, x, y) }]);
   const svg = svgElement([
     "svg", { class: "curves", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} over ${across}` },
-    ...shades, ...grid, ...marks, ...uprights, ...lines, ...dots,
+    ...shades, ...grid, ...marks, ...uprights, ...lines, ...dots, ...names,
     ["text", { class: "axis-name", x: 4, y: 13 }, measure],
     ["text", { class: "axis-name end", x: width - right, y: height - 6 }, across],
     ["path", { class: "cursor", d: "" }],
@@ -88,6 +85,21 @@ function lineChart(title, series, phases, { measure = title, across = "step (opt
   const readout = element("output", { class: "readout" }, summary(series));
   listen(svg, readout, { series, x, y, across: across.split(" ")[0] });
   return element("figure", { class: "chart" }, element("figcaption", {}, title, readout, downloads(title, svg)), svg, legendOf(series), phasesOf(phases, moments));
+}
+
+/** Returns the names of points, each on that side of its point where there is room; those that would overlap are below each other. */
+function pointNames(points, middle) {
+  const placed = [];
+  for (const { name, cx, cy } of points.toSorted((a, b) => a.cy - b.cy)) {
+    const isLeft = cx > middle;
+    const wide = LETTER * name.length;
+    const start = isLeft ? cx - 9 - wide : cx + 9;
+    let at = cy - 6;
+    const isTaken = (other) => start < other.start + other.wide && other.start < start + wide && Math.abs(at - other.at) < NAME_ROW;
+    for (let other; (other = placed.find(isTaken)); ) at = other.at + NAME_ROW;
+    placed.push({ start, wide, at, text: ["text", { class: isLeft ? "tick end" : "tick", x: cx + (isLeft ? -9 : 9), y: at }, name] });
+  }
+  return placed.map(({ text }) => text);
 }
 
 function phaseName(phase) {
