@@ -38,7 +38,8 @@ class Config:
     large: str = "darts_14"
     """The large network, by its name in `models.list_models()`."""
     axe: Path | None = None
-    """The file axe.min.js of the npm package axe-core: checks the accessibility of every page that is opened."""
+    """The file axe.min.js of the npm package axe-core: checks the accessibility of every page that is opened, and of
+    the large graph in the dark theme and a page of several runs beside them."""
 
 
 def main() -> None:
@@ -57,8 +58,8 @@ def run(config: Config) -> None:
     if chromium is None:
         raise FileNotFoundError("no browser: install Debian's package chromium (apt-get install chromium)")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        small, large = Path(folder) / "small.html", Path(folder) / "large.html"
-        _small_report(config, small)
+        small, large, several = (Path(folder) / f"{name}.html" for name in ("small", "large", "several"))
+        _small_reports(config, small, several)
         space = jasgnas.search_space(models.create_abstract(config.large), models.example_input(config.large))
         jasgnas.report(space, path=large, title=config.large, redundant=space.largest_removal[::2])
         browser = playwright.chromium.launch(executable_path=chromium, args=list(OPTIONS))
@@ -67,31 +68,43 @@ def run(config: Config) -> None:
             if config.axe is not None:
                 _check(name, page, config.axe.read_text())
             page.close()
+        if config.axe is not None:
+            for name, page in _checked_pages(browser, large, several):
+                _check(name, page, config.axe.read_text())
+                page.close()
         browser.close()
+
+
+def _opened(browser: Browser, path: Path, tab: str, width: int = 1280, height: int = 800, **options: Any) -> Page:
+    page = browser.new_page(viewport={"width": width, "height": height}, **options)
+    page.goto(f"{path.as_uri()}#tab={tab}")
+    page.wait_for_selector("html[data-ready]", timeout=300_000)
+    return page
+
+
+def _checked_pages(browser: Browser, large: Path, several: Path) -> Iterator[tuple[str, Page]]:
+    """Opens pages that have no picture and are checked all the same, by a name."""
+    yield "folded, dark", _opened(browser, large, "graph", height=1100, color_scheme="dark")
+    for scheme in ("light", "dark"):
+        for tab in ("overview", "training"):
+            yield f"several runs, {tab}, {scheme}", _opened(browser, several, tab, color_scheme=scheme)
 
 
 def _pages(browser: Browser, small: Path, large: Path) -> Iterator[tuple[str, Page]]:
     """Opens the pages, each as its picture shows it, by the name of the picture."""
+    yield "overview", _opened(browser, small, "overview", height=1000)
+    yield "training", _opened(browser, small, "training")
+    yield "folded", _opened(browser, large, "graph", height=1100)
+    yield "dark", _opened(browser, small, "graph", color_scheme="dark")
+    yield "narrow", _opened(browser, small, "overview", width=420)
 
-    def opened(path: Path, tab: str, width: int = 1280, height: int = 800, **options: Any) -> Page:
-        page = browser.new_page(viewport={"width": width, "height": height}, **options)
-        page.goto(f"{path.as_uri()}#tab={tab}")
-        page.wait_for_selector("html[data-ready]", timeout=300_000)
-        return page
-
-    yield "overview", opened(small, "overview", height=1000)
-    yield "training", opened(small, "training")
-    yield "folded", opened(large, "graph", height=1100)
-    yield "dark", opened(small, "graph", color_scheme="dark")
-    yield "narrow", opened(small, "overview", width=420)
-
-    page = opened(small, "graph", width=1440)
+    page = _opened(browser, small, "graph", width=1440)
     page.get_by_text("Side by side").click()
     page.wait_for_selector("#viewport-2[aria-busy=false] .node")
     page.locator('#viewport .node[data-name="conv6-bn6"]').click()
     yield "side-by-side", page
 
-    page = opened(small, "overview", width=703, height=1000)  # A4 without its margins
+    page = _opened(browser, small, "overview", width=703, height=1000)  # A4 without its margins
     page.emulate_media(media="print")
     page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
     yield "print", page
@@ -107,8 +120,8 @@ def _check(name: str, page: Page, axe: str) -> None:
     print(f"{name}: {len(found)} faults")
 
 
-def _small_report(config: Config, path: Path) -> None:
-    """Trains DemoNet without three of its branches and writes the report of that."""
+def _small_reports(config: Config, path: Path, several: Path) -> None:
+    """Trains DemoNet without three of its branches and writes the report of that, and one beside a random choice."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     images, labels = (images[order].reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32), labels[order]
@@ -133,6 +146,10 @@ def _small_report(config: Config, path: Path) -> None:
     subnet = jasgnas.construct_subnet(space, model, opt_state=fitted.opt_state)
     construction = {"test accuracy": _accuracy(subnet, images[test], labels[test])}
     jasgnas.recalibrate(subnet, [images[train]])
+    results = {"test accuracy": _accuracy(subnet, images[test], labels[test])}
+    chosen = jasgnas.Run(name="H2SPG", opt_state=fitted.opt_state, history=fitted.history, sub=results)
+    random = jasgnas.Run(name="at random", redundant=space.random_redundant(jax.random.key(0), 3))
+    jasgnas.compare(space, [chosen, random], path=several)
     jasgnas.report(
         space,
         path=path,
@@ -141,7 +158,7 @@ def _small_report(config: Config, path: Path) -> None:
         history=fitted.history,
         full=reference,
         construction=construction,
-        sub={"test accuracy": _accuracy(subnet, images[test], labels[test])},
+        sub=results,
         settings={
             "target_groups": 3,
             "warmup_steps": steps,
