@@ -7,11 +7,12 @@ nested (so that custom gradients and rematerialisation survive evaluation).
 import itertools
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -57,7 +58,9 @@ class Equation:
         body: the program it calls, or None.
         calls: the calls that enclose it after inlining, outermost first, as `(number of the call, its name)`.
         sources: what JAX knows of the code that made it and, after inlining, the calls that enclose it, outermost last.
-        number: its place among all equations of the nested program, counted as they run; -1 before inlining.
+        number: its place among all equations of the nested program, counted as they run; -1 before inlining. What is in
+            a loop that has been opened up has the number of the loop.
+        repeats: how often it is evaluated in one evaluation of the program.
     """
 
     primitive: str
@@ -71,6 +74,7 @@ class Equation:
     calls: tuple[tuple[int, str], ...] = ()
     sources: tuple[Any, ...] = ()
     number: int = -1
+    repeats: int = 1
 
     @property
     def scope(self) -> str:
@@ -215,14 +219,24 @@ def _binder(eqn: Any) -> Callable[..., list[Any]]:
     return bind
 
 
+ITERATION = jax.ShapeDtypeStruct((), np.int32)
+"""What the number of an iteration of a loop is like."""
+
+
 def call_name(equation: Equation) -> str:
     """Returns the name of the function that is called, or nothing if it has none."""
     name = equation.params.get("name") or (equation.body.name if equation.body is not None else "")
     return "" if name.startswith("<") else name  # a lambda has no name
 
 
-def inline(program: Program) -> Program:
-    """Opens up every call, so that one flat list of first-order equations is left, and drops dead equations."""
+def inline(program: Program, opened: Mapping[int, Program] = MappingProxyType({})) -> Program:
+    """Opens up every call, so that one flat list of first-order equations is left, and drops dead equations.
+
+    Args:
+        program: a nested program.
+        opened: programs in the place of loops, by the numbers of their equations. They take one argument more than the
+            loop, the number of the iteration, which the flat program has as its last input.
+    """
     avals: dict[int, Any] = {}
     constants: dict[int, Any] = {}
     equations: list[Equation] = []
@@ -233,7 +247,12 @@ def inline(program: Program) -> Program:
         return len(avals) - 1
 
     def open_up(
-        body: Program, arguments: Sequence[Atom], calls: tuple[Any, ...], sources: tuple[Any, ...]
+        body: Program,
+        arguments: Sequence[Atom],
+        calls: tuple[Any, ...] = (),
+        sources: tuple[Any, ...] = (),
+        repeats: int = 1,
+        loop: int | None = None,
     ) -> list[Atom]:
         env: dict[int, Atom] = dict(zip(body.inputs, arguments, strict=True))
         for var, value in body.constants.items():
@@ -245,20 +264,26 @@ def inline(program: Program) -> Program:
 
         for eqn in body.equations:
             operands = tuple(map(read, eqn.inputs))
-            outer = (*eqn.sources, *sources)
+            outer, often = (*eqn.sources, *sources), repeats * eqn.repeats
             if eqn.body is not None:
                 inner = (*calls, (next(call_numbers), call_name(eqn)))
-                env.update(zip(eqn.outputs, open_up(eqn.body, operands, inner, outer), strict=True))
+                env.update(zip(eqn.outputs, open_up(eqn.body, operands, inner, outer, often, loop), strict=True))
+                continue
+            number = next(numbers) if loop is None else loop
+            if loop is None and number in opened:
+                results = open_up(opened[number], (*operands, *iteration), calls, outer, often, number)
+                env.update(zip(eqn.outputs, results, strict=True))
                 continue
             outputs = tuple(define(aval) for aval in eqn.out_avals)
             env.update(zip(eqn.outputs, outputs, strict=True))
             fields = eqn.primitive, eqn.bind, eqn.params, operands, outputs, eqn.in_avals, eqn.out_avals
-            equations.append(Equation(*fields, calls=calls, sources=outer, number=next(numbers)))
+            equations.append(Equation(*fields, calls=calls, sources=outer, number=number, repeats=often))
         return [read(atom) for atom in body.outputs]
 
     inputs = tuple(define(program.avals[var]) for var in program.inputs)
-    outputs = tuple(open_up(program, inputs, (), ()))
-    return Program(inputs, outputs, tuple(_live(equations, outputs)), avals, constants)
+    iteration = (define(ITERATION),) if opened else ()
+    outputs = tuple(open_up(program, inputs))
+    return Program((*inputs, *iteration), outputs, tuple(_live(equations, outputs)), avals, constants)
 
 
 def _live(equations: Sequence[Equation], outputs: Sequence[Atom]) -> Iterator[Equation]:

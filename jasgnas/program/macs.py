@@ -14,6 +14,10 @@ def equation_macs(eqn: Equation) -> int:
     Of the branches of a `cond` or `switch` the largest counts; a `scan` as often as it runs; a `while` loop, of which
     nobody knows how often it runs, as none: see `has_uncounted_loop`.
     """
+    return eqn.repeats * _single_macs(eqn)
+
+
+def _single_macs(eqn: Equation) -> int:
     match eqn.primitive:
         case "dot_general":
             (summed, _), _ = eqn.params["dimension_numbers"]

@@ -1,6 +1,7 @@
-"""Scans over layers, opened up: each layer of a scanned stack, or of a shared block, gets equations of its own.
+"""Scans, opened up: each layer of a scanned stack, or of a shared block, gets equations of its own.
 
-A scan over the steps of time is none: it reads another row of the data in every iteration.
+A scan over the steps of time is none of these: it reads another row of the data in every iteration. It is evaluated as
+a loop; to be looked into it is unfolded to a few iterations, which stand for all (`unfolded`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jasgnas.program.jaxpr import Atom, Equation, Literal, Program, abstract, aval_of, trace
+from jasgnas.program.jaxpr import ITERATION, Atom, Equation, Literal, Program, abstract, aval_of, trace
 
 # A block that is applied more often than this is no stack of layers.
 _MOST_SHARED_LAYERS = 64
@@ -76,6 +77,65 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
         else:
             add(eqn)
     return replace(program, equations=tuple(equations), avals=avals)
+
+
+def unfolded(eqn: Equation, is_data: Sequence[bool]) -> Program:
+    """Returns a few iterations of a `scan` that stand for all of them, as a program to be looked at.
+
+    Whether something that is carried depends on the data, or is of any use later, is known after as many iterations as
+    there are arrays that change: so many are put before and after one in the middle, which counts for all. They read
+    any rows (`loop_row`); the first starts from what is carried then (`loop_start`), and the rows of the results may
+    come from any of them (`loop_rows`). What is computed by it has the shapes of the loop's results, not their values.
+
+    Args:
+        eqn: the `scan`. The program takes its operands, and then the number of an iteration.
+        is_data: for each operand, whether it depends on the network input. A row of others depends on the iteration,
+            and so does a state that starts from them.
+    """
+    (body,) = eqn.inner
+    num_consts, num_carry = scan_arity(eqn, body)
+    avals = dict(enumerate((*eqn.in_avals, ITERATION)))
+    equations: list[Equation] = []
+
+    def add(name: str, operands: Sequence[int], out_avals: Sequence[Any], **fields: Any) -> tuple[int, ...]:
+        outputs = tuple(range(len(avals), len(avals) + len(out_avals)))
+        avals.update(zip(outputs, out_avals, strict=True))
+        in_avals = tuple(avals[var] for var in operands)
+        made = Equation(
+            name, binds.get(name, _no_bind), {}, tuple(operands), outputs, in_avals, tuple(out_avals), **fields
+        )
+        equations.append(replace(made, sources=eqn.sources))
+        return outputs
+
+    length = eqn.params["length"]
+    binds: dict[str, Callable[..., list[Any]]] = {
+        "loop_row": lambda rows, *_: [rows[0]],
+        "loop_start": lambda state, *_: [state],
+        "loop_rows": lambda row, *_: [jnp.broadcast_to(row, (length, *row.shape))],
+    }
+    inputs = tuple(avals)
+    *operands, iteration = inputs
+
+    def taken(name: str, first: int, last: int) -> list[int]:
+        """Returns what operands are in an iteration."""
+        return [
+            add(name, [var] if own else [var, iteration], [body.avals[inner]])[0]
+            for var, own, inner in list(zip(operands, is_data, body.inputs, strict=True))[first:last]
+        ]
+
+    states, results = body.inputs[num_consts : num_consts + num_carry], body.outputs
+    carry = taken("loop_start", num_consts, num_consts + num_carry)
+    middle = sum(before != after for before, after in zip(states, results, strict=False))
+    rows: list[Sequence[int]] = []
+    for number in range(2 * middle + 1):
+        own = [*operands[:num_consts], *carry, *taken("loop_row", num_consts + num_carry, len(operands))]
+        often = length if number == middle else 0
+        found = add("step", own, [aval_of(body, atom) for atom in results], body=body, repeats=often)
+        carry = list(found[:num_carry])
+        rows.append(found[num_carry:])
+    each_stacked = zip(zip(*rows, strict=True), eqn.out_avals[num_carry:], strict=True)
+    stacked = [add("loop_rows", several, [aval])[0] for several, aval in each_stacked]
+    return Program(inputs, (*carry, *stacked), tuple(equations), avals)
 
 
 def is_step(eqn: Equation) -> bool:

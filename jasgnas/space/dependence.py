@@ -14,7 +14,7 @@ is the segment graph.
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import compress
+from itertools import compress, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ def build_dependence(
         connected: for each network input, whether it is one of those that outputs are to stay connected to.
     """
     num_groups = 1 + max(sharing.group_of.values(), default=-1)
-    reader = _Reader(graph, sharing.group_of, Survival(graph, owners, leaves, num_groups), connected)
+    reader = _Reader(graph, len(leaves), sharing.group_of, Survival(graph, owners, leaves, num_groups), connected)
     reads = reader.read_all()
     builder = _Builder(sharing, reads)
     for segment, own in zip(graph.segments, reads, strict=True):
@@ -243,14 +243,21 @@ class _Builder:
 class _Reader:
     """Follows what is needed from the outputs back to the inputs, segment by segment."""
 
-    def __init__(self, graph: Graph, group_of: Mapping[int, int], survival: Survival, connected: Sequence[bool]):
+    def __init__(
+        self,
+        graph: Graph,
+        num_leaves: int,
+        group_of: Mapping[int, int],
+        survival: Survival,
+        connected: Sequence[bool],
+    ):
         self._graph = graph
         self._group_of = group_of
         self._survival = survival
         self._sums = Sums(graph.program, graph.independent)
-        # Whether the outputs are to stay connected to it, for each network input.
-        inputs = graph.program.inputs[len(graph.program.inputs) - len(connected) :]
-        self._inputs = dict(zip(inputs, connected, strict=True))
+        # Whether the outputs are to stay connected to it, for each network input; never to the number of an iteration.
+        inputs = graph.program.inputs[num_leaves:]
+        self._inputs = dict(zip_longest(inputs, connected, fillvalue=False))
         equations = enumerate(graph.program.equations)
         self._producer = {var: position for position, eqn in equations for var in eqn.outputs}
         # Whether anything in a segment can become zero: of a sum only all of it, of a concatenation each of its ranges.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jasgnas.errors import ArgumentError
-from jasgnas.graph.graph import ADDITIVE, Graph
-from jasgnas.program.jaxpr import Program, inline
+from jasgnas.graph.graph import Graph
 from jasgnas.space.dimensions import Dimension, LeafAxis
 from jasgnas.space.groups import NOBODY
+from jasgnas.space.loops import has_joint
 
 if TYPE_CHECKING:
     from jasgnas.space.search import SearchSpace
@@ -75,12 +75,12 @@ def why_nothing(graph: Graph, reasons: Sequence[str], of_axes: Sequence[str]) ->
         listed = "\n  ".join(of_axes)
         return f"the network has nothing that could be removed. What was found of axes of parameters:\n  {listed}"
     if not any(segment.additive for segment in graph.segments):
-        loops = sorted({eqn.primitive for eqn in graph.program.equations if any(map(_has_joint, eqn.inner))})
+        loops = sorted({eqn.primitive for eqn in graph.program.equations if any(map(has_joint, eqn.inner))})
         if loops:
             return (
                 "the network has no removable structure: its additions and concatenations are inside a "
-                f"{' or '.join(loops)} over data, which is taken as one operator. The layers of a scan over stacked "
-                "parameters are told apart; another loop may be written out."
+                f"{' or '.join(loops)} over data. A scan was looked into and holds no structure, another loop or a "
+                "condition is taken as one operator: it may be written out."
             )
         return (
             "the network has no removable structure: it is a plain chain without an addition or concatenation of "
@@ -89,8 +89,3 @@ def why_nothing(graph: Graph, reasons: Sequence[str], of_axes: Sequence[str]) ->
         )
     listed = "\n  ".join(dict.fromkeys(reasons))
     return f"the network has no removable structure. What was found of its segments:\n  {listed}"
-
-
-def _has_joint(program: Program) -> bool:
-    flat = inline(program)
-    return any(eqn.primitive in ADDITIVE or any(map(_has_joint, eqn.inner)) for eqn in flat.equations)

@@ -29,7 +29,7 @@ from jasgnas.graph.build import build_graph
 from jasgnas.graph.graph import Graph
 from jasgnas.graph.graphs_tuple import segment_graph, trace_graph
 from jasgnas.graph.names import operator_label, segment_label
-from jasgnas.program.jaxpr import inline
+from jasgnas.program.jaxpr import Program, inline
 from jasgnas.program.masks import NOTHING, Zeros, everything
 from jasgnas.pytree import leaves_by_path, path_str
 from jasgnas.rules.flow import propagate_needs, propagate_zeros
@@ -53,6 +53,7 @@ from jasgnas.space.groups import (
 from jasgnas.space.invariance import Effect
 from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limit, Limits
+from jasgnas.space.loops import with_loops_unfolded
 from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.named import connected_inputs, kept_leaves, require_connected, required_outputs
 from jasgnas.space.selection import Selection
@@ -642,6 +643,12 @@ def search_space(
         return search(opened, call, kept, connected, wanted, ties, Kinds(structures, channels))
 
 
+def _graph_of(traced: TracedModel, required: Sequence[bool], loops: Mapping[int, Program]) -> Graph:
+    """Returns operators and segments of a network, with some loops unfolded, given by number."""
+    program = inline(replace(traced.program, outputs=traced.outputs), loops)
+    return build_graph(program, len(traced.leaves), [leaf.trainable for leaf in traced.leaves], required)
+
+
 def search(
     opened: Model,
     call: Call,
@@ -654,11 +661,13 @@ def search(
     """Makes the search space of a model in inference mode; the arguments are those attributes of the space."""
     traced = trace_model(opened, call)
     required = required_outputs(traced, outputs)
-    program = inline(replace(traced.program, outputs=traced.outputs))
-    trainable = [leaf.trainable for leaf in opened.leaves]
-    graph = build_graph(program, len(opened.leaves), trainable, required)
+    graph_of = partial(_graph_of, traced, required)
+    graph = graph_of({})
     require_connected(graph, traced, required)
-    found = find_groups(graph, opened.leaves, kept, tie) if kinds.structures else FoundGroups()
+    found = FoundGroups()
+    if kinds.structures:
+        graph = with_loops_unfolded(graph, opened.leaves, kept, graph_of)
+        found = find_groups(graph, opened.leaves, kept, tie)
     aligner, channels = Aligner(), Channels()
     if kinds.channels:
         channels = find_channels(graph, opened.leaves, kept, len(found.groups), aligner)

@@ -13,8 +13,9 @@ import numpy as np
 
 from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import Graph
-from jasgnas.program.jaxpr import Equation
+from jasgnas.program.jaxpr import Equation, inline
 from jasgnas.program.macs import equation_macs
+from jasgnas.program.scans import scan_arity
 from jasgnas.space.alignment import Aligner, kept_axes
 from jasgnas.space.dimensions import Place
 from jasgnas.space.groups import NOBODY
@@ -168,9 +169,25 @@ class WidthCounter:
         for operator in self._graph.operators:
             segment = self._graph.segment_of[operator.index]
             for position in operator.equations:
-                eqn = self._graph.program.equations[position]
-                if macs := equation_macs(eqn):
-                    yield self._term(macs, segment, self._iterated(eqn))
+                for macs, axes in self._products(self._graph.program.equations[position]):
+                    if macs:
+                        yield self._term(macs, segment, axes)
+
+    def _products(self, eqn: Equation) -> Iterable[tuple[int, Iterable[tuple[Place, ...]]]]:
+        """Yields the multiply-adds of an equation, and the axes that each number of them is proportional to.
+
+        In a loop that is one operator only the axes of what every iteration reads, the parameters, are known.
+        """
+        if eqn.primitive != "scan":
+            yield equation_macs(eqn), self._iterated(eqn)
+            return
+        body = inline(eqn.inner[0])
+        num_consts, _ = scan_arity(eqn, body)
+        held = dict(zip(body.inputs[:num_consts], eqn.inputs, strict=False))
+        for inner in body.equations:
+            read = [(held[atom], aval) for atom, aval in zip(inner.inputs, inner.in_avals, strict=True) if atom in held]
+            places = [(var, axis) for var, aval in read if isinstance(var, int) for axis in range(len(aval.shape))]
+            yield eqn.repeats * eqn.params["length"] * equation_macs(inner), [(place,) for place in places]
 
     def _elements(self) -> Iterable[tuple[int, int, list[int]]]:
         for operator in self._graph.operators:

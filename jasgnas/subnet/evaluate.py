@@ -29,8 +29,10 @@ from jasgnas.program.masks import (
     union,
     zero,
 )
+from jasgnas.program.scans import scan_arity
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules import execute_of
+from jasgnas.rules.control import needs_in_any_iteration, zeros_in_any_iteration
 from jasgnas.rules.flow import NeedFlow, all_needed, propagate_needs, propagate_zeros
 
 _Run = Callable[..., list[Any]]
@@ -45,7 +47,7 @@ class Plan:
         program: the program.
         zeros: what is known to be zero in each of its inputs.
         layouts: layout of each variable that is stored at all.
-        bodies: plans of the programs that equations call, by position of the equation.
+        bodies: plans of the programs that equations call, and of the bodies of scans, by position of the equation.
     """
 
     program: Program
@@ -96,7 +98,18 @@ def plan_of(program: Program, needs: NeedFlow, full: NeedFlow) -> Plan:
         for position, inner in needs.bodies.items()
         if position in full.bodies and (body := program.equations[position].body) is not None
     }
+    for position, eqn in enumerate(program.equations):
+        if eqn.primitive != "scan":
+            continue
+        if all(any(flow.read(var) != NOTHING for var in eqn.outputs) for flow in (needs, full)):
+            bodies[position] = plan_of(eqn.inner[0], _in_any_iteration(eqn, needs), _in_any_iteration(eqn, full))
     return Plan(program, tuple(zeros[var] for var in program.inputs), layouts, bodies)
+
+
+def _in_any_iteration(eqn: Equation, needs: NeedFlow) -> NeedFlow:
+    """Returns what is needed and zero in the body of a scan, given what is so around it."""
+    flow = zeros_in_any_iteration(eqn, [needs.flow.read(atom) for atom in eqn.inputs])
+    return needs_in_any_iteration(eqn, flow, [needs.read(var) for var in eqn.outputs])
 
 
 def choose_layout(zeros: Zeros, need: Need, full_zeros: Zeros, full_need: Need) -> Layout:
@@ -144,10 +157,12 @@ def evaluate(plan: Plan, inputs: Sequence[Sliced]) -> list[Sliced]:
             results = [Sliced(None, NOTHING, aval) for aval in eqn.out_avals]
         else:
             operands = [read(atom) for atom in eqn.inputs]
-            if eqn.body is None:
-                results = execute_of(eqn, [value.to(coarsened(value.layout)) for value in operands], layouts)
-            else:
+            if eqn.body is not None:
                 results = _call(eqn, plan.bodies[position], operands)
+            elif eqn.primitive == "scan" and position in plan.bodies:
+                results = _loop(eqn, plan.bodies[position], operands, layouts)
+            else:
+                results = execute_of(eqn, [value.to(coarsened(value.layout)) for value in operands], layouts)
         for var, value in zip(eqn.outputs, results, strict=True):
             write(var, value)
 
@@ -188,6 +203,45 @@ def _call(eqn: Equation, body: Plan, operands: Sequence[Sliced]) -> list[Sliced]
         error.add_note(f"in a call of {call_name(eqn) or eqn.primitive} at {eqn.where}")
         raise
     return _wrapped(results, out_layouts, eqn.out_avals)
+
+
+def _loop(eqn: Equation, body: Plan, operands: Sequence[Sliced], layouts: Sequence[Layout]) -> list[Sliced]:
+    """Evaluates a scan with the body as planned; what is stored of a state is the same in all iterations."""
+    program = body.program
+    num_consts, num_carry = scan_arity(eqn, program)
+    inside = [body.layout(var) for var in program.inputs]
+    constants, states, taken = inside[:num_consts], inside[num_consts:][:num_carry], inside[num_consts + num_carry :]
+    # A state that the body has no use for is carried on if it is wanted afterwards.
+    states = list(map(union, states, layouts[:num_carry]))
+    results = [
+        NOTHING if wanted == NOTHING else body.layout(atom) if isinstance(atom, int) else everything(0)
+        for atom, wanted in zip(program.outputs[num_carry:], layouts[num_carry:], strict=True)
+    ]
+    run = stored_function(body, [*constants, *states, *taken], [*states, *results])
+
+    def stored(values: Sequence[Sliced], wanted: Sequence[Layout]) -> list[Any]:
+        arrays = [value.to(layout).array for value, layout in zip(values, wanted, strict=True)]
+        return [array for array in arrays if array is not None]
+
+    given = stored(operands[:num_consts], constants)
+    carry = stored(operands[num_consts:][:num_carry], states)
+    rows = stored(operands[num_consts + num_carry :], list(map(_stacked, taken)))
+
+    def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
+        found = run(*given, *carry, *row)
+        return found[: len(carry)], found[len(carry) :]
+
+    options = {name: eqn.params[name] for name in _OPTIONS if name in eqn.params}
+    after, stacks = jax.lax.scan(step, carry, rows, **options)
+    return _wrapped([*after, *stacks], [*states, *map(_stacked, results)], eqn.out_avals)
+
+
+_OPTIONS = ("length", "reverse", "unroll", "_split_transpose")
+
+
+def _stacked(row: Layout) -> Layout:
+    """Returns the layout of a stack of rows of a layout."""
+    return row if row == NOTHING else (None, *row)
 
 
 def whole(array: Any, aval: Any) -> Sliced:

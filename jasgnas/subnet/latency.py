@@ -67,8 +67,7 @@ def measure_latency(space: SearchSpace, *, repeats: int = 20, timer: Timer | Non
         with collector_paused():
             steps = plan(graph.program, space.zeros_of_leaves(removed), all_needed(graph.program))
         if number == 0:
-            program = graph.program
-            whole = timer(*_compiled(steps, program.inputs, program.outputs, range(len(program.equations))))
+            whole = _seconds_of_all(space, timer)
         for segment in range(num_segments):
             own = _segment_program(graph, steps, segment)
             if own is None:
@@ -78,7 +77,8 @@ def measure_latency(space: SearchSpace, *, repeats: int = 20, timer: Timer | Non
                 seconds[key] = timer(*_compiled(steps, *own))
             shares = (now[segment] / max(full[segment], 1) for now, full in zip(sizes[number], sizes[0], strict=True))
             rows[segment].append((1.0, *shares))
-            times[segment].append(seconds[key])
+            # Of the iterations of a loop one counts for all.
+            times[segment].append(seconds[key] * graph.program.equations[own[2][0]].repeats)
     if not whole > 0:
         raise ArgumentError(f"the full network takes {whole} seconds: give more repeats, or inputs of a larger batch")
     fitted = [_fitted(*each) for each in zip(rows, times, strict=True)]
@@ -93,6 +93,14 @@ def measure_latency(space: SearchSpace, *, repeats: int = 20, timer: Timer | Non
             SegmentLatency(scale * sum(own), *(part / (sum(own) or 1) for part in own[1:])) for own in fitted
         ),
     )
+
+
+def _seconds_of_all(space: SearchSpace, timer: Timer) -> float:
+    """Returns the seconds of the full network."""
+    network = replace(space.traced.program, outputs=space.traced.outputs)
+    with collector_paused():
+        steps = plan(network, space.zeros_of_leaves([]), all_needed(network))
+    return timer(*_compiled(steps, network.inputs, network.outputs, range(len(network.equations))))
 
 
 class _Stopwatch:

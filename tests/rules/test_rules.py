@@ -52,7 +52,9 @@ def equation_of(row):
 
 
 def test_every_registered_primitive_has_a_row():
-    assert set(_RULES) == {row.primitive for row in ROWS} | set(NEWER)
+    # What a loop is unfolded to is no primitive of JAX; tests/space/test_recurrent.py removes what is found by it.
+    unfolded = {"loop_row", "loop_start", "loop_rows"}
+    assert set(_RULES) == {row.primitive for row in ROWS} | set(NEWER) | unfolded
 
 
 def test_no_two_rows_are_of_one_meaning():

@@ -696,7 +696,8 @@ def test_explain_names_the_operator_where_zeros_stop():
 def test_a_network_whose_additions_are_inside_a_loop_is_no_plain_chain():
     def fn(p, x):
         steps = jnp.stack([x, x])
-        return jax.lax.scan(lambda carry, step: (jnp.tanh(carry + step @ p["a"]), None), x @ p["b"], steps)[0]
+        cell = lambda carry, step: (jnp.tanh(carry + jnp.cos(step @ p["a"])), None)  # noqa: E731
+        return jax.lax.scan(cell, jnp.exp(x @ p["b"]), steps)[0]
 
     with pytest.raises(jasgnas.NoRemovableStructureError, match="inside a scan over data"):
         jasgnas.search_space(fn, X, params={"a": PARAMS["a"], "b": PARAMS["b"]})
