@@ -104,6 +104,18 @@ def recurrent(x, w, u, b, is_reverse):
     return jnp.moveaxis(jax.lax.scan(cell, jnp.zeros_like(rows[0]), rows, reverse=is_reverse)[1], 0, 1)
 
 
+@partial(jax.jit, static_argnames="is_reverse")
+def residual_cell(x, w, u, v, is_reverse):
+    """A cell that adds to its input: branches inside of a loop."""
+
+    def cell(state, row):
+        state = jnp.tanh(row @ w + state @ u)
+        return state, row + state @ v
+
+    rows = jnp.moveaxis(x, 1, 0)
+    return jnp.moveaxis(jax.lax.scan(cell, jnp.zeros_like(rows[0]), rows, reverse=is_reverse)[1], 0, 1)
+
+
 def class_token(x, token):
     return jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[-1])), x], 1)
 
@@ -160,6 +172,9 @@ OPERATORS = {
     "first token": lambda x: x[:, 0],
     "scan": scan_layers,
     "recurrent": recurrent,
+    "residual cell": residual_cell,
+    "roll": lambda x: jnp.roll(x, 1, -1),
+    "mask": lambda x: x * (jnp.mean(x, -1, keepdims=True) > 0),
     "split": lambda x: tuple(jnp.split(x, 2, -1)),
     "pad": lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 1)]),
     "slice": lambda x: x[..., 1:],
@@ -185,6 +200,7 @@ PARAMETERS = {
     "class token": lambda c, _: [(1, 1, c)],
     "scan": lambda c, _: [(2, c, c), (2, c)],
     "recurrent": lambda c, _: [(c, c), (c, c), (c,)],
+    "residual cell": lambda c, _: [(c, c), (c, c), (c, c)],
 }
 # Joints that a lost input does not kill; every other operator needs all that it reads.
 ADDITIVE = ("concat", "add", "sub", "sum")
@@ -192,7 +208,7 @@ ADDITIVE = ("concat", "add", "sub", "sum")
 ANY = ("dense", "linear", "embed", "relu", "gelu", "sigmoid", "silu", "tanh", "relu6", "softmax", "where", "drop path",
        "batch norm", "layer norm", "rms norm", "group norm", "scale", "concat", "add", "sub", "mul", "maximum",
        "concat", "add", "mul", "residual", "residual", "tied", "shared", "dense", "swiglu", "glu", "split", "shuffle",
-       "pad", "slice", "gate", "scan", "halves", "rolled product", "inner")  # fmt: skip
+       "pad", "slice", "gate", "scan", "halves", "rolled product", "inner", "roll", "mask")  # fmt: skip
 TOKENS = (
     *ANY,
     "mean",
@@ -200,11 +216,12 @@ TOKENS = (
     "cumsum",
     "sort",
     "recurrent",
+    "residual cell",
     *("attention", "cross attention", "class token", "first token") * 2,
 )
 IMAGES = (*ANY, "mean", "flatten", "cumsum", "recurrent", *("conv", "grouped conv") * 2, "dilated conv", "strided conv",
           "transposed conv", "instance norm", "max pool", "avg pool", "transpose", "resize", "tokens",
-          "tokens")  # fmt: skip
+          "tokens", "residual cell")  # fmt: skip
 KINDS = {2: ANY, 3: TOKENS, 4: IMAGES}
 
 
@@ -260,6 +277,8 @@ class Builder:
             params = self.choose((None, None, *again)) and self.choose(again).params
             result = self.put(kind, source, params=params, options=(self.choose((False, True)),))
             self.put("add", source, result)
+        elif kind == "residual cell":
+            self.put(kind, source, options=(self.choose((False, True)),))
         elif kind == "residual":
             self.residual(source, self.choose(("relu", "silu", "sigmoid")), width)
         elif kind == "tied":
@@ -477,7 +496,8 @@ def assert_zero_invariant(space, params, x):
     """With a group at zero, the output of its structure is zero, whatever it reads."""
     program = space.graph.program
     values = dict(program.constants)
-    values.update(zip(program.inputs, [*(params[leaf.path] for leaf in space.leaves), x * 3 + 1], strict=True))
+    # Where a loop has been looked into, the number of the iteration is an input, too.
+    values.update(zip(program.inputs, [*(params[leaf.path] for leaf in space.leaves), x * 3 + 1, 0], strict=False))
     run(program.equations, values)
     for group, segment in [(each, segment) for each in space.groups for segment in each.segments]:
         operators = [space.graph.operators[index] for index in space.graph.segments[segment].operators]
@@ -540,6 +560,8 @@ class Brute:
         values, shown = [x], [x]
         for op in self.network.ops:
             lost = full is not None and op.kind not in ADDITIVE and any(full[i] and not present[i] for i in op.sources)
+            # What a gated cell takes of its input is a product, lost without the factor that it makes of it.
+            lost |= full is not None and op.kind == "recurrent" and not np.any(params[op.params[0]])
             for run, found, tokens in ((shown, present, True), (values, depends, False)):
                 results = self.network.results(op, params, run)
                 if tokens and op.kind == "class token":
