@@ -8,11 +8,15 @@ axes of a program, where indices are connected that `alignment.py` says to belon
 Of the entries of leaves on a channel those that make it must be zero: output features of convolutions, scales, biases,
 embeddings. The others, input features of the next convolution for example, only meet zeros. That nothing else is needed
 is proved by what `construct_subnet` goes by: with a channel zero, none of its entries may be needed.
+
+Where that fails, factors may be told apart: a product needs none of its factors if one is zero. Of a mixture of
+experts, a sum of w[e] · expert[e], the weights are needed whatever experts are zero, since each divides by the sum of
+all, and so an index of the experts' axis is a channel of the experts alone.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,11 +44,19 @@ def find_channels(graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int], fi
         first: index of the first channel group.
         aligner: what knows which axes are the same.
     """
-    connected = _Connector(graph, leaves, aligner).connect()
-    sorter = _Sorter(graph, leaves, kept, first, connected)
-    channels = sorter.channels()
-    failed = _unproved(graph, leaves, channels)
-    return sorter.channels(failed) if any(failed) else channels
+    apart: frozenset[Place] = frozenset()
+    while True:
+        connector = _Connector(graph, leaves, aligner, apart)
+        sorter = _Sorter(graph, leaves, kept, first, connector.connect())
+        channels = sorter.channels()
+        failed, needed = _unproved(graph, leaves, channels)
+        factors = apart | connector.factors_after(needed)
+        if factors == apart:
+            return sorter.channels(failed) if any(failed) else channels
+        apart = factors
+
+
+_PRODUCTS = ("mul", "dot_general")
 
 
 class _Connected(NamedTuple):
@@ -82,8 +94,13 @@ class _Choice(NamedTuple):
 class _Connector:
     """Connects the nodes of a program. A node is an index of an axis of a variable."""
 
-    def __init__(self, graph: Graph, leaves: Sequence[Leaf], aligner: Aligner):
-        self._graph, self._leaves, self._aligner = graph, leaves, aligner
+    def __init__(self, graph: Graph, leaves: Sequence[Leaf], aligner: Aligner, apart: frozenset[Place]):
+        """Prepares the nodes; the factors `apart` are not connected with what they are multiplied with."""
+        self._graph, self._leaves, self._aligner, self._apart = graph, leaves, aligner, apart
+        # The axes of data that is multiplied with other data, in pairs, and which axes of operands go to which of
+        # results.
+        self._factors: list[tuple[Place, Place]] = []
+        self._passed: list[tuple[Place, Place]] = []
         self._program = graph.program
         self._first: dict[Place, int] = {}
         self._num_nodes = 0
@@ -98,7 +115,7 @@ class _Connector:
 
     def connect(self) -> _Connected:
         """Returns which indices belong together."""
-        passed = []
+        passed = self._passed
         for eqn in self._program.equations:
             passed += self._reshape(eqn) if eqn.primitive == "reshape" else self._align(eqn)
             self._alone += self._read_alone(eqn)
@@ -110,6 +127,20 @@ class _Connector:
         labels = self._components()
         alone = {int(label) for place in self._alone for label in labels[self._nodes(place)]}
         return _Connected({p: labels[self._nodes(p)] for p in self._first}, makes, labels.max(initial=0) + 1, alone)
+
+    def factors_after(self, needed: Collection[Place]) -> set[Place]:
+        """Returns the factors that come from what is needed, where parameters make the other factor zero by themselves.
+
+        Args:
+            needed: axes of which indices are needed though what makes them is zero.
+        """
+        held = [place for var in self._program.inputs[: len(self._leaves)] for place in self._places(var)]
+        after, made = (set(places) for places in (needed, held))
+        for old, new in self._passed:
+            for reached in (after, made):
+                reached.update([new] if old in reached else [])
+        pairs = [*self._factors, *((second, first) for first, second in self._factors)]
+        return {one for one, other in pairs if one in after and other not in after and other in made}
 
     def _read_alone(self, eqn: Equation) -> list[Place]:
         """Returns the axes of operands of which an equation reads a single index."""
@@ -131,11 +162,19 @@ class _Connector:
         left = {place for var in eqn.inputs if isinstance(var, int) for place in self._places(var)}
         goes: list[tuple[Place, Place]] = []
         operands = [self._graph.full.read(atom) for atom in eqn.inputs]
+        data = {atom for atom in eqn.inputs if isinstance(atom, int) and atom not in self._graph.independent}
+        is_product = eqn.primitive in _PRODUCTS and len(data) > 1
+        apart = left & self._apart if is_product else set()
+        sources: dict[Place, Place] = {}
         for each in self._aligner.alignments(eqn, operands) if left else ():
             one, other = variables[each.first[0]], variables[each.second[0]]
             if not (isinstance(one, int) and isinstance(other, int)):
                 continue
             old, new = (one, each.first[1]), (other, each.second[1])
+            if is_product and (each.is_summed or sources.setdefault(new, old) != old):
+                self._factors.append((old, new if each.is_summed else sources[new]))
+            if old in apart or new in apart:
+                continue
             self._connect(self._nodes(old), each.first_blocks, self._nodes(new), each.second_blocks)
             if not each.is_summed:
                 goes.append((old, new))
@@ -310,22 +349,29 @@ class _Sorter:
         return "all of its indices belong together" if len(members) == 1 else ""
 
 
-def _unproved(graph: Graph, leaves: Sequence[Leaf], channels: Channels) -> list[str]:
-    """Says of each dimension why it is not enough for a channel that what makes it is zero; empty if it is."""
+def _unproved(graph: Graph, leaves: Sequence[Leaf], channels: Channels) -> tuple[list[str], set[Place]]:
+    """Says of each dimension why it is not enough for a channel that what makes it is zero; empty if it is.
+
+    Returns:
+        What it says, and the axes of which indices are needed all the same.
+    """
     dimension_of = channels.dimension_of
     sizes = np.array([dimension.size for dimension in channels.dimensions], int)
     position = np.arange(len(channels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     failed = [""] * len(sizes)
+    found: set[Place] = set()
     for number, marked in enumerate(_separating(sizes.tolist())):
         # Without all channels of a dimension nothing might be needed at all: one is left.
         is_full = np.bincount(dimension_of, marked, len(sizes)) == sizes
         marked &= ~(is_full[dimension_of] & (position == number % sizes[dimension_of]))
         removed = np.concatenate([np.zeros(channels.first, bool), marked, [False]])
         # The last that is needed says most: what is before it is needed for it.
-        for var, groups in sorted(_needed(graph, leaves, channels, removed), key=lambda found: -found[0]):
+        needed = list(_needed(graph, leaves, channels, removed))
+        found.update(place for place, _ in needed)
+        for (var, _), groups in sorted(needed, key=lambda found: -found[0][0]):
             for each in np.unique(dimension_of[groups - channels.first]).tolist():
                 failed[each] = failed[each] or f"with what makes a channel at zero, {_described(graph, var)} is needed"
-    return failed
+    return failed, found
 
 
 def _reached(program: Program, variables: Iterable[int]) -> list[tuple[int, Equation]]:
@@ -345,8 +391,8 @@ def _described(graph: Graph, var: int) -> str:
 
 def _needed(
     graph: Graph, leaves: Sequence[Leaf], channels: Channels, removed: np.ndarray
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the variables in which removed channels are needed though what makes them is zero, and these."""
+) -> Iterator[tuple[Place, np.ndarray]]:
+    """Yields the axes along which removed channels are needed though what makes them is zero, and these."""
     program = graph.program
     zeros: dict[int, list[np.ndarray | None]] = {}
     for each in channels.axes:
@@ -361,7 +407,7 @@ def _needed(
         if need != NOTHING:
             left = filled(need[axis], len(groups)) & removed[groups]
             if np.count_nonzero(left):
-                yield var, groups[left]
+                yield (var, axis), groups[left]
 
 
 def _separating(sizes: Sequence[int]) -> Iterator[np.ndarray]:
