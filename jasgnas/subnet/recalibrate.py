@@ -5,7 +5,7 @@ forgets at a constant rate, and nothing but that average itself looks at its pas
 """
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,21 +30,23 @@ def recalibrate(model: Any, batches: Iterable[Any], *, variables: Any = None, me
 
     A running statistic is an array of real numbers, no parameter, that a call in training mode replaces by
     m·old + (1 − m)·new, 0 < m < 1, where `new` depends on the batch alone, and that has no other influence on what the
-    call returns or updates. Everything else is left alone: counters and random states, caches, what a call overwrites
-    (m = 0), and vectors that a later call starts from, as those of spectral norm.
+    call returns or updates. Averages that start at zero may be divided by 1 − mⁿ in inference, where n counts the calls
+    in training (Equinox's batch norm in the mode `"batch"`): a counter that only inference reads is set to so many that
+    there is nothing to correct. Everything else is left alone: other counters and random states, caches, what a call
+    overwrites (m = 0), and vectors that a later call starts from, as those of spectral norm.
 
     Args:
-        model: a sub-network or a full network, an `nnx.Module` or a Linen module.
+        model: a sub-network or a full network, an `nnx.Module`, a Linen module, or an Equinox module.
         batches: what the network is called with: an array (or a pytree of arrays that is no tuple) as the one argument,
             or a tuple of all positional arguments. At least one, each as large as in training.
-        variables: the variables of a Linen module.
-        method: the method of a Linen module that is called, instead of `__call__`.
+        variables: the variables of a Linen module, the state of an Equinox module.
+        method: what is called instead of `__call__`, as in `search_space`.
         **kwargs: further arguments of the call. A Linen module must be told to train, as by `train=True`, and given
-            `rngs` where it needs them; an `nnx.Module` is called in training mode by itself.
+            `rngs` where it needs them; other modules are called in training mode by themselves.
 
     Returns:
         The `nnx.Module`, whose statistics were updated in place and which is in the mode in which it was; for a Linen
-        module its new variables.
+        module its new variables; the Equinox module and its new state.
 
     Raises:
         ArgumentError: the model is a function of parameters, which does not return statistics; there is no batch; or
@@ -60,16 +62,17 @@ def recalibrate(model: Any, batches: Iterable[Any], *, variables: Any = None, me
     if not flavour_of(model).is_module:
         raise ArgumentError(
             "a function of parameters does not return the statistics that it computes, so that they cannot be "
-            "collected: expected an nnx.Module, or a Linen module with `variables=`"
+            "collected: expected an nnx.Module, a Linen module with `variables=`, or an Equinox module with its state"
         )
     opened = open_model(model, variables=variables, method=method).in_mode(training=True)
     holder = opened.holder(model, variables)
     values = matched(opened.leaves, opened.tree(holder))
+    before = list(values)
     step: _Step | None = None
     for number, batch in enumerate(checked_batches(batches)):
         args = batch if isinstance(batch, tuple) else (batch,)
         if step is None:
-            step = _Step(opened, trace_model(opened, Call.of(args, kwargs)), kwargs)
+            step = _Step(opened, Call.of(args, kwargs), kwargs)
             means = [_Mean(opened.leaves[index]) for index in step.statistics]
         results, carried = step.run(values, [mean.probes for mean in means], args)
         for index, value in zip(step.carried, carried, strict=True):
@@ -83,6 +86,8 @@ def recalibrate(model: Any, batches: Iterable[Any], *, variables: Any = None, me
     running = {index: mean for index, mean in zip(step.statistics, means, strict=True) if mean.count.any()}
     kept = _read_by_nobody(step.traced, set(running))
     changed = {running[index].leaf.path: running[index].over(values[index]) for index in kept}
+    for leaf in step.counters(before, values, number + 1) if changed else ():
+        changed[leaf.path] = jnp.full(leaf.shape, jnp.iinfo(leaf.dtype).max // 2, leaf.dtype)
     if not changed:
         raise ArgumentError(
             "this call updates no running statistics. A Linen module must be told to train, as by train=True, and a "
@@ -102,14 +107,31 @@ class _Step:
         run: the call, compiled, see `_call`.
     """
 
-    def __init__(self, model: Model, traced: TracedModel, kwargs: Mapping[str, Any]):
-        """Takes the model in training mode, traced with such arguments."""
+    def __init__(self, model: Model, call: Call, kwargs: Mapping[str, Any]):
+        """Takes the model in training mode, and such arguments."""
         self._model = model
+        self._example = call
         self._kwargs = kwargs
-        self.traced = traced
-        self.statistics = sorted(_read_by_nobody(traced, _real_state(traced)))
-        self.carried = [index for index in traced.updated if index not in self.statistics]
+        self.traced = trace_model(model, call)
+        self.statistics = sorted(_read_by_nobody(self.traced, _state(self.traced, jnp.floating)))
+        self.carried = [index for index in self.traced.updated if index not in self.statistics]
         self.run = jax.jit(self._call)
+
+    def counters(self, before: Sequence[Any], after: Sequence[Any], num_calls: int) -> list[Leaf]:
+        """Returns the leaves that count calls in training, and that nothing but inference reads."""
+        counting = [
+            index
+            for index in _read_by_nobody(self.traced, _state(self.traced, jnp.integer))
+            if np.all(np.asarray(after[index]) - np.asarray(before[index]) == num_calls)
+        ]
+        if not counting:
+            return []
+        inference = trace_model(self._model.in_mode(training=False), self._example)
+        outputs = [everything(len(aval.shape)) for aval in inference.output_avals]
+        unread = [NOTHING] * len(inference.leaves)
+        needs = propagate_needs(inference.program, propagate_zeros(inference.program), [*outputs, *unread])
+        read = (index for index in counting if needs.read(inference.program.inputs[index]) != NOTHING)
+        return [inference.leaves[index] for index in read]
 
     def _call(
         self, values: list[jax.Array], probes: list[Any], args: tuple[Any, ...]
@@ -128,10 +150,10 @@ class _Step:
         return results[: len(probes)], [result[0] for result in results[len(probes) :]]
 
 
-def _real_state(traced: TracedModel) -> set[int]:
-    """Returns the leaves of real numbers that the call changes, and that are no parameters."""
+def _state(traced: TracedModel, dtype: Any) -> set[int]:
+    """Returns the leaves of numbers of a kind that the call changes, and that are no parameters."""
     pairs = [(index, traced.leaves[index]) for index in traced.updated]
-    return {index for index, leaf in pairs if not leaf.trainable and jnp.issubdtype(leaf.dtype, jnp.floating)}
+    return {index for index, leaf in pairs if not leaf.trainable and jnp.issubdtype(leaf.dtype, dtype)}
 
 
 def _read_by_nobody(traced: TracedModel, candidates: set[int]) -> set[int]:

@@ -1,5 +1,6 @@
 """Running statistics computed anew: against the activations themselves, in every flavour, and what is left alone."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,6 +167,56 @@ class Dropped(nnx.Module):
 
     def __call__(self, x):
         return self.norm(self.dropout(x))
+
+
+class EquinoxNet(eqx.Module):
+    """Its norm divides the averages by 1 − mⁿ at inference, n being the number of calls in training."""
+
+    stem: eqx.nn.Linear
+    branch: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 3)
+        self.stem, self.branch = eqx.nn.Linear(3, 5, key=keys[0]), eqx.nn.Linear(5, 5, key=keys[1])
+        self.norm, self.head = eqx.nn.BatchNorm(5, "batch", mode="batch"), eqx.nn.Linear(5, 2, key=keys[2])
+
+    def __call__(self, x, state):
+        x = self.stem(x)
+        x, state = self.norm(x + jnp.tanh(self.branch(x)), state)
+        return self.head(jax.nn.relu(x)), state
+
+
+def over_a_batch(module, x, state):
+    return jax.vmap(module, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+
+
+@pytest.mark.parametrize("is_subnet", [False, True])
+def test_equinox(is_subnet):
+    batches = [jax.random.normal(jax.random.key(seed), (16, 3)) + seed for seed in range(3)]
+    module, state = eqx.nn.make_with_state(EquinoxNet)(jax.random.key(0))
+    for x in batches[:2]:  # a few calls, after which the averages are far from what they converge to
+        _, state = over_a_batch(module, x, state)
+    method = over_a_batch
+    if is_subnet:
+        space = jasgnas.search_space(module, batches[0], variables=state, method=method)
+        (group,) = [each.index for each in space.groups if "branch/weight" in each.paths]
+        module, state = jasgnas.construct_subnet(space, space.zero((module, state), [group]))
+        method = None  # a sub-network is called with a batch
+    module, state = jasgnas.recalibrate(module, batches, variables=state, method=method)
+    seen = []
+    for x in batches:
+        h = x @ module.stem.weight.T + module.stem.bias
+        branch = 0 if is_subnet else jnp.tanh(h @ module.branch.weight.T + module.branch.bias)
+        seen.append(np.asarray(h + branch, np.float64))
+    mean, var = np.mean([h.mean(0) for h in seen], 0), np.mean([h.var(0) for h in seen], 0)
+    run = eqx.nn.inference_mode(module)
+    for h, x in zip(seen, batches, strict=True):
+        normed = (h - mean) / np.sqrt(var + module.norm.eps) * module.norm.weight + module.norm.bias
+        expected = np.maximum(normed, 0) @ module.head.weight.T + module.head.bias
+        outputs, _ = run(x, state) if is_subnet else over_a_batch(run, x, state)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_each_batch_is_dropped_out_anew():
