@@ -74,6 +74,8 @@ _READABLE = {
 
 
 def _simple_name(eqn: Equation) -> str:
+    if eqn.primitive == "name":
+        return str(eqn.params["name"])
     if eqn.primitive == "reshape":
         return "flatten" if len(eqn.out_avals[0].shape) < len(eqn.in_avals[0].shape) else "reshape"
     return _READABLE.get(eqn.primitive, eqn.primitive)

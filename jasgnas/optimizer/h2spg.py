@@ -154,6 +154,8 @@ def h2spg(
         at_most: how many groups stay at most, by patterns of the paths of their parameters, in which `*` and `{name}`
             stand for one component of a path or a part of it and `**` for any number: `{"cells/*/{edge}/**": 1}` leaves
             one group for each text that `{edge}` stands for. A group matches if all its paths do with the same text.
+            Patterns are met one after the other, so that a limit for each edge before one for all edges of a node
+            leaves a node the best operations of its best edges.
             It may be the only target: then fewer stay where scores are in units of the loss and that falls without.
         warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be. 30 % of the
             training is a good start: sooner, little has been learned that scores could go by, and later, little is

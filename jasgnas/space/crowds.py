@@ -1,7 +1,8 @@
 """Of which groups only so many may stay: one operation of an edge, two inputs of a node.
 
 A *crowd* are the groups whose paths match a pattern with the same captures. The selection thins it out by falling
-score, inside `jax.jit`, as far as the network stays valid.
+score, inside `jax.jit`, as far as the network stays valid; the crowds of one pattern after those of the one before it,
+so that of each node the two best edges stay where each edge has been left its best operation first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,12 @@ class Crowds:
     members: np.ndarray
     limits: np.ndarray
     names: tuple[tuple[str, str], ...]
+
+    def by_pattern(self) -> "list[Crowds]":
+        """Returns the crowds of each pattern by themselves, in the order of the patterns."""
+        texts = [text for text, _ in self.names]
+        chosen = (np.flatnonzero([own == each for own in texts]) for each in dict.fromkeys(texts))
+        return [Crowds(self.members[own], self.limits[own], tuple(self.names[i] for i in own)) for own in chosen]
 
     def excess(self, gone: jax.Array) -> jax.Array:
         """Returns how many groups of each crowd are too many beside those gone, bool `[num_groups]`; int `[num]`."""

@@ -125,19 +125,19 @@ class Target:
     ) -> tuple[jax.Array, jax.Array]:
         """Returns a valid set without which no crowd is too large, and one that contains it and meets the target.
 
-        Groups go by falling score. Where that ends with a crowd that is too large still, or leaves the target out of
-        reach, they are taken from what was planned before.
+        Groups go by falling score, those of one pattern after those of the one before it. Where that ends with a crowd
+        that is too large still, or leaves the target out of reach, they are taken from what was planned before.
         """
-        order = falling_order(scores, accepted)
         # Below its limit a crowd gets only if the loss falls without more of it, and nothing else says how many go.
         is_alone = by_cost & ~jnp.any(jnp.asarray(self.amounts))
         is_free = jnp.any(jnp.asarray(crowds.members), axis=0) & (scores > 0) & is_alone
 
         def thin_out(eligible: jax.Array) -> jax.Array:
-            def is_due(gone: jax.Array, group: jax.Array) -> jax.Array:
-                return accepted[group] | eligible[group] & (crowds.is_due(gone, group) | is_free[group])
-
-            return accept_greedily(self.graph, critical, order, is_due)
+            gone = accepted
+            for own in crowds.by_pattern():
+                is_wanted = partial(_is_wanted, own, gone, eligible, is_free)
+                gone = accept_greedily(self.graph, critical, falling_order(scores, gone), is_wanted)
+            return gone
 
         start = thin_out(jnp.ones_like(planned))
         more = falling_order(scores, start)
@@ -153,6 +153,13 @@ class Target:
             assert self.of_kinds is not None
             return partial(take_number, num=amount, of_kinds=self.of_kinds)
         return partial(take_to_size, self.graph, self.costs, size=amount)
+
+
+def _is_wanted(
+    crowds: Crowds, before: jax.Array, eligible: jax.Array, is_free: jax.Array, gone: jax.Array, group: jax.Array
+) -> jax.Array:
+    """Tells whether a group, int32, is to go beside those gone: it went before, or may and is one too many or free."""
+    return before[group] | eligible[group] & (crowds.is_due(gone, group) | is_free[group])
 
 
 def resolve_target(

@@ -64,7 +64,7 @@ class PathPattern:
     """A pattern of parameter paths, component by component.
 
     `*` and `{name}` stand for one component or a part of it, `**` for any number of components. What a name stands for
-    is a *capture*; the same name stands for the same text wherever it occurs.
+    is a *capture*, as short as can be; the same name stands for the same text wherever it occurs.
 
     Attributes:
         text: the pattern, `cells/*/{edge}/{op}/**` for example.
@@ -94,7 +94,7 @@ class PathPattern:
                 raise ArgumentError(f"{text} in the pattern {self.text!r} is no name: write {{name}} with letters only")
             known = name in names
             names.add(name)
-            return f"(?P={name})" if known else f"(?P<{name}>[^/]+)"
+            return f"(?P={name})" if known else f"(?P<{name}>[^/]+?)"
 
         expression = ""
         for component in self.text.split("/"):

@@ -67,6 +67,24 @@ def test_fewer_stay_only_if_the_loss_falls_without_and_the_network_stays_valid(s
     assert space.is_valid(space.select(np.arange(1.0, 10.0), at_most={"{edge}/*/w": 1}, per_cost=True))
 
 
+def test_a_node_keeps_the_best_operations_of_its_best_edges():
+    """One operation of an edge and two of a node, as in DARTS: a limit is met before the next one is looked at."""
+    edges = [f"from{i}_{op}_{size}" for i in range(3) for op in "ab" for size in (3, 5)]
+    params = {name: {"w": jnp.ones((3, 3))} for name in edges}
+    space = jasgnas.search_space(
+        lambda params, x: reduce(add, (jnp.tanh(x @ own["w"]) for own in params.values())), X, params=params
+    )
+    rng = np.random.default_rng(2)
+    for _ in range(5):
+        scores = scores_of(space, rng)
+        removed = space.select(scores, at_most={"from{source}_*/w": 1, "*/w": 2})
+        best = {}
+        for group in space.groups:
+            best.setdefault(group.paths[0][:5], []).append((scores[group.index], group.paths[0].removesuffix("/w")))
+        expected = sorted(map(min, best.values()))[:2]
+        assert names(space, set(range(12)) - set(removed)) == {name for _, name in expected}
+
+
 def test_another_target_is_met_as_well(space):
     scores = scores_of(space, np.random.default_rng(1))
     alone = set(space.select(scores, at_most={"{edge}/*/w": 1}))

@@ -383,6 +383,7 @@ def test_ties_without_structures_are_an_error():
         ("**/c", "a/b/c", ()),
         ("a/**/c", "a/c", ()),
         ("layer_{i}/*", "layer_12/w", (("i", "12"),)),
+        ("{node}_from{i}_*", "n0_from1_max_pool", (("i", "1"), ("node", "n0"))),
         ("{x}/{x}/{y}", "a/a/b", (("x", "a"), ("y", "b"))),
         ("{x}/{x}", "a/b", None),
         ("a.b/*", "axb/c", None),
