@@ -6,7 +6,7 @@ them stay is for a search to find.
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, Self
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.layers import ConvNorm, Layers, global_mean
+from models.layers import ConvNorm, Layers, Skip, global_mean
 
 OPERATIONS = (
     "max_pool_3x3",
@@ -173,15 +173,7 @@ class PoolNorm(nnx.Module):
         return self.norm(x)
 
 
-class Identity(nnx.Module):
-    """Returns its input."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `x`."""
-        return x
-
-
-Operation = PoolNorm | Identity | FactorizedReduce | SeparableUnit | SeparableConv
+Operation = PoolNorm | Skip | FactorizedReduce | SeparableUnit | SeparableConv
 
 
 def make_operation(layers: Layers, name: str, features: int, strides: int) -> Operation:
@@ -192,7 +184,7 @@ def make_operation(layers: Layers, name: str, features: int, strides: int) -> Op
         case "avg_pool_3x3":
             return PoolNorm(layers, features, "avg", strides)
         case "skip_connect":
-            return Identity() if strides == 1 else FactorizedReduce(layers, features, features)
+            return Skip() if strides == 1 else FactorizedReduce(layers, features, features)
         case "sep_conv_3x3" | "sep_conv_5x5":
             return SeparableConv(layers, features, int(name[-1]), strides)
         case "dil_conv_3x3" | "dil_conv_5x5":
@@ -207,6 +199,7 @@ class Cell(nnx.Module):
     def __init__(
         self,
         layers: Layers,
+        name: str,
         nodes: tuple[Node, ...],
         in_features: tuple[int, int],
         features: int,
@@ -219,6 +212,7 @@ class Cell(nnx.Module):
 
         Args:
             layers: makes the layers.
+            name: the path of the cell, which the scopes of its operations start with.
             nodes: operations of each intermediate node.
             in_features: channels of the output of the cell before the last one, and of the last one.
             features: channels of every node.
@@ -229,6 +223,7 @@ class Cell(nnx.Module):
         before = FactorizedReduce if after_reduction else ReluConvNorm
         self.input0 = before(layers, in_features[0], features)
         self.input1 = ReluConvNorm(layers, in_features[1], features)
+        self.name = name
         self.nodes = nodes
         self.operations: nnx.Dict[Operation] = nnx.Dict()
         for index, node in enumerate(nodes):
@@ -248,7 +243,8 @@ class Cell(nnx.Module):
     def _operate(self, key: str, x: jax.Array) -> jax.Array:
         """Returns the operation's output; training may drop it, unless it is the identity."""
         operation = self.operations[key]
-        return x if isinstance(operation, Identity) else self.drop_path(operation(x))
+        with jax.named_scope(f"{self.name}/operations/{key}"):
+            return operation(x) if isinstance(operation, Skip) else self.drop_path(operation(x))
 
 
 def operation_key(node: int, name: str, source: int) -> str:
@@ -374,6 +370,7 @@ class Darts(nnx.Module):
             self.cells.append(
                 Cell(
                     layers,
+                    f"cells/{index}",
                     nodes,
                     in_features,
                     features,
@@ -387,6 +384,35 @@ class Darts(nnx.Module):
             if auxiliary and index == self.auxiliary_cell:
                 self.auxiliary = AuxiliaryHead(layers, in_features[1], num_classes)
         self.head = layers.linear(in_features[1], num_classes)
+
+    def cells_without(self, paths: Iterable[str]) -> tuple[tuple[Node, ...], ...]:
+        """Returns the genotype of every cell by itself, where some operations are gone, and what reads these alone.
+
+        Args:
+            paths: paths of parameters that are gone; for a skip connection, which has none, its own.
+
+        Returns:
+            The nodes of each cell. One without any operation left is empty.
+        """
+        gone, cells = frozenset(paths), []
+        for index, cell in enumerate(self.cells):
+            nodes: list[Node] = []
+            for number, node in enumerate(cell.nodes):
+                left = [
+                    (name, source)
+                    for name, source in node
+                    if (source < 2 or nodes[source - 2])
+                    and not gone.issuperset(self._paths(index, operation_key(number, name, source)))
+                ]
+                nodes.append(tuple(left))
+            cells.append(tuple(nodes))
+        return tuple(cells)
+
+    def _paths(self, index: int, key: str) -> list[str]:
+        """Returns the paths of the parameters of an operation, or its own if it has none."""
+        own = f"cells/{index}/operations/{key}"
+        params = nnx.to_flat_state(nnx.state(self.cells[index].operations[key], nnx.Param))
+        return ["/".join(map(str, (own, *keys))) for keys, _ in params] or [own]
 
     def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Classifies images `[batch, height, width, in_channels]`.

@@ -1,4 +1,4 @@
-"""What several networks share: layers with common settings, convolution with batch norm, squeeze-and-excitation."""
+"""What networks share: layers with common settings, convolution with batch norm, skip, squeeze-and-excitation."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -128,6 +129,14 @@ class ConvNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the normalised convolution of `x`, both `[batch, height, width, features]`."""
         return self.norm(self.conv(x))
+
+
+class Skip(nnx.Module):
+    """Returns its input, under a name, so that a trace of the network knows where it was made."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `x`."""
+        return checkpoint_name(x, "skip_connect")
 
 
 class SqueezeExcite(nnx.Module):

@@ -12,10 +12,9 @@ import re
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from models.layers import ConvNorm, Layers, global_mean
+from models.layers import ConvNorm, Layers, Skip, global_mean
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 """Names of the operations of an edge."""
@@ -77,14 +76,6 @@ class AveragePool(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the pooled `x`, `[batch, height, width, features]` both ways."""
         return nnx.avg_pool(x, (3, 3), (1, 1), padding="SAME", count_include_pad=False)
-
-
-class Skip(nnx.Module):
-    """Returns its input, under a name, so that a trace of the network knows where it was made."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `x`."""
-        return checkpoint_name(x, "skip_connect")
 
 
 Operation = ReluConvNorm | AveragePool | Skip

@@ -61,7 +61,7 @@ def _make_step(
     batches = run.train_batches()
     schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
     tx: optax.GradientTransformation = make_optimizer(config.optimizer, schedule)
-    module = create_module(config, run.dataset.num_classes, run.dataset.image_shape[-1])
+    module = create_module(config, run.dataset.num_classes, run.dataset.image_shape)
     if with_h2spg:
         space = make_space(module, run.dataset.image_shape)
         tx = add_h2spg(tx, space, config.h2spg, config.optimizer.name, schedule, batches.num_steps)

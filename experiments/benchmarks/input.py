@@ -106,7 +106,7 @@ class _Measured(Training):
 def make_training(run: Run) -> _Measured:
     """Returns the training of a run's full network."""
     config, dataset = run.config, run.dataset
-    module = create_module(config, dataset.num_classes, dataset.image_shape[-1])
+    module = create_module(config, dataset.num_classes, dataset.image_shape)
     batches = run.train_batches()
     schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
     return _Measured(run, "full", module, make_optimizer(config.optimizer, schedule), schedule)

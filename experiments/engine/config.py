@@ -31,6 +31,10 @@ class ModelConfig:
     """How often training drops a path of the network (stochastic depth), for networks that can."""
     auxiliary_weight: float = 0.0
     """Weight of the auxiliary classifier's loss, for networks that can have one; 0 means none."""
+    gated: bool = False
+    """Put gates on edges without parameters, such as skip connections, so that these can be removed, too."""
+    ungated: tuple[str, ...] = ()
+    """Patterns of the paths of gates that are not to be made, `gates/head/*` for example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +84,12 @@ class OptimizerConfig:
 
 
 TARGETS = ("target_groups", "target_sparsity", "target_params", "target_macs")
-"""Names of the settings of `H2SPGConfig` of which exactly one is to be given."""
+"""Names of the settings of `H2SPGConfig` of which exactly one is to be given, or none beside `at_most`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class H2SPGConfig:
-    """What H2SPG removes; exactly one target is needed."""
+    """What H2SPG removes; exactly one target is needed, or `at_most`."""
 
     target_groups: int | None = None
     """Number of removal structures, or of channels if `kinds` are these, that must go."""
@@ -95,6 +99,11 @@ class H2SPGConfig:
     """Most parameters that the sub-network may have: a number, or a fraction of the full network's such as 0.5."""
     target_macs: int | float | None = None
     """Most multiply-adds of one image that the sub-network may have: a number, or a fraction such as 0.5."""
+    at_most: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many stay of the groups whose paths match a pattern, for each of its captures, such as
+    `**/cells/{cell}/operations/{node}_from*/** 2`; beside a target, or in the place of one."""
+    tie: tuple[str, ...] = ()
+    """Patterns of paths: structures that match with the same captures go together."""
     kinds: Literal["structures", "channels", "both"] = "structures"
     """What may go: removal structures, single channels, or both in one selection."""
     min_channels: int | None = None

@@ -21,10 +21,20 @@ from experiments.data import open_dataset
 from experiments.engine.compare import Comparison, compare
 from experiments.engine.config import Config
 from experiments.engine.logs import Display, LiveDisplay, PlainDisplay
-from experiments.engine.networks import check_images, create_module, inference_params
+from experiments.engine.networks import create_module, inference_params
 from experiments.engine.optimizers import add_h2spg, make_optimizer, make_schedule
 from experiments.engine.parallel import start
-from experiments.engine.runs import RESULTS, Run, check_folder, claimed_folder, make_space, noted_fault, save_subnet
+from experiments.engine.runs import (
+    RESULTS,
+    Run,
+    arrays_of,
+    check_folder,
+    claimed_folder,
+    make_space,
+    noted_fault,
+    save_subnet,
+    subnet_with,
+)
 from experiments.engine.training import Trained, Training
 
 _NOT_DRAWN = ("epoch", "num_zero", "num_groups")
@@ -111,10 +121,9 @@ def run(config: Config) -> Results:
         return _read_results(results_path.read_text())
 
     seconds: dict[str, float] = {}
-    module = create_module(config, dataset.num_classes, dataset.image_shape[-1])
-    check_images(config, module, dataset.image_shape)
+    module = create_module(config, dataset.num_classes, dataset.image_shape)
     with _timed(seconds, "search space"):
-        space = make_space(module, dataset.image_shape, config.h2spg.kinds)
+        space = make_space(module, dataset.image_shape, config.h2spg.kinds, config.h2spg.tie)
     batches = run.train_batches()
     schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
     tx = make_optimizer(config.optimizer, schedule)
@@ -132,7 +141,7 @@ def run(config: Config) -> Results:
             if config.train_h2spg:
                 sparse = Training(run, "h2spg", module, h2spg, schedule, space).train(display)
         if sparse is not None:
-            removed, subnet, comparison, seconds["construction and comparison"] = _construct(run, space, sparse)
+            removed, subnet, comparison, seconds["construction and comparison"] = _construct(run, space, module, sparse)
             save_subnet(run, space, removed, subnet)
             subnet_results = _network_results(subnet, example, sparse)
         results = Results(
@@ -164,12 +173,15 @@ def _display(config: Config) -> Display:
 
 
 def _construct(
-    run: Run, space: jasgnas.SearchSpace, sparse: Trained
+    run: Run, space: jasgnas.SearchSpace, module: nnx.Module, sparse: Trained
 ) -> tuple[tuple[int, ...], nnx.Module, Comparison | None, float]:
     """Returns the groups that are gone, the sub-network, how it compares with the sparse network, and the seconds."""
     removed = tuple(np.flatnonzero(jasgnas.h2spg_state(sparse.opt_state, space).zero).tolist())
     if run.config.shrink:
-        return removed, sparse.module, sparse.comparison, sparse.construction_seconds
+        subnet = sparse.module
+        if run.config.model.gated:  # what has shrunk during its training holds its gates still
+            subnet = subnet_with(space, module, removed, arrays_of(subnet))
+        return removed, subnet, sparse.comparison, sparse.construction_seconds
     started = time.perf_counter()
     # Averaged weights of a group go to zero more slowly than the weights themselves.
     module = space.zero(sparse.module, removed)
@@ -242,7 +254,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "seed": config.seed,
     }
     own = dataclasses.asdict(config.h2spg)
-    return chosen | {name: value for name, value in own.items() if value is not None}
+    return chosen | {name: value for name, value in own.items() if value not in (None, {}, ())}
 
 
 def _read_results(text: str) -> Results:

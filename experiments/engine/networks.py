@@ -87,17 +87,20 @@ class Network:
         return outputs if isinstance(outputs, tuple) else (outputs,), nnx.to_pure_dict(statistics)
 
 
-def create_module(config: Config, num_classes: int, in_channels: int) -> nnx.Module:
-    """Returns the freshly initialised module of a run.
+def create_module(config: Config, num_classes: int, image_shape: Sequence[int]) -> nnx.Module:
+    """Returns the freshly initialised module of a run, with gates if it asks for them.
 
     Args:
         config: the settings of the run.
         num_classes: number of classes of its images.
-        in_channels: number of their colours.
+        image_shape: their height, width and channels.
 
     Raises:
-        ConfigError: there is no such network, or it has no such option.
+        ConfigError: there is no such network, it has no such option, or it cannot take such images.
+        jasgnas.ArgumentError: gates are asked for, and there is no edge for one.
     """
+    if config.model.ungated and not config.model.gated:
+        raise ConfigError("model.ungated names gates that are not to be made, and model.gated is off: there are none")
     options: dict[str, Any] = dict(config.model.options)
     if config.model.dtype != "float32":
         options["dtype"] = jnp.dtype(config.model.dtype)
@@ -107,10 +110,10 @@ def create_module(config: Config, num_classes: int, in_channels: int) -> nnx.Mod
         options["auxiliary"] = True
     rngs = nnx.Rngs(config.seed)
     try:
-        return models.create(
+        module = models.create(
             config.model.name,
             num_classes=num_classes,
-            in_channels=in_channels,
+            in_channels=image_shape[-1],
             rngs=rngs,
             **options,
         )
@@ -118,9 +121,22 @@ def create_module(config: Config, num_classes: int, in_channels: int) -> nnx.Mod
         raise ConfigError(
             f"the network {config.model.name} cannot be made with the options {options}: {error}"
         ) from None
+    _check_images(config, module, image_shape)
+    if not config.model.gated:
+        return module
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    # One number for each: entries of a vector would belong to structures that make some of its channels.
+    return jasgnas.gated(module, image, keep=config.model.ungated, scalar=True)
 
 
-def check_images(config: Config, module: nnx.Module, image_shape: Sequence[int]) -> None:
+def inference_params(module: nnx.Module) -> int:
+    """Returns the number of parameters that inference has a use for: all but those of an auxiliary classifier."""
+    params = nnx.state(module, nnx.Param)
+    auxiliary = params.get("auxiliary", {})
+    return jasgnas.count_params(module) - sum(leaf.size for leaf in jax.tree.leaves(auxiliary))
+
+
+def _check_images(config: Config, module: nnx.Module, image_shape: Sequence[int]) -> None:
     """Refuses images that a network cannot take, such as some too small for all of its strides.
 
     Raises:
@@ -134,13 +150,6 @@ def check_images(config: Config, module: nnx.Module, image_shape: Sequence[int])
             f"the network {config.model.name} cannot take images of {'×'.join(map(str, image_shape))}: "
             f"{str(error).splitlines()[0]}. Take other images (data.name), or bring them to another data.image_size"
         ) from None
-
-
-def inference_params(module: nnx.Module) -> int:
-    """Returns the number of parameters that inference has a use for: all but those of an auxiliary classifier."""
-    params = nnx.state(module, nnx.Param)
-    auxiliary = params.get("auxiliary", {})
-    return jasgnas.count_params(module) - sum(leaf.size for leaf in jax.tree.leaves(auxiliary))
 
 
 def _filled(state: nnx.State, arrays: Arrays) -> nnx.State:

@@ -55,14 +55,14 @@ def add_h2spg(
     """Returns the chain of an optimizer and H2SPG; the seed decides what the score `random` selects.
 
     Raises:
-        ConfigError: not exactly one target is given.
+        ConfigError: not exactly one target is given, and not `at_most` alone either.
         jasgnas.JasgnasError: the target cannot be met, or another setting is out of range.
     """
-    if len(config.targets) != 1:
+    if len(config.targets) != 1 and (config.targets or not config.at_most):
         given = ", ".join(f"{name}={value}" for name, value in config.targets.items()) or "none"
         raise ConfigError(
-            f"exactly one of {', '.join(TARGETS)} is needed, got {given}. Give one and leave out the others; "
-            f"`--h2spg.{next(iter(config.targets), TARGETS[0]).replace('_', '-')} None` takes one back"
+            f"exactly one of {', '.join(TARGETS)} is needed, or at_most, got {given}. Give one and leave out the "
+            f"others; `--h2spg.{next(iter(config.targets), TARGETS[0]).replace('_', '-')} None` takes one back"
         )
     published: dict[str, Any] = dict(jasgnas.ADAM_DEFAULTS) if optimizer == "adamw" else {}
     warmup_steps, projection_steps = _phase_steps(config, num_steps)
@@ -70,6 +70,7 @@ def add_h2spg(
         space,
         learning_rate=schedule,
         **config.targets,
+        at_most=config.at_most or None,
         warmup_steps=warmup_steps,
         projection_steps=projection_steps,
         min_channels=config.min_channels,

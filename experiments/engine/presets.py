@@ -119,6 +119,30 @@ DARTS_14_IMAGENET = Config(
 """The ImageNet recipe of PC-DARTS (arXiv 1907.05737, section 4.3): batches of 1024, a learning rate of 0.5 after five
 epochs of warm-up, weight decay 3e-5, label smoothing 0.1, auxiliary loss 0.4, 250 epochs; it falls along a cosine."""
 
+
+def _with_gates(config: Config) -> Config:
+    """Returns the settings of a DARTS network with gates on its skip connections, searched as DARTS searches cells.
+
+    What stays is at most one operation of each edge, and of these two at each node (arXiv 1806.09055, section 2.4); but
+    every cell is decided by itself.
+    """
+    edge = "**/cells/{cell}/operations/{node}_from{source}_*/**"
+    h2spg = H2SPGConfig(
+        at_most={edge: 1, "**/cells/{cell}/operations/{node}_from*/**": 2},
+        tie=("**/cells/{cell}/operations/{operation}/**",),  # a skip of stride 2 has two halves
+    )
+    ungated = ("gates/cells/*/input*", "gates/head/*")  # from a node to the output of its cell
+    return replace(
+        config,
+        output_dir=config.output_dir.with_name(f"{config.output_dir.name}-gated"),
+        model=replace(config.model, gated=True, ungated=ungated),
+        h2spg=h2spg,
+    )
+
+
+DARTS_8_STL10_GATED = _with_gates(DARTS_8_STL10)
+DARTS_14_IMAGENET_GATED = _with_gates(DARTS_14_IMAGENET)
+
 Presets = Mapping[str, tuple[str, Config]]
 """Description and settings by name."""
 
@@ -128,11 +152,19 @@ PRESETS: Presets = {
     "stacked-unets-svhn": ("StackedUnets on SVHN", STACKED_UNETS_SVHN),
     "stacked-unets-cifar10": ("StackedUnets on CIFAR-10", STACKED_UNETS_CIFAR10),
     "darts-8-stl10": ("DARTS super-network of 8 cells on STL-10", DARTS_8_STL10),
+    "darts-8-stl10-gated": (
+        "the same with gates on skips, until two inputs of each node are left",
+        DARTS_8_STL10_GATED,
+    ),
     "super-resnet-1m-cifar10": ("SuperResNet on CIFAR-10, 1 million parameters left", SUPER_RESNET_1M_CIFAR10),
     "super-resnet-2m-cifar10": ("SuperResNet on CIFAR-10, 2 million parameters left", SUPER_RESNET_2M_CIFAR10),
     "resnet18-cifar10": ("ResNet-18 on CIFAR-10, blocks and channels", RESNET18_CIFAR10),
     "regnet-cifar10": ("RegNet X-200MF on CIFAR-10", REGNET_CIFAR10),
     "darts-14-imagenet": ("DARTS super-network of 14 cells on ImageNet", DARTS_14_IMAGENET),
+    "darts-14-imagenet-gated": (
+        "the same with gates on skips, until two inputs of each node are left",
+        DARTS_14_IMAGENET_GATED,
+    ),
 }
 """The settings that `experiments.train` knows."""
 

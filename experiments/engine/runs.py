@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +25,14 @@ from experiments.engine.networks import create_module
 from experiments.engine.parallel import Parallel
 
 RESULTS = "results.json"
+GENOTYPE = "genotype.svg"
 _CONFIG = "config.json"
 _SUBNET = "subnet"
 _FAULT = "fault.txt"
 TRAININGS = ("full", "h2spg")
 """Names of the trainings of a run, and of their folders in its own."""
 
-_OWN = (RESULTS, _SUBNET, *TRAININGS, "search_space.txt", "report.html", _CONFIG, _FAULT)
+_OWN = (RESULTS, _SUBNET, *TRAININGS, "search_space.txt", "report.html", GENOTYPE, _CONFIG, _FAULT)
 """What a run makes in its folder, in the order in which it is deleted: what is left halfway is still known as a run."""
 
 
@@ -217,11 +218,50 @@ def save_subnet(run: Run, space: jasgnas.SearchSpace, removed: tuple[int, ...], 
     """Saves a sub-network in the run's folder, so that `load` brings it back."""
     folder = run.folder / _SUBNET
     folder.mkdir(exist_ok=True)
-    save_arrays(folder / "variables.npz", _arrays(subnet))
+    save_arrays(folder / "variables.npz", arrays_of(subnet))
     names = tuple(space.groups[index].name for index in removed)
     dataset = run.dataset
     record = SubnetRecord(removed, names, dataset.image_shape, dataset.num_classes, *dataset.normalisation)
     write_atomically(folder / "subnet.json", json.dumps(record._asdict(), indent=2) + "\n")
+
+
+class Finished(NamedTuple):
+    """What a finished run started from and came to.
+
+    Attributes:
+        config: its settings.
+        record: what it has removed.
+        module: its full network, freshly initialised.
+        space: the search space of that.
+        arrays: parameters and statistics of the sub-network, by path.
+    """
+
+    config: Config
+    record: SubnetRecord
+    module: nnx.Module
+    space: jasgnas.SearchSpace
+    arrays: Mapping[str, np.ndarray]
+
+
+def read_finished(folder: Path) -> Finished:
+    """Reads the folder of a finished run.
+
+    Raises:
+        ConfigError: the folder holds no finished run, or the network of that name has changed since.
+    """
+    path = folder / _SUBNET / "subnet.json"
+    if not path.exists():
+        raise ConfigError(f"{folder} holds no finished run: there is no {path}")
+    record = SubnetRecord(**json.loads(path.read_text()))
+    config = from_json((folder / _CONFIG).read_text())
+    module = create_module(config, record.num_classes, record.image_shape)
+    space = make_space(module, record.image_shape, config.h2spg.kinds, config.h2spg.tie)
+    if tuple(space.groups[index].name for index in record.removed) != tuple(record.removed_names):
+        raise ConfigError(
+            f"the network {config.model.name} has other groups now than when the run in {folder} was made"
+        )
+    with np.load(folder / _SUBNET / "variables.npz") as arrays:
+        return Finished(config, record, module, space, dict(arrays))
 
 
 def load(folder: Path | str) -> nnx.Module:
@@ -240,35 +280,40 @@ def load(folder: Path | str) -> nnx.Module:
         >>> subnet(jnp.zeros((1, 8, 8, 1))).shape  # doctest: +SKIP
         (1, 10)
     """
-    folder = Path(folder)
-    path = folder / _SUBNET / "subnet.json"
-    if not path.exists():
-        raise ConfigError(f"{folder} holds no finished run: there is no {path}")
-    record = SubnetRecord(**json.loads(path.read_text()))
-    config = from_json((folder / _CONFIG).read_text())
-    module = create_module(config, record.num_classes, record.image_shape[-1])
-    space = make_space(module, record.image_shape, config.h2spg.kinds)
-    if tuple(space.groups[index].name for index in record.removed) != tuple(record.removed_names):
-        raise ConfigError(
-            f"the network {config.model.name} has other groups now than when the run in {folder} was made"
-        )
-    subnet = jasgnas.construct_subnet(space, space.zero(module, record.removed))
-    with np.load(folder / _SUBNET / "variables.npz") as arrays:
-        state = nnx.state(subnet, nnx.Not(nnx.RngState))
-        for keys, variable in nnx.to_flat_state(state):
-            variable.set_value(jnp.asarray(arrays[_name(keys)]))
-    nnx.update(subnet, state)
+    run = read_finished(Path(folder))
+    subnet = subnet_with(run.space, run.module, run.record.removed, run.arrays)
     subnet.eval()
     return subnet
 
 
-def make_space(module: nnx.Module, image_shape: Sequence[int], kinds: str = "structures") -> jasgnas.SearchSpace:
-    """Returns the search space of a network for images of this shape; the kinds are those of `H2SPGConfig.kinds`."""
+def subnet_with(
+    space: jasgnas.SearchSpace, module: nnx.Module, removed: Sequence[int], arrays: Mapping[str, np.ndarray]
+) -> nnx.Module:
+    """Returns a sub-network with given arrays, and without the gates that its groups were selected by.
+
+    Args:
+        space: the search space of the full network.
+        module: the full network.
+        removed: groups that are gone.
+        arrays: parameters and statistics of the sub-network, by path; more than these do no harm.
+    """
+    subnet = jasgnas.construct_subnet(space, space.zero(module, removed))
+    state = nnx.state(subnet, nnx.Not(nnx.RngState))
+    for keys, variable in nnx.to_flat_state(state):
+        variable.set_value(jnp.asarray(arrays[_name(keys)]))
+    nnx.update(subnet, state)
+    return subnet
+
+
+def make_space(
+    module: nnx.Module, image_shape: Sequence[int], kinds: str = "structures", tie: Sequence[str] = ()
+) -> jasgnas.SearchSpace:
+    """Returns the search space of a network for images of this shape; for kinds and ties see `H2SPGConfig`."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jasgnas.search_space(module, image, structures=kinds != "channels", channels=kinds != "structures")
+    return jasgnas.search_space(module, image, structures=kinds != "channels", channels=kinds != "structures", tie=tie)
 
 
-def _arrays(module: nnx.Module) -> dict[str, np.ndarray]:
+def arrays_of(module: nnx.Module) -> dict[str, np.ndarray]:
     """Returns parameters and statistics by path."""
     state = nnx.state(module, nnx.Not(nnx.RngState))
     return {_name(keys): np.asarray(variable[...]) for keys, variable in nnx.to_flat_state(state)}

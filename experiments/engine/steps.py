@@ -185,7 +185,8 @@ def make_train_step(
         if average is not None:
             # Early on the average would hold mostly the initialisation.
             decay = jnp.minimum(options.ema, (1 + state.step) / (10 + state.step))
-            average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, variables)
+            # In this form a gate, which is held at 1, has an average of exactly 1.
+            average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, variables)
         return TrainState(state.step + 1, variables, opt_state, average), metrics
 
     return train_step

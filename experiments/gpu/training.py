@@ -176,7 +176,7 @@ class Trainer:
         self.full_epochs = config.epochs
         self._host = jax.devices("cpu")[0]
         with jax.default_device(self._host):
-            self._module = create_module(config, dataset.num_classes, dataset.image_shape[-1])
+            self._module = create_module(config, dataset.num_classes, dataset.image_shape)
         self._options = StepOptions.of(config, dataset)
         self.steps_per_epoch = len(dataset.train) // config.batch_size
         self._train = jax.device_put(dataset.train.load(np.arange(len(dataset.train))))
@@ -332,7 +332,7 @@ class Trainer:
 
     def _state(self, optimizer: Optimizer, seed: int) -> TrainState:
         config = dataclasses.replace(self._config, seed=seed)
-        module = create_module(config, self._dataset.num_classes, self._dataset.image_shape[-1])
+        module = create_module(config, self._dataset.num_classes, self._dataset.image_shape)
         return init_state(Network.variables(module), optimizer(), config.ema)
 
     def _epoch(

@@ -14,7 +14,7 @@ import jasgnas
 from experiments.common.errors import DivergedError
 from experiments.common.files import save_arrays
 from experiments.data import Batch, Dataset, EvalBatches, TrainBatches
-from experiments.engine.networks import Network, check_images, create_module
+from experiments.engine.networks import Network, create_module
 from experiments.engine.optimizers import make_optimizer, make_schedule
 from experiments.engine.runs import make_space
 from experiments.engine.steps import (
@@ -81,8 +81,7 @@ class Trainer:
         self._folder = folder
         self._dataset = dataset
         config = settings.config(0)
-        module = create_module(config, dataset.num_classes, dataset.image_shape[-1])
-        check_images(config, module, dataset.image_shape)
+        module = create_module(config, dataset.num_classes, dataset.image_shape)
         self.space = make_space(module, dataset.image_shape)
         self._network = Network(module)
         batches = self._train_batches(0)
@@ -218,7 +217,7 @@ class Trainer:
         return cross_entropy(logits, soft_targets(batch, self._options.num_classes, self._options.label_smoothing))
 
     def _initial_state(self, seed: int) -> TrainState:
-        module = create_module(self._settings.config(seed), self._dataset.num_classes, self._dataset.image_shape[-1])
+        module = create_module(self._settings.config(seed), self._dataset.num_classes, self._dataset.image_shape)
         return init_state(Network.variables(module), self._tx, 0.0)
 
     def _snapshot_path(self, seed: int) -> Path:

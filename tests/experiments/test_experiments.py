@@ -88,7 +88,7 @@ def test_subnet_comes_back_in_one_line(finished: tuple[Config, job.Results]) -> 
 def test_comparison_counts_what_each_network_gets_right() -> None:
     dataset = open_dataset("digits")
     run = Run(SMALL, dataset, start(SMALL.parallel))  # 360 test images, so that the second batch is filled up
-    module = create_module(SMALL, 10, 1)
+    module = create_module(SMALL, 10, (8, 8, 1))
     module.eval()
     images, labels = dataset.test.load(np.arange(360))
     mean, std = dataset.normalisation
@@ -98,7 +98,7 @@ def test_comparison_counts_what_each_network_gets_right() -> None:
     found = compare(run, module, module)
     assert (found.sparse_accuracy, found.subnet_accuracy, found.largest_difference) == (accuracy, accuracy, 0)
     assert found.largest_output == pytest.approx(np.abs(logits).max(), rel=1e-4)
-    other = create_module(dataclasses.replace(SMALL, seed=1), 10, 1)
+    other = create_module(dataclasses.replace(SMALL, seed=1), 10, (8, 8, 1))
     with pytest.raises(jasgnas.VerificationError, match="differ from the sparse network's by up to"):
         compare(run, module, other)
 

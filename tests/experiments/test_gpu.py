@@ -87,7 +87,7 @@ def test_full_training_is_the_engines(small: tuple[Config, Dataset]) -> None:
     trainer = Trainer(config, dataset)
     state = trainer.advance(trainer.start(trainer.compile(FULL, 2), 0)).state
     taken = dataset.take(64, 64)
-    module = create_module(config, 10, 1)
+    module = create_module(config, 10, dataset.image_shape)
     tx = make_optimizer(config.optimizer, make_schedule(config.optimizer, 4, 8))
     expected = init_state(Network.variables(module), tx, 0.0)
     step = jax.jit(make_train_step(Network(module), tx, StepOptions.of(config, dataset), None))
