@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.common.cli import check_names, parse, run_command
+from experiments.nasbench201.page import rises_table, write_page
 from experiments.nasbench201.search import Search, Settings
 from experiments.nasbench201.table import Table, read_table
 from jasgnas.optimizer.scores import SCORES
@@ -21,7 +22,7 @@ class Command:
 
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds, one training each."""
+    """Seeds, one training each; without any, only the page is written anew."""
     score: str = "ablation"
     """The score to select by."""
     other_scores: tuple[str, ...] = ()
@@ -29,13 +30,28 @@ class Command:
     table: Path | None = None
     """File of the table; by default that of the package analog-nasbench."""
     results: Path | None = None
-    """File to which a line of JSON is added for every training."""
+    """File to which a line of JSON is added for every training; a page is written beside it from all its lines."""
 
 
 def run(command: Command) -> None:
-    """Trains, looks up and prints; records each training as soon as it has ended."""
+    """Trains, looks up and prints; records each training as soon as it has ended, and writes the page.
+
+    Raises:
+        ConfigError: there is no such score, or a recorded line is damaged.
+        DataError: there is no table, or no data set.
+        DivergedError: a loss became NaN or infinite.
+        OSError: there are no lines, or they cannot be written.
+    """
     check_names("score", (command.score, *command.other_scores), SCORES)
     table = read_table(command.table)
+    if command.seeds:
+        _search(command, table)
+    if command.results is not None:
+        print(f"Written in {write_page(command.results, table)}")
+
+
+def _search(command: Command, table: Table) -> None:
+    """Trains, looks up, prints and records."""
     search = Search(command.settings)
     settings = dataclasses.asdict(command.settings)
     del settings["data_dir"], settings["files"]  # are this machine's
@@ -46,8 +62,9 @@ def run(command: Command) -> None:
         found = search.train(seed, score)
         looked_up = _looked_up(table, found.cell)
         line = {"score": score, "seed": seed, **looked_up, "loss": found.loss, "seconds": found.seconds}
-        print(_row(score, seed, looked_up), f"{found.seconds:.0f} s", flush=True)
-        _record(command.results, line | {"rises": found.rises, "settings": settings})
+        line |= {"rises": found.rises, "settings": settings}
+        print(_row(score, seed, looked_up), f"{found.seconds:.0f} s", rises_table(line), sep="\n", flush=True)
+        _record(command.results, line)
         if number < len(command.seeds):
             accuracies.append(looked_up["accuracy"])
     for seed in command.seeds:
@@ -67,7 +84,7 @@ def _looked_up(table: Table, cell: Cells) -> dict[str, Any]:
 
 
 def _row(score: str, seed: int, found: dict[str, Any]) -> str:
-    return f"{score:<10} seed {seed}: {found['accuracy']:.2f} %, rank {found['rank']:,} of 15,625  {found['cell']} "
+    return f"{score:<10} seed {seed}: {found['accuracy']:.2f} %, rank {found['rank']:,} of 15,625  {found['cell']}"
 
 
 def _record(path: Path | None, line: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """The command that judges searches by NAS-Bench-201, with a table in the package's format that the test has written."""
 
+import dataclasses
 import itertools
 import json
 import os
 import pickle
+import re
 import sys
 import types
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.common.errors import DataError
+from experiments.common.errors import ConfigError, DataError
 from experiments.nasbench201 import table as tables
 from experiments.nasbench201.__main__ import Command, run
 from experiments.nasbench201.search import Settings
@@ -123,3 +125,49 @@ def test_one_training_leaves_one_operation_of_each_edge(path, tmp_path, capsys):
         assert name == max(own, key=own.get)
     assert "random     seed 0" in (printed := capsys.readouterr().out)
     assert "gate: mean" in printed
+    page = (tmp_path / "nasbench201.md").read_text()
+    table = page[page.index("| edge") :].strip()
+    assert table in printed
+    # Every edge by every operation, and bold what stays.
+    heading, _, *rows = (re.split(r" *\| *", row)[1:-1] for row in table.splitlines())
+    for (source, target), (edge, *numbers) in zip(EDGES, rows, strict=True):
+        assert edge == f"{source} → {target}"
+        for name, number in zip(heading[1:], numbers, strict=True):
+            assert float(number.strip("*")) == pytest.approx(line["rises"][f"{source}_{target}/{name}"], abs=6e-4)
+            assert number.startswith("**") == (cell[source, target] == name)
+
+
+def test_the_page_is_written_from_the_lines_alone(path, tmp_path, capsys):
+    results = tmp_path / "lines.jsonl"
+    rises = {f"{source}_{target}/{name}": 0.5 for source, target in EDGES for name in OPERATIONS if name != "none"}
+    settings = dataclasses.asdict(Settings(features=8, num_train=4000))
+    del settings["data_dir"]
+    lines = [
+        {"score": score, "seed": seed, "cell": CELL, "accuracy": accuracy, "rank": 7, "rises": rises, "settings": own}
+        for score, seed, accuracy, own in (
+            ("ablation", 1, 92.0, settings),
+            ("gate", 0, 91.5, settings),
+            ("ablation", 0, 91.0, settings),
+            ("ablation", 0, 93.0, settings | {"features": 16}),
+        )
+    ]
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(Command(seeds=(), table=path, results=results))
+    assert capsys.readouterr().out == f"Written in {tmp_path / 'nasbench201.md'}\n"
+    first, second = (tmp_path / "nasbench201.md").read_text().split("\n## ")[1:]
+    assert first.startswith("`python -m experiments.nasbench201 --num-train 4000 --features 8`\n")
+    cells = [re.split(r" *\| *", row)[1:-1] for row in first.split("\n\n")[1].splitlines()[2:]]
+    random = read_table(path).of_random_choice
+    assert cells == [
+        ["ablation", "0", "91.00", "7"],
+        ["ablation", "1", "92.00", "7"],
+        ["ablation, mean", "2 seeds", "91.50 ± 0.71", ""],
+        ["gate", "0", "91.50", "7"],
+        ["random, mean", "all 4,096", f"{random.mean():.2f} ± {random.std(ddof=1):.2f}", ""],
+        ["random, median", "", f"{np.median(random):.2f}", f"{read_table(path).rank(np.median(random)):,}"],
+    ]
+    assert second.startswith("`python -m experiments.nasbench201 --num-train 4000`\n") and "93.00" in second
+    with results.open("a") as file:
+        file.write('{"score": "gate"}\n')
+    with pytest.raises(ConfigError, match="line 5 of .*lines.jsonl is no record of a training: KeyError"):
+        run(Command(seeds=(), table=path, results=results))
