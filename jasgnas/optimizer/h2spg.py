@@ -151,12 +151,12 @@ def h2spg(
         multiple_of: a number, in the same form, that the number of channels that stay is a multiple of, unless all of
             them stay: it is rounded up. So channels go several at a time; the last of a number of channels
             (`target_groups`) may take others with it.
-        at_most: how many groups stay at most, by patterns of the paths of their parameters, in which `*` and `{name}`
-            stand for one component of a path or a part of it and `**` for any number: `{"cells/*/{edge}/**": 1}` leaves
-            one group for each text that `{edge}` stands for. A group matches if all its paths do with the same text.
-            Patterns are met one after the other, so that a limit for each edge before one for all edges of a node
-            leaves a node the best operations of its best edges.
-            It may be the only target: then fewer stay where scores are in units of the loss and that falls without.
+        at_most: how many structures and gates stay at most, by patterns of the paths of their parameters, in which `*`
+            and `{name}` stand for one component of a path or a part of it and `**` for any number:
+            `{"cells/*/{edge}/**": 1}` leaves one group for each text that `{edge}` stands for. A group matches if all
+            its paths do with the same text. Patterns are met one after the other, so that a limit for each edge before
+            one for all edges of a node leaves a node the best operations of its best edges. It may be the only target:
+            then fewer stay where scores are in units of the loss and that falls without.
         warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be. 30 % of the
             training is a good start: sooner, little has been learned that scores could go by, and later, little is
             left of the training for what stays. A network that is trained already needs as many as measure its groups.

@@ -8,6 +8,7 @@ so that of each node the two best edges stay where each edge has been left its b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ import numpy as np
 
 from jasgnas.checks import check_integer
 from jasgnas.errors import ArgumentError, TargetError
+from jasgnas.space.selection import accept_greedily, falling_order
 from jasgnas.space.ties import Captures, PathPattern
+from jasgnas.space.validity import DependenceGraph
 
 AtMost = Mapping[str, int]
 """How many of the groups that match a pattern of paths stay at most, for each of its captures."""
@@ -35,6 +38,33 @@ class Crowds:
     members: np.ndarray
     limits: np.ndarray
     names: tuple[tuple[str, str], ...]
+
+    def thin_out(
+        self,
+        graph: DependenceGraph,
+        critical: jax.Array,
+        scores: jax.Array,
+        accepted: jax.Array,
+        eligible: jax.Array,
+        is_free: jax.Array,
+    ) -> jax.Array:
+        """Returns a valid set without which no crowd is too large, or as little as can be, bool `[num_groups]`.
+
+        Groups go by falling score, those of one pattern after those of the one before it.
+
+        Args:
+            graph: what depends on what.
+            critical: bool `[num_vertices]`, vertices that must not die.
+            scores: float `[num_groups]`, larger is removed sooner.
+            accepted: bool `[num_groups]`, groups that go in any case.
+            eligible: bool `[num_groups]`, groups that may go.
+            is_free: bool `[num_groups]`, groups that go where no crowd asks for it.
+        """
+        gone = accepted
+        for own in self.by_pattern():
+            is_wanted = partial(_is_wanted, own, gone, eligible, is_free)
+            gone = accept_greedily(graph, critical, falling_order(scores, gone), is_wanted)
+        return gone
 
     def by_pattern(self) -> "list[Crowds]":
         """Returns the crowds of each pattern by themselves, in the order of the patterns."""
@@ -63,14 +93,36 @@ class Crowds:
                 "input and the target to be met: allow so many in at_most="
             )
 
+    def require_within(self, name: str, value: Any, number: int) -> None:
+        """Raises a `TargetError` if a target removes too few groups for no crowd to be too large.
+
+        Args:
+            name: name of the target.
+            value: what was given for it.
+            number: how many groups it removes.
+        """
+        if number < (least := self._least_removed):
+            asked = {text: int(limit) for (text, _), limit in zip(self.names, self.limits, strict=True)}
+            raise TargetError(
+                f"{name}={value!r} removes {number} groups, and at_most={asked!r} asks for {least} at least: give a "
+                "larger target, or at_most alone"
+            )
+
     @property
-    def least_removed(self) -> int:
+    def _least_removed(self) -> int:
         """How many groups must go for no crowd to be too large, at least."""
         sizes = self.members.sum(1)
         patterns = [text for text, _ in self.names]
         excess = np.maximum(sizes - self.limits, 0)
         # Crowds of one pattern have no group in common.
         return max(int(sum(excess[i] for i, own in enumerate(patterns) if own == each)) for each in patterns)
+
+
+def _is_wanted(
+    crowds: Crowds, before: jax.Array, eligible: jax.Array, is_free: jax.Array, gone: jax.Array, group: jax.Array
+) -> jax.Array:
+    """Tells whether a group, int32, is to go beside those gone: it went before, or may and is one too many or free."""
+    return before[group] | eligible[group] & (crowds.is_due(gone, group) | is_free[group])
 
 
 def find_crowds(at_most: AtMost, paths: Sequence[Sequence[str]], num_groups: int) -> Crowds:

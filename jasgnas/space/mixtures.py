@@ -19,7 +19,7 @@ import numpy as np
 from jasgnas.checks import check_integer
 from jasgnas.errors import ArgumentError, TargetError
 from jasgnas.space.candidates import Candidates
-from jasgnas.space.crowds import AtMost
+from jasgnas.space.crowds import AtMost, Crowds, find_crowds
 from jasgnas.space.groups import NOBODY
 from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limits
@@ -86,6 +86,7 @@ class SizeTerms(NamedTuple):
         "inner_of",
         "fallback",
         "amounts",
+        "crowds",
     ),
     meta_fields=(),
 )
@@ -107,6 +108,7 @@ class Mixture:
         fallback: bool `[num_groups]`, a valid set that is as good as any known at meeting far targets.
         amounts: what each round has to meet: a size as digits, int32 `[num_rounds, num_digits]`, or numbers of
             structures and of channels, int32 `[num_rounds, 2]`.
+        crowds: the structures of which only so many may stay, whatever the amounts are; None for none.
     """
 
     graph: DependenceGraph
@@ -120,6 +122,7 @@ class Mixture:
     inner_of: jax.Array
     fallback: jax.Array
     amounts: jax.Array
+    crowds: Crowds | None = None
 
     @property
     def num_structures(self) -> int:
@@ -155,14 +158,39 @@ class Mixture:
             hierarchical: True, since of a dimension a channel has to stay.
         """
         assert hierarchical
-        order = self._order(scores, planned, accepted, by_cost)
         everything = jnp.ones_like(accepted)
-        found = _take(self, order, self.amounts[-1], everything, planned, accepted)
+        start, fallback = accepted, planned
+        if self.crowds is not None:
+            start, fallback = self._thinned_out(self.crowds, scores, planned, accepted, by_cost)
+        order = self._order(scores, fallback, start, by_cost)
+        found = _take(self, order, self.amounts[-1], everything, fallback, start)
         planned = jnp.where(is_fixed, planned, found)
         redundant = _take(self, order, self.amounts[number], planned, planned, accepted)
+        if self.crowds is not None:
+            # An amount may be met before no crowd is too large any more.
+            redundant = jnp.where(number % len(self.amounts) == len(self.amounts) - 1, planned, redundant)
         possible = ~planned & _possible(self, order, everything)
         runner_up = jnp.where(jnp.any(possible), order[jnp.argmax(possible[order])], -1)
         return Selection(planned, redundant, runner_up.astype(jnp.int32))
+
+    def _thinned_out(
+        self, crowds: Crowds, scores: jax.Array, planned: jax.Array, accepted: jax.Array, by_cost: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns a set without which no crowd is too large, and one that contains it and meets the target.
+
+        See `Target.select`: where the first leaves the target out of reach, both are of what was planned before.
+        """
+        num = self.num_structures
+        # Nothing else says how many go, see `Target`.
+        is_alone = by_cost & (self.terms is None) & ~jnp.any(self.amounts)
+        is_free = jnp.any(jnp.asarray(crowds.members), axis=0) & (scores[:num] > 0) & is_alone
+        thin_out = partial(crowds.thin_out, self.graph, self.critical, scores[:num], accepted[:num], is_free=is_free)
+        gone = thin_out(eligible=jnp.ones(num, bool))
+        start = accepted.at[:num].set(gone)
+        largest = accepted | _possible(self, jnp.lexsort((-scores, ~start)), jnp.ones_like(start))
+        is_within_reach = jnp.all(crowds.excess(gone) <= 0) & is_met(self, largest, self.amounts[-1])
+        known = accepted.at[:num].set(thin_out(eligible=planned[:num]))
+        return jnp.where(is_within_reach, start, known), jnp.where(is_within_reach, largest, planned)
 
     def _order(self, scores: jax.Array, planned: jax.Array, accepted: jax.Array, by_cost: bool) -> jax.Array:
         """Returns the group indices in the order in which they are to go, those accepted before all others."""
@@ -214,9 +242,7 @@ def resolve(
     """Returns the target that a user has given, see `resolve_target` and `resolve_mixture`."""
     candidates = measured(candidates, given, latency)
     if candidates.channels is not None:
-        if at_most is not None:
-            raise ArgumentError("at_most is for structures and gates alone: make the space without channels=True")
-        return resolve_mixture(candidates, given, periods, hierarchical, limits)
+        return resolve_mixture(candidates, given, periods, hierarchical, limits, at_most)
     if asked := limits.given():
         names = ", ".join(f"{name}={value!r}" for name, value in asked.items())
         raise ArgumentError(f"{names} is about channels: make the space with channels=True")
@@ -224,7 +250,12 @@ def resolve(
 
 
 def resolve_mixture(
-    candidates: Candidates, given: Mapping[str, Any], periods: int, hierarchical: bool, limits: Limits
+    candidates: Candidates,
+    given: Mapping[str, Any],
+    periods: int,
+    hierarchical: bool,
+    limits: Limits,
+    at_most: AtMost | None = None,
 ) -> Mixture:
     """Returns what a selection of structures and channels is made from.
 
@@ -234,24 +265,33 @@ def resolve_mixture(
         periods: number of rounds.
         hierarchical: True; there is no comparison without validity where there are channels.
         limits: what is left of dimensions at least.
+        at_most: how many structures stay, by patterns of paths; it may be all that is given.
 
     Raises:
         ArgumentError: not exactly one target is given, or it or a limit is of the wrong kind.
         TargetError: no removal meets the target within the limits, or none is needed to meet it.
     """
-    name, value = single_target(given)
     if not hierarchical:
         raise ArgumentError("hierarchical=False is for structures alone: make the space without channels=True")
     channels = candidates.channels
     assert channels is not None
+    crowds = None if at_most is None else find_crowds(at_most, candidates.paths, candidates.num_structures)
+    is_alone = crowds is not None and all(value is None for value in given.values())
+    name, value = ("at_most", at_most) if is_alone else single_target(given)
     terms = None
-    if name in GROUP_TARGETS:
+    if is_alone:
+        amounts, fallback = np.zeros((periods, 2), int), _without(candidates, candidates.largest_removal())
+    elif name in GROUP_TARGETS:
         amounts, fallback = _numbers(candidates, name, value, periods, limits)
+        if crowds is not None:
+            crowds.require_within(name, value, amounts[-1, 0])
     else:
         measure = SIZE_TARGETS[name]
         amounts, fallback = _sizes(candidates, name, value, periods, limits)
         assert candidates.widths is not None
         terms = size_terms(candidates.widths, measure, candidates.num_groups, candidates.costs.num_segments)
+    if crowds is not None:
+        crowds.require_reachable(np.flatnonzero(fallback).tolist())
     # Known now also where an optimizer is made while something is traced, as by a step that takes its settings.
     with jax.ensure_compile_time_eval():
         return Mixture(
@@ -266,6 +306,7 @@ def resolve_mixture(
             jnp.asarray(candidates.inner_of, jnp.int32),
             jnp.asarray(fallback),
             jnp.asarray(amounts, jnp.int32),
+            crowds,
         )
 
 
@@ -330,11 +371,15 @@ def _most_without(candidates: Candidates, structures: Sequence[int], limits: Lim
     """Returns some structures and all channels that limits let go, bool `[num_groups]`."""
     assert candidates.channels is not None
     dimensions = candidates.channels.dimensions
-    removed = np.zeros(candidates.num_groups, bool)
-    removed[list(structures)] = True
+    removed = _without(candidates, structures)
     for dimension, least in zip(dimensions, limits.least(dimensions).tolist(), strict=True):
         removed[dimension.groups[least:]] = True
     return removed
+
+
+def _without(candidates: Candidates, structures: Sequence[int]) -> np.ndarray:
+    """Returns some structures, bool `[num_groups]`."""
+    return np.isin(np.arange(candidates.num_groups), structures)
 
 
 def _order_by_cost(rises: jax.Array, savings: jax.Array, accepted: jax.Array) -> jax.Array:

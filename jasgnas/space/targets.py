@@ -132,13 +132,7 @@ class Target:
         is_alone = by_cost & ~jnp.any(jnp.asarray(self.amounts))
         is_free = jnp.any(jnp.asarray(crowds.members), axis=0) & (scores > 0) & is_alone
 
-        def thin_out(eligible: jax.Array) -> jax.Array:
-            gone = accepted
-            for own in crowds.by_pattern():
-                is_wanted = partial(_is_wanted, own, gone, eligible, is_free)
-                gone = accept_greedily(self.graph, critical, falling_order(scores, gone), is_wanted)
-            return gone
-
+        thin_out = partial(crowds.thin_out, self.graph, critical, scores, accepted, is_free=is_free)
         start = thin_out(jnp.ones_like(planned))
         more = falling_order(scores, start)
         largest = accept_greedily(self.graph, critical, more)
@@ -153,13 +147,6 @@ class Target:
             assert self.of_kinds is not None
             return partial(take_number, num=amount, of_kinds=self.of_kinds)
         return partial(take_to_size, self.graph, self.costs, size=amount)
-
-
-def _is_wanted(
-    crowds: Crowds, before: jax.Array, eligible: jax.Array, is_free: jax.Array, gone: jax.Array, group: jax.Array
-) -> jax.Array:
-    """Tells whether a group, int32, is to go beside those gone: it went before, or may and is one too many or free."""
-    return before[group] | eligible[group] & (crowds.is_due(gone, group) | is_free[group])
 
 
 def resolve_target(
@@ -192,11 +179,8 @@ def resolve_target(
         name, value = single_target(given)
         resolve = _resolve_size if name in SIZE_TARGETS else _resolve_number
         target = resolve(candidates, name, value, periods, hierarchical)
-        if crowds is not None and target.costs is None and target.amounts[-1].sum() < crowds.least_removed:
-            raise TargetError(
-                f"{name}={value!r} removes {target.amounts[-1].sum()} groups, and at_most={at_most!r} asks for "
-                f"{crowds.least_removed} at least: give a larger target, or at_most alone"
-            )
+        if crowds is not None and target.costs is None:
+            crowds.require_within(name, value, target.amounts[-1].sum())
     if crowds is not None:
         crowds.require_reachable(target.reachable)
     return replace(target, crowds=crowds)

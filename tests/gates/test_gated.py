@@ -220,6 +220,33 @@ def test_gates_go_if_they_are_useless_and_stay_if_they_are_vital(is_vital, score
     assert error(fn(left, x), gated(trained, x)) < 1e-5
 
 
+def test_structures_gates_and_channels_go_together_within_a_limit():
+    x = random_input((32, 4))
+    params = {
+        name: {"up": random_input((4, 6), seed=seed), "down": random_input((6, 4), seed=seed + 3)}
+        for seed, name in enumerate("abc", 5)
+    }
+
+    def fn(params, x):
+        return x + sum(jnp.tanh(x @ params[name]["up"]) @ params[name]["down"] for name in "abc")
+
+    gated, own = jasgnas.gated(fn, x, params=params, scalar=True)
+    space = jasgnas.search_space(gated, x, params=own, channels=True)
+    worth = {"a": 1.0, "gates/output/input0": 0.9}
+    scores = [-worth.get(group.name, 0.5 if group.kind == "channel" else 0.0) for group in space.groups]
+    loss = lambda params: jnp.mean((gated(params, x) - x) ** 2)  # noqa: E731
+    trained, state = train(space, own, loss, 24, score=np.array(scores), at_most={"**": 1}, target_macs=0.2)
+    zero = np.flatnonzero(jasgnas.h2spg_state(state).zero)
+    gone = [space.groups[index] for index in zero]
+    # All channels are worth less than the gate, and it saves nothing: the limit takes it. Of a branch alone, a third of
+    # the multiply-adds, half of the channels go for the size.
+    assert {group.name for group in gone if group.kind != "channel"} == {"b", "c", "gates/output/input0"}
+    assert space.subnet_size(zero)[1] <= 0.2 * space.subnet_size(())[1]
+    assert sum(group.paths[0].startswith("a/") for group in gone) == 3
+    sub_fn, left = jasgnas.construct_subnet(space, trained, opt_state=state)
+    assert error(sub_fn(left, x), gated(trained, x)) < 1e-5
+
+
 def test_trained_gates_that_stay_are_named_and_norms_do_not_judge_gates():
     x = random_input((8, 4))
     params = {name: random_input((4, 4), seed=seed) for seed, name in enumerate("abc", 5)}

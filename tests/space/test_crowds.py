@@ -96,6 +96,68 @@ def test_another_target_is_met_as_well(space):
     assert space.is_valid(small)
 
 
+def deep_cell(params, x):
+    """The cell with operations of two layers each, so that they have channels inside."""
+
+    def edge(own, x):
+        return reduce(add, (jnp.tanh(x @ own[op]["up"]) @ own[op]["down"] for op in OPS))
+
+    return edge(params["e02"], x) + edge(params["e12"], edge(params["e01"], x))
+
+
+@pytest.fixture(scope="module")
+def deep_spaces():
+    """The same network with channels and without."""
+    shapes = {"up": (3, 4), "down": (4, 3)}
+    params = {n: {op: {k: jnp.ones(s) for k, s in shapes.items()} for op in OPS} for n in EDGES}
+    return [jasgnas.search_space(deep_cell, X, params=params, channels=each) for each in (True, False)]
+
+
+def test_limits_hold_beside_channels(deep_spaces):
+    """Structures go as they do without channels, and channels on top of that to meet a size."""
+    mixed, plain = deep_spaces
+    num = len(plain.groups)
+    assert [group.name for group in mixed.groups[:num]] == [group.name for group in plain.groups]
+    assert len(mixed.groups) == num + 9 * 4 + 3
+    at_most = {"{edge}/*/*": 1}
+    rng = np.random.default_rng(4)
+    for _ in range(4):
+        scores = rng.permutation(len(mixed.groups)).astype(float)
+        alone = mixed.select(scores, at_most=at_most)
+        assert alone == plain.select(scores[:num], at_most=at_most)
+        for target in ({"target_macs": 0.2}, {"target_groups": {"structure": 7, "channel": 2}}):
+            removed = set(mixed.select(scores, at_most=at_most, **target))
+            assert removed >= set(alone)
+            assert mixed.is_valid(removed)
+            assert "target_macs" in target or len(removed) == 9
+            assert "target_groups" in target or mixed.subnet_size(removed)[1] <= 0.2 * mixed.subnet_size(())[1]
+    # With a size that is met by any one operation less, the limits decide all the same.
+    assert set(mixed.select(scores, at_most=at_most, target_macs=0.95)) == set(alone)
+    # Of an edge nothing stays where the loss falls without it.
+    rises = np.ones(len(mixed.groups))
+    rises[[group.index for group in plain.groups if group.paths[0].startswith("e01")]] = -1.0
+    useful = mixed.select(-rises, at_most=at_most, per_cost=True)
+    assert useful == plain.select(-rises[:num], at_most=at_most, per_cost=True)
+    assert names(plain, useful) >= {f"e01/{op}/down" for op in OPS}
+
+
+def test_what_cannot_be_met_beside_channels_is_said(deep_spaces):
+    mixed, _ = deep_spaces
+    scores = np.arange(float(len(mixed.groups)))
+    for message, kind, options in (
+        (
+            "removes 5 groups, and at_most={'{edge}/\\*/\\*': 1} asks for 6",
+            TargetError,
+            {"target_groups": {"structure": 5}},
+        ),
+        ("at most 0 of the groups .* with edge=e02 were to stay, and 1 are", TargetError, {"at_most": 0}),
+        ("matches no group", ArgumentError, {"at_most": 1, "pattern": "x/**"}),
+    ):
+        at_most = {options.pop("pattern", "{edge}/*/*"): options.pop("at_most", 1)}
+        with pytest.raises(kind, match=message):
+            mixed.select(scores, at_most=at_most, **options)
+
+
 def test_what_cannot_be_met_is_said(space):
     scores = np.arange(9.0)
     for message, kind, options in (
