@@ -1,4 +1,4 @@
-"""Named settings, one for each row of the papers' tables (arXiv 2305.18030, 2312.09411) and one for the main job.
+"""Named settings: rows of the papers' tables (arXiv 2305.18030, 2312.09411), the main job, searches among cells.
 
 Where the papers do not publish a recipe, each setting follows the full network's own published one, named beside it.
 """

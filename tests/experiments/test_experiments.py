@@ -31,7 +31,8 @@ from experiments.engine.logs import read_log
 from experiments.engine.networks import create_module
 from experiments.engine.parallel import start
 from experiments.engine.presets import DIGITS, PRESETS, read_config
-from experiments.engine.runs import Run, check_folder, claimed_folder, noted_fault
+from experiments.engine.runs import Run, check_folder, claimed_folder, noted_fault, read_finished
+from experiments.genotype import genotype
 from models.demo_net import DemoNet
 
 SMALL = dataclasses.replace(
@@ -83,6 +84,17 @@ def test_subnet_comes_back_in_one_line(finished: tuple[Config, job.Results]) -> 
     mean, std = dataset.normalisation
     logits = subnet(jnp.asarray((images / 255 - mean[0]) / std[0], jnp.float32))
     assert np.mean(logits.argmax(axis=1) == labels) == pytest.approx(results.subnet.test_accuracy)
+
+
+def test_only_networks_with_cells_have_a_genotype(finished: tuple[Config, job.Results]) -> None:
+    with pytest.raises(ConfigError, match="the network demo_net has no cells"):
+        genotype(read_finished(finished[0].output_dir))
+
+
+def test_gates_that_are_not_asked_for_cannot_be_left_out() -> None:
+    config = dataclasses.replace(SMALL, model=ModelConfig("demo_net", ungated=("gates/*",)))
+    with pytest.raises(ConfigError, match="model.ungated names gates .* model.gated is off"):
+        create_module(config, 10, (8, 8, 1))
 
 
 def test_comparison_counts_what_each_network_gets_right() -> None:
