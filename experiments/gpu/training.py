@@ -182,7 +182,7 @@ class Trainer:
         self._train = jax.device_put(dataset.train.load(np.arange(len(dataset.train))))
         self._test = jax.device_put(np.stack([batch.images for batch in EvalBatches(dataset.test, _TEST_BATCH)]))
         self._labels = dataset.test.load(np.arange(len(dataset.test)))[1]
-        self._space = lru_cache(partial(make_space, self._module, dataset.image_shape))
+        self._space = lru_cache(partial(make_space, self._module, dataset.image_shape, tie=config.h2spg.tie))
         self._rates = lru_cache(self._make_rates)
         self._shrunk: dict[tuple[Any, ...], Future[Program]] = {}
         self._lock = threading.Lock()
