@@ -86,7 +86,7 @@ class ScannedStack(nnx.Module):
 
 
 class Recurrent(nnx.Module):
-    """LSTM in the trunk, GRU in a branch."""
+    """LSTM in the trunk, of which what a gate makes of its input and of its state may go; GRU in a branch."""
 
     def __init__(self, rngs):
         settings = double_settings(rngs)
@@ -288,7 +288,8 @@ NNX_FAMILIES = {
     "recurrent": (
         Recurrent,
         (random_array, (2, 5, 4)),
-        [{"branch/cell/dense_i", "branch/cell/dense_h", "project"}],
+        [{f"trunk/cell/{part}"} for part in ("ii", "hi", "if_", "hf", "ig", "hg", "io", "ho")]
+        + [{"branch/cell/dense_i", "branch/cell/dense_h", "project"}],
     ),
     "norms and groups": (
         NormsAndGroups,
