@@ -50,9 +50,11 @@ def find_channels(graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int], fi
         sorter = _Sorter(graph, leaves, kept, first, connector.connect())
         channels = sorter.channels()
         failed, needed = _unproved(graph, leaves, channels)
+        if not any(failed):
+            return channels
         factors = apart | connector.factors_after(needed)
         if factors == apart:
-            return sorter.channels(failed) if any(failed) else channels
+            return sorter.channels(failed)
         apart = factors
 
 
