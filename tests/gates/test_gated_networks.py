@@ -13,6 +13,7 @@ from flax import nnx
 import jasgnas
 from jasgnas.errors import ArgumentError, DisconnectedOutputError, GatesLeftWarning, NoRemovableStructureError
 from jasgnas.pytree import leaves_by_path, path_str
+from models import CountedKeys
 from models.darts import DARTS_V2, Darts
 from models.nasbench201 import NasBench201
 from models.stacked_unets import StackedUnets
@@ -22,6 +23,8 @@ from tests.whole.test_generated import draw_params, networks
 MODULES = {
     "stacked_unets": (partial(StackedUnets, width=0.08), 8),
     "darts": (partial(Darts, features=2, num_cells=3, genotype=DARTS_V2), 8),
+    # The whole super-network; with counted keys it is made in seconds, not minutes.
+    "darts_8": (lambda rngs: Darts(features=2, num_cells=8, rngs=CountedKeys()), 8),
     "nasbench201": (partial(NasBench201, features=2, num_cells=1), 8),
 }
 
@@ -46,7 +49,11 @@ def called(module, x, training):
 
 @pytest.mark.parametrize(
     "name",
-    ["stacked_unets", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("darts", "nasbench201"))],
+    [
+        "stacked_unets",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("darts", "nasbench201")),
+        pytest.param("darts_8", marks=pytest.mark.slow),
+    ],
 )
 def test_modules_are_exact_with_gates_and_without_what_is_gone(name):
     constructor, size = MODULES[name]
