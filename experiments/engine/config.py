@@ -104,6 +104,8 @@ class H2SPGConfig:
     `**/cells/{cell}/operations/{node}_from*/** 2`; beside a target, or in the place of one."""
     tie: tuple[str, ...] = ()
     """Patterns of paths: structures that match with the same captures go together."""
+    keep: tuple[str, ...] = ()
+    """Patterns of the paths of parameters that stay in any case."""
     kinds: Literal["structures", "channels", "both"] = "structures"
     """What may go: removal structures, single channels, or both in one selection."""
     min_channels: int | None = None

@@ -123,7 +123,7 @@ def run(config: Config) -> Results:
     seconds: dict[str, float] = {}
     module = create_module(config, dataset.num_classes, dataset.image_shape)
     with _timed(seconds, "search space"):
-        space = make_space(module, dataset.image_shape, config.h2spg.kinds, config.h2spg.tie)
+        space = make_space(module, dataset.image_shape, config.h2spg.kinds, config.h2spg.tie, config.h2spg.keep)
     batches = run.train_batches()
     schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
     tx = make_optimizer(config.optimizer, schedule)

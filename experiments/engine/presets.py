@@ -129,6 +129,8 @@ def _with_gates(config: Config) -> Config:
     edge = "**/cells/{cell}/operations/{node}_from{source}_*/**"
     h2spg = H2SPGConfig(
         at_most={edge: 1, "**/cells/{cell}/operations/{node}_from*/**": 2},
+        # Halves of an input would take halves of what normalises it in every operation that reads it.
+        keep=("cells/*/input?/*",),
         tie=("**/cells/{cell}/operations/{operation}/**",),  # a skip of stride 2 has two halves
     )
     ungated = ("gates/cells/*/input*", "gates/head/*")  # from a node to the output of its cell

@@ -255,7 +255,7 @@ def read_finished(folder: Path) -> Finished:
     record = SubnetRecord(**json.loads(path.read_text()))
     config = from_json((folder / _CONFIG).read_text())
     module = create_module(config, record.num_classes, record.image_shape)
-    space = make_space(module, record.image_shape, config.h2spg.kinds, config.h2spg.tie)
+    space = make_space(module, record.image_shape, config.h2spg.kinds, config.h2spg.tie, config.h2spg.keep)
     if tuple(space.groups[index].name for index in record.removed) != tuple(record.removed_names):
         raise ConfigError(
             f"the network {config.model.name} has other groups now than when the run in {folder} was made"
@@ -306,11 +306,17 @@ def subnet_with(
 
 
 def make_space(
-    module: nnx.Module, image_shape: Sequence[int], kinds: str = "structures", tie: Sequence[str] = ()
+    module: nnx.Module,
+    image_shape: Sequence[int],
+    kinds: str = "structures",
+    tie: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> jasgnas.SearchSpace:
-    """Returns the search space of a network for images of this shape; for kinds and ties see `H2SPGConfig`."""
+    """Returns the search space of a network for images of this shape; for the settings see `H2SPGConfig`."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jasgnas.search_space(module, image, structures=kinds != "channels", channels=kinds != "structures", tie=tie)
+    return jasgnas.search_space(
+        module, image, structures=kinds != "channels", channels=kinds != "structures", tie=tie, keep=keep
+    )
 
 
 def arrays_of(module: nnx.Module) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from experiments.engine.runs import arrays_of, read_finished
 from models.darts import Darts, Genotype, operation_key
 
 NODES = (
-    (("dil_conv_3x3", 0), ("skip_connect", 0), ("skip_connect", 1)),
+    (("dil_conv_3x3", 0), ("max_pool_3x3", 0), ("skip_connect", 1)),
     (("skip_connect", 2), ("max_pool_3x3", 2), ("avg_pool_3x3", 1), ("skip_connect", 0)),
 )
 SMALL = {"features": 2, "num_cells": 2, "genotype": Genotype(NODES, NODES)}
