@@ -236,7 +236,7 @@ def size_without(
 
     def total(counted: jax.Array, sizes: ArrayLike) -> jax.Array:
         digits = jnp.asarray(sizes).T
-        return jnp.sum(jnp.where(counted, along(digits, counted[None]), 0), axis=1)
+        return jnp.sum(jnp.where(counted, along(digits, counted[None]), 0), axis=1, dtype=jnp.int32)
 
     counted = _any_at(graph.segment, useful & ~zero, len(costs.segments))
     saved = taken[costs.saving_group] & counted[costs.saving_segment]

@@ -320,6 +320,13 @@ def test_selection_by_hand(rises, sizes, saved, expected):
     assert selected(target, rises, by_cost=True) == expected
 
 
+def test_selection_is_the_same_where_jax_counts_in_int64():
+    candidates = make_chain([60, 80, 45])
+    target = resolve_target(candidates, {"target_macs": 92}, 1, True)
+    with jax.enable_x64(True):
+        assert selected(target, [3, 8, 5], by_cost=True) == [0, 2]
+
+
 def test_rounds_nest_and_each_meets_its_share():
     space, periods = space_of(StackedUnets), 3
     target = resolve_target(space.candidates, {"target_macs": 0.4}, periods, True)
