@@ -85,7 +85,9 @@ def unfolded(eqn: Equation, is_data: Sequence[bool]) -> Program:
     Whether something that is carried depends on the data, or is of any use later, is known after as many iterations as
     there are arrays that change: so many are put before and after one in the middle, which counts for all. They read
     any rows (`loop_row`); the first starts from what is carried then (`loop_start`), and the rows of the results may
-    come from any of them (`loop_rows`). What is computed by it has the shapes of the loop's results, not their values.
+    come from any of them (`loop_rows`). The loop may end after any of those from the middle on (`loop_end`), so that
+    what is of use to its last iterations alone is in the middle, too: the loop computes it in all of them. What is
+    computed by it has the shapes of the loop's results, not their values.
 
     Args:
         eqn: the `scan`. The program takes its operands, and then the number of an iteration.
@@ -112,6 +114,7 @@ def unfolded(eqn: Equation, is_data: Sequence[bool]) -> Program:
         "loop_row": lambda rows, *_: [rows[0]],
         "loop_start": lambda state, *_: [state],
         "loop_rows": lambda row, *_: [jnp.broadcast_to(row, (length, *row.shape))],
+        "loop_end": lambda state, *_: [state],
     }
     inputs = tuple(avals)
     *operands, iteration = inputs
@@ -127,15 +130,18 @@ def unfolded(eqn: Equation, is_data: Sequence[bool]) -> Program:
     carry = taken("loop_start", num_consts, num_consts + num_carry)
     middle = sum(before != after for before, after in zip(states, results, strict=False))
     rows: list[Sequence[int]] = []
+    ends: list[Sequence[int]] = []
     for number in range(2 * middle + 1):
         own = [*operands[:num_consts], *carry, *taken("loop_row", num_consts + num_carry, len(operands))]
         often = length if number == middle else 0
         found = add("step", own, [aval_of(body, atom) for atom in results], body=body, repeats=often)
         carry = list(found[:num_carry])
         rows.append(found[num_carry:])
+        ends += [carry] if number >= middle else []
+    last = [add("loop_end", each, [avals[each[0]]])[0] for each in zip(*ends, strict=True)]
     each_stacked = zip(zip(*rows, strict=True), eqn.out_avals[num_carry:], strict=True)
     stacked = [add("loop_rows", several, [aval])[0] for several, aval in each_stacked]
-    return Program(inputs, (*carry, *stacked), tuple(equations), avals)
+    return Program(inputs, (*last, *stacked), tuple(equations), avals)
 
 
 def is_step(eqn: Equation) -> bool:

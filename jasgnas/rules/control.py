@@ -75,10 +75,23 @@ class LoopRows(Sourced):
     """A stack of rows of which each is one of the operands."""
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
-        return [_stack(meet(operands))]
+        return [_stack(_of_any(operands))]
 
     def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
         return [result[1:]] * len(eqn.inputs)
+
+    def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
+        return [common(operands)]
+
+
+class LoopEnd(Sourced):
+    """What is carried at the end of such a loop, which may be any of the operands."""
+
+    def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
+        return [_of_any(operands)]
+
+    def sources(self, eqn: Equation, result: Axes) -> Sequence[Need]:
+        return [result] * len(eqn.inputs)
 
     def degrees(self, eqn: Equation, operands: Sequence[Degree]) -> Sequence[Degree]:
         return [common(operands)]
@@ -180,3 +193,4 @@ register(Condition(), "cond")
 register(LoopRow(), "loop_row")
 register(LoopStart(), "loop_start")
 register(LoopRows(), "loop_rows")
+register(LoopEnd(), "loop_end")

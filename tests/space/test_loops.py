@@ -67,6 +67,17 @@ def delayed(p, x):
     return over_time(cell, (jnp.ones((len(x), 4)),) * 2, x @ p["stem"]) @ p["head"]
 
 
+def of_use_at_the_end(p, x):
+    """What is carried beside the state is computed in every iteration, and read after the last."""
+
+    def cell(carry, a):
+        h = 0.5 * carry[0] + a
+        h = h + jnp.tanh(h @ p["u"])
+        return (h, h + jnp.tanh(h @ p["w"])), None
+
+    return jax.lax.scan(cell, (jnp.ones((len(x), 4)),) * 2, (x @ p["stem"]).swapaxes(0, 1))[0][1] @ p["head"]
+
+
 class LinenCell(nn.RNNCellBase):
     @nn.compact
     def __call__(self, h, x):
@@ -181,6 +192,7 @@ NETWORKS = {
     "gated": (plain(gated_in_a_cell, "start", "up", "down", "gate"), [{"start"}, BRANCH], 3),
     "many iterations": (plain(many_iterations, "stem", "w"), [{"w"}], 1),
     "delayed": (plain(delayed, "stem", "w", "u"), [{"w"}, {"u"}], 3),
+    "of use at the end": (plain(of_use_at_the_end, "stem", "w", "u"), [{"stem"}, {"u"}, {"w"}], 3),
     "linen": (linen, [{"h"}, {"i"}, {"norm"} | BRANCH], 7),
     "nnx": (of_nnx, [{"i"}, {"h"}, BRANCH], 3),
     "equinox": (equinox, [{"gru"}, BRANCH], 1),
