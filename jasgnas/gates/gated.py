@@ -182,12 +182,15 @@ def edges_of(traced: TracedModel) -> list[Edge]:
     return [each for each in find_edges(graph, traced.leaves) if each.number not in fixed]
 
 
-def without_gates(model: Model, holder: Any, paths: Collection[str]) -> tuple[Model, Any] | None:
+def without_gates(
+    model: Model, holder: Any, arrays: Mapping[str, Any], paths: Collection[str]
+) -> tuple[Model, Any] | None:
     """Returns a gated network without some of its gates, which are 1, and what a user would hold of it.
 
     Args:
         model: the network, as it was opened.
         holder: the module, its variables or its parameters.
+        arrays: the arrays that it is to have, by path.
         paths: the paths of gates.
 
     Returns:
@@ -200,7 +203,6 @@ def without_gates(model: Model, holder: Any, paths: Collection[str]) -> tuple[Mo
     names = {name for name in recipe.gates if f"{ROOM}/{name}" not in paths}
     if recipe.gates - names != {path.removeprefix(f"{ROOM}/") for path in paths}:
         return None
-    arrays = leaves_by_path(model.tree(holder))
     own = {leaf.path: arrays[leaf.path] for leaf in full.leaves}
     if not names:
         return full, full.holder_of(own)

@@ -24,8 +24,10 @@ from jasgnas.errors import (
     NothingRemovedWarning,
     TreeMismatchError,
 )
+from jasgnas.gates.folding import Mode, folded
 from jasgnas.gates.gated import without_gates
 from jasgnas.optimizer.state import CHANGED_UPDATES, H2SPGState, h2spg_state, single_state
+from jasgnas.program.jaxpr import inline
 from jasgnas.program.masks import (
     NOTHING,
     Layout,
@@ -48,11 +50,16 @@ from jasgnas.subnet.origin import Origin
 from jasgnas.subnet.verify import verify_subnet
 
 
-def _needs(traced: TracedModel, zeros: ZeroFlow, state: Sequence[Need]) -> NeedFlow:
-    """Finds what is needed for all outputs of the network, and for `state` of the leaves that the call changes."""
+def _wanted(traced: TracedModel, state: Sequence[Need]) -> list[Need]:
+    """Returns the needs of what a call computes: all outputs of the network, and `state` of the leaves it changes."""
     outputs = [everything(len(aval.shape)) for aval in traced.output_avals]
     after = [need if index in traced.updated else NOTHING for index, need in enumerate(state)]
-    return propagate_needs(traced.program, zeros, [*outputs, *after])
+    return [*outputs, *after]
+
+
+def _needs(traced: TracedModel, zeros: ZeroFlow, state: Sequence[Need]) -> NeedFlow:
+    """Finds what is needed for all outputs of the network, and for `state` of the leaves that the call changes."""
+    return propagate_needs(traced.program, zeros, _wanted(traced, state))
 
 
 def _full_needs(traced: TracedModel) -> NeedFlow:
@@ -209,7 +216,7 @@ def construct_subnet(
 
     Warns:
         NothingRemovedWarning: no group is entirely zero (unless `allow_nothing`).
-        GatesLeftWarning: gates of `jasgnas.gated` stay that are not 1; those that are vanish.
+        GatesLeftWarning: gates of `jasgnas.gated` stay as multiplications: they are neither 1 nor could be folded.
     """
     require_space(space)
     state = None if opt_state is None else single_state(h2spg_state(opt_state, space))
@@ -225,44 +232,57 @@ def construct_subnet(
     if not (removed or allow_nothing):
         warn_of_nothing(space, state)
     space.require_valid(removed)
-    if (left := _without_gates_at_one(space, holder, values, removed)) is not None:
+    full, full_values = space, values
+    if (left := _without_gates(space, holder, values, removed)) is not None:
         space, holder = left
         values = matched(space.leaves, space.model.tree(holder))
         removed = zero_indices(space, values)
     recipe = make_recipe(space, removed)
     arrays = recipe.slice(values)
     if verify:
-        verify_subnet(space, recipe, values, arrays)
+        verify_subnet(full, full_values, partial(recipe.apply, space.model), arrays)
     if stayed := sorted(recipe.gate_paths & arrays.keys()):
         warnings.warn(
-            f"of the {len(recipe.gate_paths)} gates these stay as a multiplication each, since they are not 1: "
-            f"{', '.join(stayed)}. Gates that h2spg holds vanish (train_gates=False)",
+            f"of the {len(recipe.gate_paths)} gates these stay as a multiplication each, since they are not 1 and no "
+            f"parameters can take them up: {', '.join(stayed)}. Gates that h2spg holds vanish (train_gates=False)",
             GatesLeftWarning,
             stacklevel=2,
         )
     return space.model.wrap_subnet(recipe, holder, arrays)
 
 
-def _without_gates_at_one(
+def _without_gates(
     space: SearchSpace, holder: Any, values: Sequence[Any], removed: Sequence[int]
 ) -> tuple[SearchSpace, Any] | None:
-    """Returns the space of a network without those of its gates that are 1, and its holder; None if there are none."""
-    # Where the range of a structure passes a gate, there is nothing to be multiplied.
-    is_passed: dict[str, np.ndarray] = {}
-    for each in (each for index in removed if index < len(space.structures) for each in space.groups[index].slices):
-        if each.axis is not None:
-            is_passed.setdefault(each.path, np.zeros(space.shapes[each.path], bool))[each.indices] = True
-    at_one = {
-        leaf.path
-        for index, (leaf, value) in enumerate(zip(space.leaves, values, strict=True))
-        if leaf.is_gate
-        and index not in space.kept
-        and np.all((np.asarray(value) == 1) | is_passed.get(leaf.path, np.False_))
-    }
-    if not at_one or (left := without_gates(space.model, holder, at_one)) is None:
+    """Returns the space of a network without those of its gates that are 1 or are folded, and its holder.
+
+    That is None if there are no such gates.
+    """
+    free = [index for index in range(len(space.leaves)) if index not in space.kept]
+    factors = {index: np.asarray(values[index]) for index in free if space.leaves[index].is_gate}
+    # Those that are zero have been removed.
+    if trained := [index for index, factor in factors.items() if np.any(factor) and np.any(factor != 1)]:
+        takers = [index for index in free if space.leaves[index].trainable and index not in factors]
+        values = folded(_modes(space, removed, trained), values, trained, takers)
+    at_one = {space.leaves[index].path for index in factors if np.all(np.asarray(values[index]) == 1)}
+    if not at_one:
+        return None
+    arrays = {leaf.path: value for leaf, value in zip(space.leaves, values, strict=True)}
+    if (left := without_gates(space.model, holder, arrays, at_one)) is None:
         return None
     model, holder = left
     return space.of_model(model), holder
+
+
+def _modes(space: SearchSpace, removed: Sequence[int], trained: Sequence[int]) -> list[Mode]:
+    """Returns the network without some groups in all modes, with nothing said of some gates."""
+    recipe = make_recipe(space, removed)
+    known = [unknown(len(each.axes)) if i in trained else each for i, each in enumerate(recipe.zeros)]
+    modes = []
+    for traced in space.traces:
+        program = inline(traced.program)
+        modes.append(Mode(program, propagate_zeros(program, known), _wanted(traced, recipe.layouts)))
+    return modes
 
 
 def require_zero(space: SearchSpace, claimed: Iterable[int], zero: Iterable[int], state: H2SPGState | None) -> None:

@@ -1,8 +1,7 @@
 """The comparison of a sub-network with the full network, on random inputs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,6 @@ from jasgnas.rules import rule_for
 from jasgnas.rules.elementwise import Elementwise
 from jasgnas.space.search import SearchSpace
 
-if TYPE_CHECKING:
-    from jasgnas.subnet.construct import Recipe
-
 # How many values an integer that is no index is drawn from, as the entries of an image are.
 _NUM_VALUES = 256
 
@@ -24,14 +20,16 @@ _NUM_VALUES = 256
 _MOVES = ("broadcast_in_dim", "concatenate", "expand_dims", "pad", "reshape", "slice", "split", "squeeze", "transpose")
 
 
-def verify_subnet(space: SearchSpace, recipe: "Recipe", values: Sequence[Any], arrays: Mapping[str, Any]) -> None:
+def verify_subnet(
+    space: SearchSpace, values: Sequence[Any], apply: Callable[..., Any], arrays: Mapping[str, Any]
+) -> None:
     """Compares full and sub-network on random inputs of the traced shapes.
 
     Args:
         space: the search space.
-        recipe: how the sub-network computes.
         values: the arrays of the full network, in the order of its leaves.
-        arrays: those of the sub-network, by path.
+        apply: calls the sub-network, given arrays, `args` and `kwargs`; returns its outputs and what has changed.
+        arrays: the arrays of the sub-network, by path.
 
     Raises:
         VerificationError: their outputs differ by more than rounding.
@@ -43,7 +41,7 @@ def verify_subnet(space: SearchSpace, recipe: "Recipe", values: Sequence[Any], a
         run = jax.jit(lambda arrays, inputs: apply(arrays, *space.call.arguments(inputs))[0])
         return jax.tree.leaves(run(arrays, inputs))
 
-    expected, found = outputs(space.model.apply, values), outputs(partial(recipe.apply, space.model), arrays)
+    expected, found = outputs(space.model.apply, values), outputs(apply, arrays)
     tolerance = tolerance_of(program)
     for index, difference in enumerate(map(Difference.between, expected, found)):
         if not difference.is_within(tolerance):

@@ -108,10 +108,11 @@ def check_function(fn, params, x, seed):
     assert error(run(own), jax.jit(fn)(params, x)) < 1e-10
     space = jasgnas.search_space(gated, x, params=own)
     removed = space.random_redundant(jax.random.key(seed), max(1, len(space.largest_removal) // 2))
-    draw = np.random.default_rng(seed).normal
+    rng = np.random.default_rng(seed)
 
     def changed(keys, leaf):
-        return jnp.asarray(draw(size=leaf.shape)) if path_str(keys).startswith("gates") else leaf
+        # Of a gate all numbers are positive, so that parameters may take it up, or some are not.
+        return jnp.asarray(rng.uniform(rng.choice([-1, 0.5]), 2, leaf.shape)) if "gates" in path_str(keys) else leaf
 
     for trained in (own, jax.tree_util.tree_map_with_path(changed, own)):
         full = space.zero(trained, removed)
