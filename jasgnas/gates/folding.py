@@ -13,6 +13,7 @@ in the place of S needs no gate. That is proved over the equations of every mode
 Entries of the product that are zero whatever the gate is leave nothing to multiply: there the gate counts as 1.
 """
 
+import heapq
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jasgnas.program.jaxpr import Equation, Program
+from jasgnas.program.jaxpr import Atom, Equation, Program
 from jasgnas.program.masks import NOTHING, Need, coarsened
 from jasgnas.program.sliced import on_host
 from jasgnas.rules import degrees_of
@@ -72,7 +73,7 @@ class Mode:
         return found
 
     @cached_property
-    def _returned(self) -> set[Any]:
+    def _returned(self) -> set[Atom]:
         """The variables that are needed as outputs."""
         outputs = zip(self.program.outputs, self.wanted, strict=True)
         return {atom for atom, need in outputs if need != NOTHING}
@@ -106,11 +107,23 @@ class Mode:
 
     def _before(self, last: int) -> frozenset[int]:
         """Returns an equation and all whose results are needed for its own alone."""
-        found = {last}
-        for position in reversed(range(last)):
-            if self._is_read_by(self.program.equations[position].outputs, found):
+        found: set[int] = set()
+        # From the end backwards: then it is settled of all readers whether they are among them.
+        pending = [-last]
+        while pending:
+            position = -heapq.heappop(pending)
+            eqn = self.program.equations[position]
+            if position not in found and (position == last or self._is_read_by(eqn.outputs, found)):
                 found.add(position)
+                for atom in eqn.inputs:
+                    if (producer := self._producers.get(atom)) is not None:
+                        heapq.heappush(pending, -producer)
         return frozenset(found)
+
+    @cached_property
+    def _producers(self) -> dict[Atom, int]:
+        """For each variable that an equation computes, its position."""
+        return {var: position for position, eqn in enumerate(self.program.equations) for var in eqn.outputs}
 
     def idle(self, product: _Product) -> np.ndarray:
         """Returns for which entries of a gate its product is zero whatever they are, bool in the shape of the gate."""

@@ -118,7 +118,8 @@ def gated(
     the network. It is left alone where a trainable parameter lies on it, and where it is a sum itself.
 
     `h2spg` holds gates at exactly 1 until they are selected, so that those that stay vanish when the sub-network is
-    constructed; `h2spg(..., train_gates=True)` trains them.
+    constructed; `h2spg(..., train_gates=True)` trains them. Trained ones are folded into the parameters of what they
+    multiply where that is exact, and stay a multiplication elsewhere.
 
     Args:
         model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.

@@ -191,6 +191,9 @@ def construct_subnet(
     Nothing but exact zeros of whole groups is removed, so the sub-network returns what the full network returns, up to
     the order of floating-point sums, at any batch size, in training and in inference mode, and can be trained further.
 
+    Gates of `jasgnas.gated` that are 1 vanish. So do trained ones that parameters can be multiplied by instead: those
+    that what is gated grows in proportion with, in all modes, and that nothing else makes use of.
+
     Args:
         space: the search space.
         holder: the `nnx.Module` or Equinox module (with its state, if it has one, as a pair), the variables of the

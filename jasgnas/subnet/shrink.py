@@ -32,8 +32,8 @@ def shrink(space: SearchSpace, holder: Any, opt_state: Any, *, removed: Iterable
     Training goes on with the same optax transformation, and ends as it would have without shrinking, up to the order of
     floating-point sums. Two things are different: what mixes parameters (clipping by their global norm; the norms of
     single leaves in Adafactor, LAMB, LARS, Muon or adaptive clipping, where a leaf loses some entries) no longer sees
-    those removed, and later selections see the score of what is left of a group. With `periods`, shrink
-    after each of them:
+    those removed, and later selections see the score of what is left of a group. Gates stay gates: folding them would
+    change parameters that the optimizer has a state of. With `periods`, shrink after each of them:
 
         metrics = jasgnas.h2spg_metrics(opt_state)
         if metrics["num_removed"] < metrics["num_zero"] == metrics["num_redundant"]:

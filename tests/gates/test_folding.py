@@ -12,6 +12,7 @@ from flax import nnx
 import jasgnas
 from jasgnas.errors import GatesLeftWarning
 from jasgnas.pytree import leaves_by_path, path_str
+from models.stacked_unets import StackedUnets
 from tests.networks import build, error, random_input, randomize
 
 SIZE = 6
@@ -114,9 +115,9 @@ def construct(space, full):
     return subnet, "".join(str(each.message) for each in said if each.category is GatesLeftWarning)
 
 
-def check(fn, params, x, is_folded, scalar=False, sign=1, is_alone=True):
+def check(fn, params, x, is_folded, scalar=False, sign=1, is_alone=True, keep=()):
     gated, own = jasgnas.gated(fn, x, params=params, scalar=scalar)
-    space = jasgnas.search_space(gated, x, params=own)
+    space = jasgnas.search_space(gated, x, params=own, keep=keep)
     full = space.zero(trained_gates(own, sign), branches(space) if is_alone else [])
     (sub_fn, left), said = construct(space, full)
     assert error(sub_fn(left, x), gated(full, x)) < 1e-10
@@ -133,8 +134,10 @@ def test_gates_are_folded_where_that_is_exact_alone(name, scalar, x):
     check(lambda p, x: network(start, edge, p, x), draw_params(), x, is_folded, scalar)
 
 
-def test_gates_that_are_not_positive_stay(x):
-    check(lambda p, x: network(dense, same, p, x), draw_params(), x, False, sign=-1)
+def test_gates_stay_that_are_not_positive_or_for_parameters_that_are_kept(x):
+    fn = lambda p, x: network(dense, same, p, x)  # noqa: E731
+    check(fn, draw_params(), x, False, sign=-1)
+    check(fn, draw_params(), x, False, keep="bias")
 
 
 @pytest.mark.parametrize("scalar", [False, True], ids=["vector", "scalar"])
@@ -172,6 +175,7 @@ class Block(nnx.Module):
         self.branch = nnx.Conv(4, 4, (1, 1), rngs=rngs)
         self.branch_norm = nnx.BatchNorm(4, rngs=rngs)
         self.head = nnx.Linear(4, 2, rngs=rngs)
+        self.watches = watches
         self.watched = nnx.BatchStat(jnp.zeros(4)) if watches else None
 
     def __call__(self, x):
@@ -182,12 +186,12 @@ class Block(nnx.Module):
             return y
         if self.norm.use_running_average:
             return y + self.watched[...].sum()
-        self.watched[...] = x.mean((0, 1, 2))
+        self.watched[...] = x.mean((0, 1, 2)) if self.watches == "values" else 2 * self.norm.scale[...]
         return y
 
 
-@pytest.mark.parametrize("watches", [False, True])
-def test_batch_norms_take_up_gates_unless_a_statistic_of_another_mode_reads_what_they_compute(watches):
+@pytest.mark.parametrize("watches", [None, "values", "scale"])
+def test_batch_norms_take_up_gates_unless_a_statistic_of_another_mode_reads_them_or_what_they_compute(watches):
     x = random_input((4, 6, 6, 3), jnp.float64)
     model = build(Block, dtype=jnp.float64, watches=watches)
     model.eval()
@@ -196,7 +200,7 @@ def test_batch_norms_take_up_gates_unless_a_statistic_of_another_mode_reads_what
     space = jasgnas.search_space(gated, x)
     full = space.zero(gated, branches(space))
     subnet, _ = construct(space, full)
-    assert bool(gates_left(nnx.state(subnet))) is watches
+    assert bool(gates_left(nnx.state(subnet))) is (watches is not None)
     for training in (False, True):
         for each in (full, subnet):
             each.train() if training else each.eval()
@@ -229,3 +233,48 @@ def test_what_is_given_stays_as_it_was_and_several_gates_are_taken_up_together()
         expected, expected_after = run(gated, full)
         assert error(outputs, expected) < 1e-10
         assert error(after, expected_after) < 1e-10
+
+
+def test_the_embedding_of_a_transformer_with_layer_scale_takes_up_the_gates_of_blocks_that_are_gone():
+    def block(p, x):
+        y = normalized(x) * p["scale"]
+        weights = jax.nn.softmax(jnp.einsum("bqi,bki->bqk", y @ p["q"], y @ p["k"]))
+        x = x + weights @ y @ p["o"] * p["gain"]
+        return x + jax.nn.gelu(normalized(x) @ p["up"]) @ p["down"] * p["gain_down"]
+
+    def fn(params, x):
+        x = x @ params["embed"]
+        for name in ("first", "second"):
+            x = block(params[name], x)
+        return normalized(x) @ params["head"]
+
+    draw = np.random.default_rng(0).normal
+    shapes = {name: (SIZE, SIZE) for name in ("q", "k", "o", "up", "down")}
+    shapes |= {name: (SIZE,) for name in ("scale", "gain", "gain_down")}
+    params = {each: {name: jnp.asarray(draw(size=s)) for name, s in shapes.items()} for each in ("first", "second")}
+    params |= {name: jnp.asarray(draw(size=(SIZE, SIZE))) for name in ("embed", "head")}
+    x = random_input((2, 3, SIZE), jnp.float64)
+    gated, own = jasgnas.gated(fn, x, params=params)
+    space = jasgnas.search_space(gated, x, params=own)
+    full = space.zero(trained_gates(own), [each.index for each in space.groups if each.name.startswith("first")])
+    (sub_fn, left), said = construct(space, full)
+    assert "first" not in left
+    assert len(gates_left(full)) == 4
+    # The second block reads its input twice.
+    assert all("second" in path or "head" in path for path in gates_left(left)) and len(gates_left(left)) == 2
+    assert error(sub_fn(left, x), gated(full, x)) < 1e-10
+
+
+def test_gates_of_stacked_unets_are_taken_up():
+    model = build(StackedUnets, dtype=jnp.float64, width=0.08)
+    model.eval()
+    x = random_input((2, 8, 8, 3), jnp.float64)
+    gated = jasgnas.gated(model, x)
+    nnx.update(gated, trained_gates(nnx.state(gated)))
+    space = jasgnas.search_space(gated, x)
+    full = space.zero(gated, space.random_redundant(jax.random.key(2), len(space.largest_removal) * 4 // 5))
+    subnet, _ = construct(space, full)
+    arrays = leaves_by_path(nnx.state(full))
+    living = [path for path in gates_left(nnx.state(full)) if np.any(arrays[path])]
+    assert len(gates_left(nnx.state(subnet))) < len(living)
+    assert error(nnx.jit(subnet)(x), nnx.jit(full)(x)) < 1e-10
