@@ -77,11 +77,14 @@ ROWS = {
 }
 
 
-def network(start, edge, params, x):
-    """A gated edge beside a branch, without which nothing but the edge reads where it starts."""
-    h = start(params, x)
-    y = edge(h)
+def joined(h, y, params):
+    """The sum of a gated edge and a branch, without which nothing but the edge reads where both start."""
     return (y + jnp.tanh(h.reshape(y.shape) @ params["branch"])) @ params["head"]
+
+
+def network(start, edge, params, x):
+    h = start(params, x)
+    return joined(h, edge(h), params)
 
 
 def draw_params():
@@ -142,11 +145,11 @@ def test_gates_stay_that_are_not_positive_or_for_parameters_that_are_kept(x):
 
 @pytest.mark.parametrize("scalar", [False, True], ids=["vector", "scalar"])
 def test_gates_stay_where_something_else_reads_what_they_multiply(scalar, x):
-    start = ROWS["linear_with_bias"][0]
-    check(lambda p, x: network(start, same, p, x), draw_params(), x, False, scalar, is_alone=False)
+    check(lambda p, x: network(dense, same, p, x), draw_params(), x, False, scalar, is_alone=False)
 
     def with_features(p, x):
-        return network(start, same, p, x), start(p, x)
+        h = dense(p, x)
+        return joined(h, h, p), h
 
     check(with_features, draw_params(), x, False, scalar)
 
