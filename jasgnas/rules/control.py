@@ -29,7 +29,9 @@ class Scan(Rule):
         results = [flow.read(atom) for atom in body.outputs]
         if not all(map(_is_finite, results)):
             return [broken(len(aval.shape)) for aval in eqn.out_avals]
-        states = [flow.zeros[var] for var in body.inputs[num_consts : num_consts + num_carry]]
+        # After an iteration it does not matter what was carried at first.
+        at_first = [flow.zeros[var] for var in body.inputs[num_consts : num_consts + num_carry]]
+        states = results[:num_carry] if eqn.params["length"] else at_first
         return [*states, *map(_stack, results[num_carry:])]
 
     def needs(self, eqn: Equation, operands: Sequence[Zeros], results: Sequence[Need]) -> Sequence[Need]:

@@ -245,6 +245,25 @@ def test_the_width_of_a_state_is_narrowed_in_all_iterations():
         assert space.subnet_size(removed) == sizes
 
 
+def test_what_was_carried_at_first_is_of_no_account_after_the_loop():
+    """The last row is carried out of the loop: what is zero of the rows is zero of it, whatever was there before."""
+
+    def fn(p, x):
+        start = jnp.broadcast_to(p["start"][0], (len(x), 4))
+        last, rows = jax.lax.scan(lambda _, a: (a, a + jnp.tanh(a @ p["w"])), start, (x @ p["stem"]).swapaxes(0, 1))
+        return rows @ p["head"], last @ p["gate"][:, :2]
+
+    params = {name: PLAIN[name] for name in ("stem", "w", "start", "head", "gate")}
+    space = jasgnas.search_space(fn, X, params=params, channels=True)
+    removed = space.dimensions[0].groups[1:3]
+    zeroed = space.zero(params, removed)
+    subnet, left = jasgnas.construct_subnet(space, zeroed)
+    assert left["gate"].shape[0] == left["head"].shape[0] == 2
+    for found, expected in zip(subnet(left, X), fn(zeroed, X), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert space.subnet_size(removed) == (jasgnas.count_params(left), jasgnas.count_macs(subnet, X, params=left))
+
+
 def test_h2spg_takes_a_branch_out_of_a_cell():
     fn, params = plain(of_the_state, "stem", "w", "up", "down")()
     target = fn(params | {"down": 0.05 * params["down"]}, X)
