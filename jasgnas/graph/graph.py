@@ -180,6 +180,18 @@ class Graph:
             found.append(list(positions))
         return found
 
+    @cached_property
+    def prepared(self) -> dict[int, list[int]]:
+        """For each equation on leaves alone, such as the product of two of them, the operators that depend on it."""
+        found: dict[int, list[int]] = {}
+        for operator, positions in zip(self.operators, self._positions, strict=True):
+            for position in positions:
+                # What constants alone make is computed once for all.
+                outputs = self.program.equations[position].outputs
+                if any(self.independent.get(var) for var in outputs):
+                    found.setdefault(position, []).append(operator.index)
+        return found
+
     def results(self, operator: int) -> tuple[int, ...]:
         """Returns the variables that an operator hands on."""
         return self.program.equations[self.operators[operator].equations[-1]].outputs

@@ -1,4 +1,4 @@
-"""What several segments share: parts of leaves that each of them reads, or the group that all of them are.
+"""What several segments share: parts of leaves that each of them reads, what is made of these alone, or their group.
 
 A block that is applied twice computes two segments from one set of parameters. Its multiply-adds are those of either
 segment; its parameters are there, once, as long as any of them is, and go with its group. So what the same segments
@@ -6,9 +6,10 @@ share is like a segment that each of them reads: it is numbered after the segmen
 shared, and being gone takes its readers with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jasgnas.graph.graph import Graph
+from jasgnas.program.macs import equation_macs
 from jasgnas.space.groups import Group
 
 
@@ -28,7 +29,12 @@ class Sharing:
             part: tuple(sorted({graph.segment_of[operator] for operator in users}))
             for part, users in graph.users.items()
         }
-        found = {*self._users.values(), *(group.segments for group in groups)}
+        self._prepared_for = {
+            position: tuple(sorted({graph.segment_of[operator] for operator in operators}))
+            for position, operators in graph.prepared.items()
+            if equation_macs(graph.program.equations[position])
+        }
+        found = {*self._users.values(), *self._prepared_for.values(), *(group.segments for group in groups)}
         # By the segments that share it, the number of what they share.
         self.shared = {users: self.num_segments + i for i, users in enumerate(sorted(u for u in found if len(u) > 1))}
         self.group_of = {segment: group.index for group in groups for segment in group.segments}
@@ -48,7 +54,14 @@ class Sharing:
 
     def number_of(self, part: int) -> int:
         """Returns the segment that a part of a leaf counts in, or the number of what its readers share."""
-        users = self._users[part]
+        return self._number(self._users[part])
+
+    @property
+    def prepared(self) -> Iterator[tuple[int, int]]:
+        """The contractions of leaves alone, as positions of equations, each with the number that it counts in."""
+        return ((position, self._number(users)) for position, users in self._prepared_for.items())
+
+    def _number(self, users: tuple[int, ...]) -> int:
         return self.shared[users] if len(users) > 1 else users[0]
 
     def read_by(self, segment: int) -> Sequence[int]:

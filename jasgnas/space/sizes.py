@@ -7,6 +7,7 @@ import numpy as np
 
 from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import Graph
+from jasgnas.program.macs import equation_macs
 from jasgnas.space.groups import NOBODY
 from jasgnas.space.invariance import Effect, effects_of_parts
 from jasgnas.space.sharing import Sharing
@@ -93,6 +94,8 @@ def build_costs(
             shares[effect.operator, group] = max(shares.get((effect.operator, group), 0.0), share)
     for operator in graph.operators:
         macs[graph.segment_of[operator.index]] += operator.macs
+    for position, number in sharing.prepared:
+        macs[number] += equation_macs(graph.program.equations[position])
     # By segment and group, the parameters and multiply-adds that are saved.
     saved: dict[tuple[int, int], np.ndarray] = {}
     for (index, group), share in shares.items():

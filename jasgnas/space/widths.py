@@ -166,12 +166,15 @@ class WidthCounter:
             yield self._term(math.prod(shape), segment, axes)
 
     def _macs(self) -> Iterable[tuple[int, int, list[int]]]:
-        for operator in self._graph.operators:
-            segment = self._graph.segment_of[operator.index]
-            for position in operator.equations:
-                for macs, axes in self._products(self._graph.program.equations[position]):
-                    if macs:
-                        yield self._term(macs, segment, axes)
+        of_operators = (
+            (position, self._graph.segment_of[operator.index])
+            for operator in self._graph.operators
+            for position in operator.equations
+        )
+        for position, segment in (*of_operators, *self._sharing.prepared):
+            for macs, axes in self._products(self._graph.program.equations[position]):
+                if macs:
+                    yield self._term(macs, segment, axes)
 
     def _products(self, eqn: Equation) -> Iterable[tuple[int, Iterable[tuple[Place, ...]]]]:
         """Yields the multiply-adds of an equation, and the axes that each number of them is proportional to.

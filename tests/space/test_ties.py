@@ -87,6 +87,13 @@ def joined_inside(p, x):
     return h @ p["head"]
 
 
+def kernel_of_two(p, x):
+    """A kernel that is the product of two leaves is made once, for both branches that read it."""
+    h = x @ p["stem"]
+    kernel = p["a"] @ p["b"]
+    return (h + jnp.tanh(h @ kernel) + jnp.tanh(h @ p["own"]) + jnp.sin(h @ kernel.T)) @ p["head"]
+
+
 SQUARE = {name: (4, 4) for name in ("stem", "head")}
 NETWORKS = {
     "applied twice": (
@@ -110,6 +117,12 @@ NETWORKS = {
         {"stem": (4, 4), "tied": (4, 4), "own": (4, 4)},
         [{"own"}],
         1,
+    ),
+    "kernel of two": (
+        kernel_of_two,
+        SQUARE | {"a": (4, 5), "b": (5, 4), "own": (4, 4)},
+        [{"a", "b"}, {"own"}],
+        2,
     ),
     "joined inside": (
         joined_inside,
@@ -273,6 +286,19 @@ def test_sizes_of_tied_structures_are_exact_beside_channels():
     scores = np.ones(len(space.groups))
     scores[2] = 2
     assert space.select(scores, target_macs=space.subnet_size([2])[1])[0] == 2
+
+
+def test_sizes_of_a_kernel_that_is_made_of_two_are_exact_beside_channels():
+    fn, shapes, *_ = NETWORKS["kernel of two"]
+    params = drawn(**shapes)
+    space = jasgnas.search_space(fn, x34, params=params, channels=True)
+    (trunk,) = space.dimensions
+    for structures, num_gone in (((), 0), ((), 2), ((1,), 0), ((1,), 3), ((0,), 1)):
+        removed = [*structures, *trunk.groups[:num_gone]]
+        assert space.is_valid(removed)
+        subnet, left = jasgnas.construct_subnet(space, space.zero(params, removed), allow_nothing=True)
+        sizes = jasgnas.count_params(left), jasgnas.count_macs(subnet, x34, params=left)
+        assert space.subnet_size(removed) == sizes, (structures, num_gone)
 
 
 # Patterns.
