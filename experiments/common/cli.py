@@ -19,6 +19,17 @@ def usage_name(module: str) -> str:
     return f"python -m experiments.{module}"
 
 
+def command_line(module: str, given: Mapping[str, object], defaults: Mapping[str, object]) -> str:
+    """Returns the command that asks for settings, by name: those that are not its own defaults.
+
+    Example:
+        >>> command_line("train", {"num_epochs": 3, "seed": 0}, {"num_epochs": 5, "seed": 0})
+        'python -m experiments.train --num-epochs 3'
+    """
+    changed = {name: value for name, value in given.items() if name not in defaults or value != defaults[name]}
+    return " ".join([usage_name(module), *(f"--{name.replace('_', '-')} {value}" for name, value in changed.items())])
+
+
 def parse(kind: type[T], module: str, description: str | None = None) -> T:
     """Returns the settings that the command line of `python -m experiments.<module>` asks for."""
     return tyro.cli(kind, prog=usage_name(module), description=description)

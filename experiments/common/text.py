@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import rich
 from rich.measure import Measurement
 from rich.table import Table
@@ -17,6 +18,17 @@ def time_text(time: float, decimals: int = 1) -> str:
         ('28.7', '0.043', '0.04', '0.00071')
     """
     return f"{time:.{decimals}f}" if time >= 10**-decimals or not time else f"{time:.2g}"
+
+
+def mean_text(values: Sequence[float], digits: int = 2) -> str:
+    """Returns a mean and, of several values, the standard deviation.
+
+    Example:
+        >>> mean_text([90.0, 91.0, 92.0]), mean_text([2.5], 3)
+        ('91.00 ± 1.00', '2.500')
+    """
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def markdown_table(*lines: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments.common.errors import ConfigError
-from experiments.common.files import write_atomically
+from experiments.common.lines import append_json_line, read_json_lines
 from experiments.common.machine import machine_facts
 
 
@@ -68,8 +66,6 @@ class Journal:
             ConfigError: a line is none of this journal's.
         """
         self._path, self._scale, self._command = path, scale, command
-        if path.exists() and not (text := path.read_text()).endswith("\n"):
-            write_atomically(path, text[: text.rfind("\n") + 1])  # the command was killed while it wrote a line
         self._lines = {line.key: line for line in read_lines(path)}
         self._lock = threading.Lock()
 
@@ -96,25 +92,20 @@ class Journal:
         device, date = jax.devices()[0].device_kind, datetime.date.today().isoformat()
         seconds = round(time.perf_counter() - started, 3)
         line = Line(part, name, self._scale, figures, seconds, device, machine_facts(), date, self._command)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock, self._path.open("a") as file:
+        with self._lock:
             self._lines[line.key] = line
-            file.write(json.dumps(dataclasses.asdict(line)) + "\n")
+            append_json_line(self._path, dataclasses.asdict(line))
         print(f"{part} {name}: {_in_short(figures)} ({seconds:.1f} s)", flush=True)
         return self.figures(part, name)
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yields the lines of a journal, in order; a later one with the same key takes the place of an earlier one.
+    """Returns the lines of a journal, in order; a later one with the same key takes the place of an earlier one.
 
     Raises:
         ConfigError: a line is none of a journal's.
     """
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
-        try:
-            yield Line(**json.loads(text))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ConfigError(f"line {number} of {path} is none of this command's: {error}") from None
+    return (line for _, line in read_json_lines(path, lambda record: Line(**record), "this command"))
 
 
 def _in_short(figures: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.files import write_atomically
-from experiments.common.text import markdown_table
+from experiments.common.text import markdown_table, mean_text
 from experiments.gpu.journal import Line, read_lines
 from experiments.gpu.training import FULL
 
@@ -150,9 +150,8 @@ def _training(lines: Sequence[Line]) -> Iterator[str]:
 
 def _row(row: str, variant: str, found: list[dict[str, Any]], full: list[dict[str, Any]]) -> tuple[str, ...]:
     accuracies = [f["accuracy"] for f in found]
-    spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(found) > 1 else ""
     shares = [f"{100 * np.mean([f['size'][place] / f['full_size'][place] for f in found]):.1f} %" for place in range(2)]
     epochs = " ".join(sorted({str(f["epochs"]) for f in found}))
     time = np.median([f["train_seconds"] for f in found]) / np.median([f["train_seconds"] for f in full])
     seconds = ", ".join(f"{each:.2f}" for each in np.median([f["epoch_seconds"] for f in found], axis=0))
-    return row, variant, epochs, str(len(found)), f"{np.mean(accuracies):.2f}{spread}", *shares, f"{time:.2f}", seconds
+    return row, variant, epochs, str(len(found)), mean_text(accuracies), *shares, f"{time:.2f}", seconds

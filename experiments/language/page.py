@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.common.files import write_atomically
-from experiments.common.text import markdown_table
+from experiments.common.text import markdown_table, mean_text
 from experiments.language.records import Record, read_records
 from experiments.language.training import FULL, VARIANTS
 
@@ -82,7 +82,7 @@ def _row(name: str, found: Sequence[Record], full: Mapping[int, float]) -> tuple
     return (
         name,
         " ".join(str(each.seed) for each in found),
-        _mean_text([each.test_bits for each in found]),
+        mean_text([each.test_bits for each in found], 3),
         f"{np.mean(above):+.3f}" if above and name != FULL else "",
         f"{np.mean([each.train_bits for each in found]):.3f}",
         f"{params:,.0f}",
@@ -103,10 +103,6 @@ def _what_is_left(record: Record) -> str:
         f"{', '.join(record.smaller['structures']) or 'any structure'}"
         + (f"; narrowed: {', '.join(narrowed)}" if narrowed else "")
     )
-
-
-def _mean_text(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
 def _range_text(values: Sequence[float]) -> str:

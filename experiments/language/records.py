@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common.cli import usage_name
-from experiments.common.errors import ConfigError
-from experiments.common.files import write_atomically
+from experiments.common.cli import command_line
+from experiments.common.lines import append_json_line, read_json_lines
 from experiments.language.training import Settings
 
 
@@ -72,37 +71,21 @@ def key_of(variant: str, seed: int, settings: Mapping[str, Any], text: Mapping[s
 
 
 def command_of(variant: str, seed: int, settings: Mapping[str, Any]) -> str:
-    """Returns the command that makes a line: the settings that are not its own defaults, variant and seed."""
-    own = dataclasses.asdict(Settings())
-    given = {name: value for name, value in settings.items() if value != own.get(name)}
-    given |= {"variants": variant, "seeds": seed}
-    return " ".join([usage_name("language"), *(f"--{name.replace('_', '-')} {value}" for name, value in given.items())])
+    """Returns the command that makes a line."""
+    given = {**settings, "variants": variant, "seeds": seed}
+    return command_line("language", given, dataclasses.asdict(Settings()))
 
 
 def read_records(path: Path) -> dict[Key, Record]:
     """Returns the newest record of every training in a results file; none if there is no such file.
 
-    A last line without an end is that of a command which was killed while it wrote it, and is taken out.
-
     Raises:
         ConfigError: a line is no record.
     """
-    text = path.read_text() if path.exists() else ""
-    if text and not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        write_atomically(path, text)
-    records = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            record = Record(**json.loads(line))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ConfigError(f"line {number} of {path} is no record of a training: {error}") from None
-        records[record.key] = record
-    return records
+    records = (record for _, record in read_json_lines(path, lambda line: Record(**line), "a training"))
+    return {record.key: record for record in records}
 
 
 def append_record(path: Path, record: Record) -> None:
     """Appends a record to a results file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+    append_json_line(path, dataclasses.asdict(record))

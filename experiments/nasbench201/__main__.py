@@ -1,7 +1,6 @@
 """Cells of NAS-Bench-201 from one training each, looked up: `python -m experiments.nasbench201 --help`."""
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.common.cli import check_names, parse, run_command
+from experiments.common.lines import append_json_line
 from experiments.nasbench201.page import rises_table, write_page
 from experiments.nasbench201.search import Search, Settings
 from experiments.nasbench201.table import Table, read_table
@@ -37,10 +37,10 @@ def run(command: Command) -> None:
     """Trains, looks up and prints; records each training as soon as it has ended, and writes the page.
 
     Raises:
-        ConfigError: there is no such score, or a recorded line is damaged.
+        ConfigError: there is no such score; there are no recorded lines, or one is damaged.
         DataError: there is no table, or no data set.
         DivergedError: a loss became NaN or infinite.
-        OSError: there are no lines, or they cannot be written.
+        OSError: the lines or the page cannot be written.
     """
     check_names("score", (command.score, *command.other_scores), SCORES)
     table = read_table(command.table)
@@ -64,7 +64,8 @@ def _search(command: Command, table: Table) -> None:
         line = {"score": score, "seed": seed, **looked_up, "loss": found.loss, "seconds": found.seconds}
         line |= {"rises": found.rises, "settings": settings}
         print(_row(score, seed, looked_up), f"{found.seconds:.0f} s", rises_table(line), sep="\n", flush=True)
-        _record(command.results, line)
+        if command.results is not None:
+            append_json_line(command.results, line)
         if number < len(command.seeds):
             accuracies.append(looked_up["accuracy"])
     for seed in command.seeds:
@@ -85,13 +86,6 @@ def _looked_up(table: Table, cell: Cells) -> dict[str, Any]:
 
 def _row(score: str, seed: int, found: dict[str, Any]) -> str:
     return f"{score:<10} seed {seed}: {found['accuracy']:.2f} %, rank {found['rank']:,} of 15,625  {found['cell']}"
-
-
-def _record(path: Path | None, line: dict[str, Any]) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, default=str) + "\n")
 
 
 def main() -> None:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiments.common.cli import usage_name
+from experiments.common.cli import command_line
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_atomically
-from experiments.common.text import markdown_table
+from experiments.common.lines import read_json_lines
+from experiments.common.text import markdown_table, mean_text
 from experiments.nasbench201.search import Settings
 from experiments.nasbench201.table import Table
 from models.nasbench201 import EDGES, OPERATIONS, cell_from_string
@@ -30,22 +29,25 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         ConfigError: a line is no record of a training.
     """
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            line["score"], line["seed"], line["accuracy"], line["rank"], line["rises"], line["settings"]
-            cell_from_string(line["cell"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"line {number} of {path} is no record of a training: {error!r}") from None
-        lines.append(line)
-    return lines
+    return [line for _, line in read_json_lines(path, _checked, "a training")]
+
+
+def _checked(line: Line) -> Line:
+    line["score"], line["seed"], line["accuracy"], line["rank"], line["rises"], line["settings"]
+    cell_from_string(line["cell"])
+    return line
 
 
 def write_page(results: Path, table: Table) -> Path:
-    """Writes what all lines of a results file say as a page beside it, and returns its path."""
+    """Writes what all lines of a results file say as a page beside it, and returns its path.
+
+    Raises:
+        ConfigError: there are no lines, or one is no record of a training.
+    """
+    if not (lines := read_lines(results)):
+        raise ConfigError(f"{results} holds no lines: give seeds to search with")
     by_settings: dict[str, list[Line]] = {}
-    for line in read_lines(results):
+    for line in lines:
         by_settings.setdefault(json.dumps(line["settings"]), []).append(line)
     parts = ["# Searches of NAS-Bench-201", _legend(table), *(_section(own, table) for own in by_settings.values())]
     path = results.with_name(PAGE)
@@ -59,9 +61,9 @@ def accuracy_table(lines: Sequence[Line], table: Table) -> str:
     for score, own in _by_score(lines):
         cells += [(score, str(line["seed"]), f"{line['accuracy']:.2f}", f"{line['rank']:,}") for line in own]
         if len(own) > 1:
-            cells.append((f"{score}, mean", f"{len(own)} seeds", _mean_text([line["accuracy"] for line in own]), ""))
+            cells.append((f"{score}, mean", f"{len(own)} seeds", mean_text([line["accuracy"] for line in own]), ""))
     of_random = table.of_random_choice
-    cells.append(("random, mean", f"all {len(of_random):,}", _mean_text(of_random), ""))
+    cells.append(("random, mean", f"all {len(of_random):,}", mean_text(of_random.tolist()), ""))
     median = statistics.median(of_random)
     cells.append(("random, median", "", f"{median:.2f}", f"{table.rank(median):,}"))
     return markdown_table(("score", "seed", "accuracy, %", "rank"), *cells)
@@ -111,12 +113,5 @@ def _by_score(lines: Iterable[Line]) -> list[tuple[str, list[Line]]]:
 
 
 def _command(settings: Mapping[str, Any]) -> str:
-    """Returns the command with which settings are asked for: those that are not its own defaults."""
-    own = dataclasses.asdict(Settings())
-    changed = {name: value for name, value in settings.items() if value != own.get(name)}
-    return " ".join([usage_name("nasbench201"), *(f"--{n.replace('_', '-')} {v}" for n, v in changed.items())])
-
-
-def _mean_text(values: Iterable[float]) -> str:
-    own = np.array([*values])
-    return f"{own.mean():.2f} ± {own.std(ddof=1):.2f}"
+    """Returns the command that settings were asked for with."""
+    return command_line("nasbench201", settings, dataclasses.asdict(Settings()))

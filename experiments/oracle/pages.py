@@ -10,7 +10,7 @@ from scipy import stats
 
 from experiments.common.files import write_atomically
 from experiments.common.plots import new_figure, save_svg
-from experiments.common.text import markdown_table
+from experiments.common.text import markdown_table, mean_text
 from experiments.oracle.judge import Spread, Verdict
 from experiments.oracle.plan import Judgement
 from experiments.oracle.records import ScoresRecord
@@ -39,7 +39,7 @@ def network_page(judgement: Judgement) -> str:
     full = list(judgement.full.values())
     parts = [
         f"### {judgement.network}",
-        f"{len(judgement.sets)} sets; the full network has {_plus_minus(full, 2)} %.",
+        f"{len(judgement.sets)} sets; the full network has {mean_text(full, 2)} %.",
         spread_table(judgement.spreads),
         *(_verdicts_table(judgement, budget) for budget in judgement.spreads),
         "Rank correlation of the scores with the measured rise of the loss when one structure goes:",
@@ -69,7 +69,7 @@ def spread_table(spreads: Mapping[float, Spread]) -> str:
 def correlation_table(found: Mapping[float, Mapping[str, Sequence[float]]]) -> str:
     """Returns rank correlations, mean ± standard deviation over the seeds, as Markdown."""
     headings = ("score", *(f"after {point:.0%} of the steps" for point in found))
-    lines = [(name, *(_plus_minus(by_name[name], 2) for by_name in found.values())) for name in SCORES]
+    lines = [(name, *(mean_text(by_name[name], 2) for by_name in found.values())) for name in SCORES]
     return markdown_table(headings, *lines)
 
 
@@ -190,9 +190,3 @@ def _regrets_text(verdicts: Sequence[Mapping[str, Any]]) -> str:
     if not regrets:
         return ""
     return f"{np.median(regrets):.2f} ({np.mean(regrets):.2f}), {np.mean(percentiles):.0f}"
-
-
-def _plus_minus(values: Sequence[float], digits: int) -> str:
-    """Returns mean ± standard deviation."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"

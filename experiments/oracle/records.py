@@ -1,11 +1,10 @@
 """What is kept of each training: lines of JSON in one results file per network, appended as soon as they are known."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from experiments.common.errors import ConfigError
+from experiments.common.lines import append_json_line, read_json_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,22 +135,20 @@ def read_results(path: Path, network: str, settings_id: str) -> Results:
         ConfigError: a line is no record.
     """
     results = Results()
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
-        try:
-            record = json.loads(text)
-            line = _KINDS[record.pop("kind")](**record)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"line {number} of {path} is no record of an oracle: {error!r}") from None
-        if isinstance(line, SetRecord | ChoiceRecord):
-            line = dataclasses.replace(line, removed=tuple(line.removed))
+    for _, line in read_json_lines(path, _line_of, "an oracle"):
         if (line.network, line.settings_id) == (network, settings_id):
             results.add(line)
     return results
 
 
+def _line_of(record: dict[str, Any]) -> Line:
+    line = _KINDS[record.pop("kind")](**record)
+    return (
+        dataclasses.replace(line, removed=tuple(line.removed)) if isinstance(line, SetRecord | ChoiceRecord) else line
+    )
+
+
 def append_line(path: Path, line: Line) -> None:
     """Appends a line to a results file."""
     kind = next(name for name, each in _KINDS.items() if isinstance(line, each))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps({"kind": kind} | dataclasses.asdict(line), ensure_ascii=False) + "\n")
+    append_json_line(path, {"kind": kind} | dataclasses.asdict(line))

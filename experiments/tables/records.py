@@ -1,11 +1,10 @@
 """What is kept of each training: one line of JSON in a results file, appended as soon as the training has ended."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common.errors import ConfigError
+from experiments.common.lines import append_json_line, read_json_lines
 
 
 class Key(NamedTuple):
@@ -116,18 +115,10 @@ def read_lines(path: Path) -> dict[Key, Line]:
     Raises:
         ConfigError: a line is no record.
     """
-    lines = {}
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
-        try:
-            record = Record(**json.loads(text))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ConfigError(f"line {number} of {path} is no record of a training: {error}") from None
-        lines[record.key] = Line(number, record)
-    return lines
+    lines = (Line(*each) for each in read_json_lines(path, lambda line: Record(**line), "a training"))
+    return {line.record.key: line for line in lines}
 
 
 def append_record(path: Path, record: Record) -> None:
     """Appends a record to a results file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
+    append_json_line(path, dataclasses.asdict(record))

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jasgnas.program.jaxpr import Atom, Equation, Program
+from jasgnas.program.jaxpr import Atom, Equation, Program, depending
 from jasgnas.program.masks import NOTHING, Need, coarsened
 from jasgnas.program.sliced import on_host
 from jasgnas.rules import degrees_of
@@ -165,7 +165,7 @@ class Mode:
         if not all(self._is_read_by([var], product.before) for var in variables):
             return {}
         for own in (variables, [product.gate]):
-            equations = self._depending(own, product.before)
+            equations = depending(self.program, own, product.before)
             degrees = DegreeFlow(self.flow, dict.fromkeys(own, _IN_PROPORTION)).through(equations)
             if degrees.read(product.result) != _IN_PROPORTION:
                 return {}
@@ -173,16 +173,6 @@ class Mode:
             return {index: {None} for index in leaves}
         aligned = self._aligned(product.result, product.axis, list(variables), product.before)
         return {index: set(aligned[var]) for var, index in variables.items()}
-
-    def _depending(self, variables: Collection[int], positions: Collection[int]) -> list[tuple[int, Equation]]:
-        """Returns those of some equations that depend on some variables, with their positions."""
-        reached, found = set[Any](variables), []
-        for position in sorted(positions):
-            eqn = self.program.equations[position]
-            if not reached.isdisjoint(eqn.inputs):
-                reached.update(eqn.outputs)
-                found.append((position, eqn))
-        return found
 
     def _aligned(
         self, result: int, axis: int, variables: Sequence[int], positions: Collection[int]
@@ -196,7 +186,7 @@ class Mode:
             positions: the equations between them.
         """
         shape = self.program.avals[result].shape
-        equations = self._depending(variables, positions)
+        equations = depending(self.program, variables, positions)
         found = {
             var: {i for i, size in enumerate(self.program.avals[var].shape) if size == shape[axis]} for var in variables
         }

@@ -7,7 +7,7 @@ nested (so that custom gradients and rematerialisation survive evaluation).
 import itertools
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -316,3 +316,22 @@ def abstract(value: Any) -> jax.ShapeDtypeStruct:
 def aval_of(program: Program, atom: Atom) -> Any:
     """Returns shape and dtype of an operand or result."""
     return program.avals[atom] if isinstance(atom, int) else atom.aval
+
+
+def depending(
+    program: Program, variables: Iterable[int], positions: Iterable[int] | None = None
+) -> list[tuple[int, Equation]]:
+    """Returns the equations of a flat program that depend on some variables, with their positions, in order.
+
+    Args:
+        program: the program.
+        variables: what they are to depend on, through any of the others.
+        positions: the equations to look among; all by default.
+    """
+    reached, found = set[Atom](variables), []
+    for position in range(len(program.equations)) if positions is None else sorted(positions):
+        eqn = program.equations[position]
+        if not reached.isdisjoint(eqn.inputs):
+            found.append((position, eqn))
+            reached.update(eqn.outputs)
+    return found

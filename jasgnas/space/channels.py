@@ -16,7 +16,7 @@ all, and so an index of the experts' axis is a channel of the experts alone.
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from scipy.sparse.csgraph import connected_components
 
 from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import Graph
-from jasgnas.program.jaxpr import Equation, Program
+from jasgnas.program.jaxpr import Equation, Program, depending
 from jasgnas.program.masks import NOTHING, coarsened, filled, zero_at
 from jasgnas.rules.base import describe
 from jasgnas.rules.flow import ZeroFlow, all_needed, propagate_needs
@@ -376,16 +376,6 @@ def _unproved(graph: Graph, leaves: Sequence[Leaf], channels: Channels) -> tuple
     return failed, found
 
 
-def _reached(program: Program, variables: Iterable[int]) -> list[tuple[int, Equation]]:
-    """Returns the equations whose results depend on some variables, with their positions."""
-    reached, found = set(variables), []
-    for position, eqn in enumerate(program.equations):
-        if not reached.isdisjoint(eqn.inputs):
-            found.append((position, eqn))
-            reached.update(eqn.outputs)
-    return found
-
-
 def _described(graph: Graph, var: int) -> str:
     maker = next((eqn for eqn in graph.program.equations if var in eqn.outputs), None)
     return f"the result of {describe(maker)}" if maker else "its parameter"
@@ -402,7 +392,7 @@ def _needed(
             axes = zeros.setdefault(program.inputs[each.leaf], [None] * len(leaves[each.leaf].shape))
             axes[each.axis] = removed[each.groups]
     known = {var: zero_at(axes) for var, axes in zeros.items()}
-    flow = ZeroFlow({**graph.full.zeros, **known}).through(_reached(program, known))
+    flow = ZeroFlow({**graph.full.zeros, **known}).through(depending(program, known))
     needs = propagate_needs(program, flow, all_needed(program))
     for (var, axis), groups in channels.places.items():
         need = coarsened(needs.read(var))

@@ -171,3 +171,5 @@ def test_the_page_is_written_from_the_lines_alone(path, tmp_path, capsys):
         file.write('{"score": "gate"}\n')
     with pytest.raises(ConfigError, match="line 5 of .*lines.jsonl is no record of a training: KeyError"):
         run(Command(seeds=(), table=path, results=results))
+    with pytest.raises(ConfigError, match="holds no lines"):
+        run(Command(seeds=(), table=path, results=tmp_path / "none.jsonl"))
