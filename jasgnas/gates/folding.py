@@ -14,7 +14,7 @@ Entries of the product that are zero whatever the gate is leave nothing to multi
 """
 
 import heapq
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jasgnas.program.jaxpr import Atom, Equation, Program, depending
-from jasgnas.program.masks import NOTHING, Need, coarsened
+from jasgnas.program.masks import NOTHING, Need, coarsened, digit_masks
 from jasgnas.program.sliced import on_host
 from jasgnas.rules import degrees_of
 from jasgnas.rules.flow import DegreeFlow, NeedFlow, ZeroFlow, propagate_needs
@@ -190,20 +190,13 @@ class Mode:
         found = {
             var: {i for i, size in enumerate(self.program.avals[var].shape) if size == shape[axis]} for var in variables
         }
-        for mask in _by_digits(shape[axis]):
+        for mask in digit_masks(shape[axis]):
             wanted = tuple(mask if i == axis else None for i in range(len(shape)))
             needs = NeedFlow(self.flow).add([result], [wanted]).back_through(equations)
             for var, axes in found.items():
                 if (need := coarsened(needs.read(var))) != NOTHING:
                     found[var] = {i for i in axes if need[i] is not None and not np.any(need[i] & ~mask)}
         return found
-
-
-def _by_digits(size: int) -> Iterator[np.ndarray]:
-    """Yields for each binary digit the indices below a size that have it, and those that have not."""
-    for digit in range((size - 1).bit_length()):
-        mask = np.arange(size) >> digit & 1 == 1
-        yield from (mask, ~mask)
 
 
 def folded(modes: Sequence[Mode], values: Sequence[Any], gates: Collection[int], takers: Collection[int]) -> list[Any]:

@@ -15,7 +15,7 @@ handed what vectors can say (`Zeros.apart`, `coarsened`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -242,3 +242,14 @@ def flattened(shape: Sequence[int], layout: Axes, most: int) -> tuple[Sequence[i
     joint, *others = deepened(layout, lead, np.logical_and)
     assert joint is not None
     return (math.prod(lead), *shape[most:]), (joint.reshape(-1), *others[most - 1 :])
+
+
+def digit_masks(size: int) -> Iterator[np.ndarray]:
+    """Yields for each binary digit the indices below a size that lack it, bool `[size]`, and then those that have it.
+
+    Any two indices differ in a digit, and so are told apart by the masks of it.
+    """
+    index = np.arange(size)
+    for digit in range((size - 1).bit_length()):
+        mask = index >> digit & 1 == 1
+        yield from (~mask, mask)

@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from jasgnas.program.jaxpr import Equation, Literal
-from jasgnas.program.masks import NOTHING, Need, Zeros, coarsened, everything, filled, zero_at
+from jasgnas.program.masks import NOTHING, Need, Zeros, coarsened, digit_masks, everything, filled, zero_at
 from jasgnas.rules import needs_of
 from jasgnas.rules.shape import matched_axes
 from jasgnas.space.groups import NOBODY
@@ -176,17 +176,14 @@ def _alignments(eqn: Equation, operands: Sequence[Zeros]) -> list[Alignment]:
 def _with_result(eqn: Equation, operands: Sequence[Zeros], number: int, axis: int) -> Iterator[Alignment]:
     """Yields what is aligned with an axis of a result."""
     size = eqn.out_avals[number].shape[axis]
-    num_digits = (size - 1).bit_length()
+    index = np.arange(size)
     wanted: list[Need] = [NOTHING] * len(eqn.out_avals)
 
     def ask(mask: np.ndarray) -> list[Need]:
         wanted[number] = tuple(mask if i == axis else None for i in range(len(eqn.out_avals[number].shape)))
         return [coarsened(need) for need in needs_of(eqn, operands, wanted)]
 
-    index = np.arange(size)
-    answers: list[list[Need]] = []
-    for digit in range(num_digits):
-        answers += [ask(index >> digit & 1 == value) for value in (0, 1)]
+    answers = [ask(mask) for mask in digit_masks(size)]
     units: list[list[Need]] = []
     for operand, aval in enumerate(eqn.in_avals):
         for i, n in enumerate(aval.shape):
@@ -197,7 +194,7 @@ def _with_result(eqn: Equation, operands: Sequence[Zeros], number: int, axis: in
             needed = (unset | is_set).any(0)
             single = (unset ^ is_set).all(0)
             if np.array_equal(needed, single):  # no index is needed by several of the result
-                blocks = np.where(single, (1 << np.arange(num_digits)) @ is_set, NOBODY)
+                blocks = np.where(single, (1 << np.arange(len(is_set))) @ is_set, NOBODY)
                 others = np.where(np.isin(index, blocks), index, NOBODY)
             else:
                 units = units or [ask(index == each) for each in index]
