@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jasgnas
 from jasgnas.program.jaxpr import inline, trace
 from jasgnas.space.sums import Sums
+from tests.networks import error, random_input
 
 ADDENDS = 4
 
@@ -157,3 +159,23 @@ def test_what_remains_is_what_has_a_derivative(seed):
     )
     found = remainder(lambda *inputs: fn(inputs, -1.0))
     assert found == moving or (found is None and moving == read)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_factor_that_never_varies_is_not_lost(has_bias):
+    """Behind an instance norm the mean over all places is the bias: squeeze-and-excitation scales by a constant."""
+    x = random_input((4, 5, 3))
+    kernels = {name: random_input((3, 3), seed=seed) for seed, name in enumerate(("first", "gate", "branch", "head"))}
+    params = kernels | {"scale": jnp.arange(1.0, 4), "bias": jnp.arange(3.0) - 1.5}
+
+    def network(p, x):
+        h = norm(x @ p["first"]) * p["scale"] + (p["bias"] if has_bias else 0)
+        h = h * jax.nn.sigmoid(mean(h)[:, None] @ p["gate"])
+        return jnp.max(h + jnp.tanh(h @ p["branch"]), SPACE) @ p["head"]
+
+    space = jasgnas.search_space(network, x, params=params)
+    (branch,) = space.structures
+    assert branch.paths == ("branch",) and space.is_valid([branch.index])
+    zeroed = space.zero(params, [branch.index])
+    sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed)
+    assert error(sub_fn(sub_params, x), network(zeroed, x)) < 1e-6
