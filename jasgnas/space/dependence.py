@@ -334,7 +334,7 @@ class _Reader:
         if (remainder := self._remainder(segment)) is not None:
             # Where nothing is left there is a constant from the start, which no removal takes from those that read it.
             return read._replace(
-                present=[[each] for each in remainder] or None, varying=[([each], [each]) for each in remainder]
+                present=[[each] for each in remainder] or [[]], varying=[([each], [each]) for each in remainder]
             )
         if (keepers := self._survival.keepers(segment, results)) is None:
             return read

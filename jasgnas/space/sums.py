@@ -77,7 +77,8 @@ class Sums:
         """
         self._program = program
         self._independent = independent
-        self._position = {var: place for place, eqn in enumerate(program.equations) for var in eqn.outputs}
+        equations = enumerate(program.equations)
+        self._position: dict[Atom, int] = {var: place for place, eqn in equations for var in eqn.outputs}
         self._takes_away: set[int] = set()
         for eqn in program.equations:
             weights = _weights(eqn)
@@ -87,6 +88,9 @@ class Sums:
                 and any(eqn.inputs[place] in self._takes_away for place in data)
             ):
                 self._takes_away.update(eqn.outputs)
+        # What is computed from the network input and never varies with it, among the results of the first equations.
+        self._constant: set[int] = set()
+        self._num_judged = 0
 
     def remainder(self, result: int) -> list[int] | None:
         """Returns the variables that a sum is made of if it takes away again any that it adds, otherwise None.
@@ -146,7 +150,7 @@ class Sums:
         terms = []
         for number, along in operands if operands[0][1] else ():
             if isinstance(var := eqn.inputs[number], int):
-                is_constant = eqn.primitive not in _PRODUCTS or self._is_independent(eqn.inputs[1 - number])
+                is_constant = eqn.primitive not in _PRODUCTS or self._never_varies(eqn.inputs[1 - number])
                 axes = tuple(None if axis in along else axis for axis in range(self._rank(var)))
                 terms.append(_Term(var, axes, term.product if is_constant else term.outermost))
         return terms
@@ -160,6 +164,18 @@ class Sums:
 
     def _is_independent(self, atom: Atom) -> bool:
         return isinstance(atom, Literal) or atom in self._independent
+
+    def _never_varies(self, atom: Atom) -> bool:
+        """Tells whether an atom is the same for every input: such sums along axes of which nothing is left, too."""
+        while self._num_judged <= self._position.get(atom, -1):
+            eqn = self._program.equations[self._num_judged]
+            self._num_judged += 1
+            if not all(map(self._is_independent, eqn.inputs)) and (
+                all(map(self._never_varies, eqn.inputs))
+                or (eqn.primitive == "reduce_sum" and self.remainder(eqn.outputs[0]) == [])
+            ):
+                self._constant.update(eqn.outputs)
+        return self._is_independent(atom) or atom in self._constant
 
     def _rank(self, var: int) -> int:
         return len(self._program.avals[var].shape)

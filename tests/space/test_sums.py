@@ -165,17 +165,19 @@ def test_what_remains_is_what_has_a_derivative(seed):
 def test_a_factor_that_never_varies_is_not_lost(has_bias):
     """Behind an instance norm the mean over all places is the bias: squeeze-and-excitation scales by a constant."""
     x = random_input((4, 5, 3))
-    kernels = {name: random_input((3, 3), seed=seed) for seed, name in enumerate(("first", "gate", "branch", "head"))}
-    params = kernels | {"scale": jnp.arange(1.0, 4), "bias": jnp.arange(3.0) - 1.5}
+    names = ("first", "gate", "mean", "branch", "other", "head")
+    params = {name: random_input((3, 3), seed=seed) for seed, name in enumerate(names)}
+    params |= {"scale": jnp.arange(1.0, 4), "bias": jnp.arange(3.0) - 1.5}
 
     def network(p, x):
         h = norm(x @ p["first"]) * p["scale"] + (p["bias"] if has_bias else 0)
         h = h * jax.nn.sigmoid(mean(h)[:, None] @ p["gate"])
-        return jnp.max(h + jnp.tanh(h @ p["branch"]), SPACE) @ p["head"]
+        return (mean(h) @ p["mean"] + jnp.max(h, SPACE) @ p["branch"] + jnp.min(h, SPACE) @ p["other"]) @ p["head"]
 
     space = jasgnas.search_space(network, x, params=params)
-    (branch,) = space.structures
-    assert branch.paths == ("branch",) and space.is_valid([branch.index])
-    zeroed = space.zero(params, [branch.index])
+    branch, other = (group.index for group in space.structures if group.paths in (("branch",), ("other",)))
+    assert space.is_valid([branch]) and space.is_valid([other])
+    assert not space.is_valid([branch, other])  # the mean that is left varies with nothing
+    zeroed = space.zero(params, [branch])
     sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed)
     assert error(sub_fn(sub_params, x), network(zeroed, x)) < 1e-6
