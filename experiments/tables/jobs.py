@@ -47,7 +47,10 @@ VARIANTS = {
 }
 """By name."""
 
-_USUAL = {"h2spg.kinds": "structures", "h2spg.min_channels": None, "h2spg.multiple_of": None}
+_USUAL = {
+    **{"model.gated": False, "model.ungated": (), "h2spg.tie": (), "h2spg.keep": ()},
+    **{"h2spg.kinds": "structures", "h2spg.min_channels": None, "h2spg.multiple_of": None},
+}
 """Settings that say nothing about a run in which they are so: those of runs that were recorded without them."""
 
 

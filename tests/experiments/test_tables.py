@@ -377,6 +377,18 @@ def test_recorded_ablation_is_only_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "periods.svg").exists()
 
 
+def test_recorded_ablations_are_those_of_the_present_settings() -> None:
+    """A new setting changes no training in which it is as it always was, so that none is done again for it."""
+    settings = {"full": None}
+    for ablation in ABLATIONS.values():
+        settings |= ablation_variants(ablation)
+    recorded = [line for line in read_lines(ROOT / tables.ABLATED).values() if line.record.scale == SCALE]
+    assert recorded
+    for record in (line.record for line in recorded):
+        job = Job(ROW, SCALE, record.variant, settings[record.variant], record.seed, "")
+        assert job.settings_id == record.settings_id
+
+
 @pytest.mark.parametrize("variant", ["full", "h2spg"])
 def test_record_of_other_settings_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
     monkeypatch.setattr("experiments.tables.jobs.run", lambda config: (_ for _ in ()).throw(DivergedError("trained")))
