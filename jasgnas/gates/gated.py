@@ -119,7 +119,7 @@ def gated(
 
     `h2spg` holds gates at exactly 1 until they are selected, so that those that stay vanish when the sub-network is
     constructed; `h2spg(..., train_gates=True)` trains them. Trained ones are folded into the parameters of what they
-    multiply where that is exact, and stay a multiplication elsewhere.
+    multiply, or of all that reads it, where that is exact, and stay a multiplication elsewhere.
 
     Args:
         model: an `nnx.Module`, a Linen module, or a function `fn(params, *inputs)`.

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias
 
 Degree: TypeAlias = float | Literal["any"] | None
-"""The degree of a value: `CONSTANT` where it does not depend on the parameters, `ANY` where all of it is zero, and None
-where it has no degree, or none that is known."""
+"""The degree of a value: `CONSTANT` where it does not depend on the parameters, `PROPORTIONAL` where it grows as they
+do, `ANY` where all of it is zero, and None where it has no degree, or none that is known."""
 
 CONSTANT: Final = 0.0
+PROPORTIONAL: Final = 1.0
 ANY: Final[Literal["any"]] = "any"
 
 

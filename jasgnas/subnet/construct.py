@@ -24,8 +24,9 @@ from jasgnas.errors import (
     NothingRemovedWarning,
     TreeMismatchError,
 )
-from jasgnas.gates.folding import Mode, folded
+from jasgnas.gates.folding import folded
 from jasgnas.gates.gated import without_gates
+from jasgnas.gates.modes import Mode
 from jasgnas.optimizer.state import CHANGED_UPDATES, H2SPGState, h2spg_state, single_state
 from jasgnas.program.jaxpr import inline
 from jasgnas.program.masks import (
@@ -192,7 +193,8 @@ def construct_subnet(
     the order of floating-point sums, at any batch size, in training and in inference mode, and can be trained further.
 
     Gates of `jasgnas.gated` that are 1 vanish. So do trained ones that parameters can be multiplied by instead: those
-    that what is gated grows in proportion with, in all modes, and that nothing else makes use of.
+    that what is gated grows in proportion with, in all modes, or that it is multiplied by wherever it is read, and that
+    nothing else makes use of.
 
     Args:
         space: the search space.
