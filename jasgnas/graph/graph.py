@@ -18,7 +18,7 @@ from jasgnas.rules.degrees import Degree
 from jasgnas.rules.flow import DegreeFlow, NeedFlow, ZeroFlow, propagate_zeros
 
 KINDS = ("stem", "joint", "accessory", "unknown")
-ADDITIVE = ("add", "sub", "add_any", "concatenate", "stack", "loop_rows", "loop_end")
+ADDITIVE = ("add", "sub", "add_any", "concatenate", "stack", "loop_state", "loop_rows", "loop_end")
 
 # The network input, where a vertex is expected.
 INPUT = -1

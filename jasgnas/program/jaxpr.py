@@ -60,6 +60,8 @@ class Equation:
         sources: what JAX knows of the code that made it and, after inlining, the calls that enclose it, outermost last.
         number: its place among all equations of the nested program, counted as they run; -1 before inlining. What is in
             a loop that has been opened up has the number of the loop.
+        place: its place among the equations of one iteration of a loop that has been opened up; -1 outside of those.
+            Iterations are alike: what has the same number and place is the same equation in several of them.
         repeats: how often it is evaluated in one evaluation of the program.
     """
 
@@ -74,6 +76,7 @@ class Equation:
     calls: tuple[tuple[int, str], ...] = ()
     sources: tuple[Any, ...] = ()
     number: int = -1
+    place: int = -1
     repeats: int = 1
 
     @property
@@ -253,6 +256,7 @@ def inline(program: Program, opened: Mapping[int, Program] = MappingProxyType({}
         sources: tuple[Any, ...] = (),
         repeats: int = 1,
         loop: int | None = None,
+        places: Iterator[int] | None = None,
     ) -> list[Atom]:
         env: dict[int, Atom] = dict(zip(body.inputs, arguments, strict=True))
         for var, value in body.constants.items():
@@ -267,7 +271,10 @@ def inline(program: Program, opened: Mapping[int, Program] = MappingProxyType({}
             outer, often = (*eqn.sources, *sources), repeats * eqn.repeats
             if eqn.body is not None:
                 inner = (*calls, (next(call_numbers), call_name(eqn)))
-                env.update(zip(eqn.outputs, open_up(eqn.body, operands, inner, outer, often, loop), strict=True))
+                # The calls of a loop that is opened up are its iterations.
+                own = itertools.count() if places is None and loop is not None else places
+                results = open_up(eqn.body, operands, inner, outer, often, loop, own)
+                env.update(zip(eqn.outputs, results, strict=True))
                 continue
             number = next(numbers) if loop is None else loop
             if loop is None and number in opened:
@@ -277,7 +284,8 @@ def inline(program: Program, opened: Mapping[int, Program] = MappingProxyType({}
             outputs = tuple(define(aval) for aval in eqn.out_avals)
             env.update(zip(eqn.outputs, outputs, strict=True))
             fields = eqn.primitive, eqn.bind, eqn.params, operands, outputs, eqn.in_avals, eqn.out_avals
-            equations.append(Equation(*fields, calls=calls, sources=outer, number=number, repeats=often))
+            place = -1 if places is None else next(places)
+            equations.append(Equation(*fields, calls=calls, sources=outer, number=number, place=place, repeats=often))
         return [read(atom) for atom in body.outputs]
 
     inputs = tuple(define(program.avals[var]) for var in program.inputs)

@@ -7,7 +7,7 @@ a loop; to be looked into it is unfolded to a few iterations, which stand for al
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,20 +79,41 @@ def unroll(program: Program, is_leaf: Sequence[bool]) -> Program:
     return replace(program, equations=tuple(equations), avals=avals)
 
 
-def unfolded(eqn: Equation, is_data: Sequence[bool]) -> Program:
-    """Returns a few iterations of a `scan` that stand for all of them, as a program to be looked at.
+class Course(NamedTuple):
+    """How the iterations of a loop resemble each other: after some of them each is like the one a period before.
 
-    Whether something that is carried depends on the data, or is of any use later, is known after as many iterations as
-    there are arrays that change: so many are put before and after one in the middle, which counts for all. They read
-    any rows (`loop_row`); the first starts from what is carried then (`loop_start`), and the rows of the results may
-    come from any of them (`loop_rows`). The loop may end after any of those from the middle on (`loop_end`), so that
-    what is of use to its last iterations alone is in the middle, too: the loop computes it in all of them. What is
-    computed by it has the shapes of the loop's results, not their values.
+    Attributes:
+        settled: the number of iterations from which on they recur.
+        period: the number of iterations after which they do.
+    """
+
+    settled: int
+    period: int
+
+    @property
+    def num_different(self) -> int:
+        """The number of iterations that stand for all."""
+        return self.settled + self.period
+
+    def like(self, iteration: int) -> int:
+        """Returns the first iteration that is like one."""
+        return min(iteration, self.settled + (iteration - self.settled) % self.period)
+
+
+def unfolded(eqn: Equation, is_data: Sequence[bool], course: Course) -> Program:
+    """Returns the first iterations of a `scan`, which stand for all of them, as a program to be looked at.
+
+    They read any rows (`loop_row`), and the first starts from what is carried then (`loop_start`). Each row of the
+    results is that of an iteration (`loop_rows`), and what is carried out of the loop that of one (`loop_end`): the
+    parameter `read` says which, for what depends on what. What is computed goes by all of them, as the loop computes in
+    every iteration what it makes use of in any: an equation of the body counts once, as often as the loop runs. What is
+    computed by the program has the shapes of the loop's results, not their values.
 
     Args:
         eqn: the `scan`. The program takes its operands, and then the number of an iteration.
         is_data: for each operand, whether it depends on the network input. A row of others depends on the iteration,
             and so does a state that starts from them.
+        course: which iterations stand for all.
     """
     (body,) = eqn.inner
     num_consts, num_carry = scan_arity(eqn, body)
@@ -102,17 +123,25 @@ def unfolded(eqn: Equation, is_data: Sequence[bool]) -> Program:
     def add(name: str, operands: Sequence[int], out_avals: Sequence[Any], **fields: Any) -> tuple[int, ...]:
         outputs = tuple(range(len(avals), len(avals) + len(out_avals)))
         avals.update(zip(outputs, out_avals, strict=True))
-        in_avals = tuple(avals[var] for var in operands)
         made = Equation(
-            name, binds.get(name, _no_bind), {}, tuple(operands), outputs, in_avals, tuple(out_avals), **fields
+            primitive=name,
+            bind=binds.get(name, _no_bind),
+            params=fields.pop("params", {}),
+            inputs=tuple(operands),
+            outputs=outputs,
+            in_avals=tuple(avals[var] for var in operands),
+            out_avals=tuple(out_avals),
+            sources=eqn.sources,
+            **fields,
         )
-        equations.append(replace(made, sources=eqn.sources))
+        equations.append(made)
         return outputs
 
     length = eqn.params["length"]
     binds: dict[str, Callable[..., list[Any]]] = {
         "loop_row": lambda rows, *_: [rows[0]],
         "loop_start": lambda state, *_: [state],
+        "loop_state": lambda state, *_: [state],
         "loop_rows": lambda row, *_: [jnp.broadcast_to(row, (length, *row.shape))],
         "loop_end": lambda state, *_: [state],
     }
@@ -126,22 +155,32 @@ def unfolded(eqn: Equation, is_data: Sequence[bool]) -> Program:
             for var, own, inner in list(zip(operands, is_data, body.inputs, strict=True))[first:last]
         ]
 
-    states, results = body.inputs[num_consts : num_consts + num_carry], body.outputs
+    def carried(before: Sequence[int], after: Sequence[int]) -> list[int]:
+        """Returns the states before the next iteration."""
+        return [
+            add("loop_state", [after[place], var], [avals[var]], params={"read": (0,)})[0] if place in changing else var
+            for place, var in enumerate(before)
+        ]
+
+    changing = changing_states(eqn, body)
     carry = taken("loop_start", num_consts, num_consts + num_carry)
-    middle = sum(before != after for before, after in zip(states, results, strict=False))
-    rows: list[Sequence[int]] = []
-    ends: list[Sequence[int]] = []
-    for number in range(2 * middle + 1):
+    found: list[tuple[int, ...]] = []
+    for number in range(course.num_different):
         own = [*operands[:num_consts], *carry, *taken("loop_row", num_consts + num_carry, len(operands))]
-        often = length if number == middle else 0
-        found = add("step", own, [aval_of(body, atom) for atom in results], body=body, repeats=often)
-        carry = list(found[:num_carry])
-        rows.append(found[num_carry:])
-        ends += [carry] if number >= middle else []
-    last = [add("loop_end", each, [avals[each[0]]])[0] for each in zip(*ends, strict=True)]
-    each_stacked = zip(zip(*rows, strict=True), eqn.out_avals[num_carry:], strict=True)
-    stacked = [add("loop_rows", several, [aval])[0] for several, aval in each_stacked]
-    return Program(inputs, (*last, *stacked), tuple(equations), avals)
+        # The one in the middle is neither without what is carried into it nor without use.
+        often = length if number == course.num_different // 2 else 0
+        found.append(add("step", own, [aval_of(body, atom) for atom in body.outputs], body=body, repeats=often))
+        carry = carried(carry, found[-1])
+    numbers = [course.like(number) for number in range(length)]
+    last = {"read": (numbers[-1],)}
+    each_row = {"read": tuple(reversed(numbers) if eqn.params["reverse"] else numbers)}
+    results = [
+        add("loop_end", several, [aval], params=last)
+        if position < num_carry
+        else add("loop_rows", several, [aval], params=each_row)
+        for position, (several, aval) in enumerate(zip(zip(*found, strict=True), eqn.out_avals, strict=True))
+    ]
+    return Program(inputs, tuple(var for (var,) in results), tuple(equations), avals)
 
 
 def is_step(eqn: Equation) -> bool:
@@ -166,6 +205,12 @@ def scan_arity(eqn: Equation, body: Program) -> tuple[int, int]:
         for aval, atom in zip(eqn.out_avals, body.outputs, strict=True)
     )
     return len(eqn.inputs) - num_carry - num_stacked, num_carry
+
+
+def changing_states(eqn: Equation, body: Program) -> list[int]:
+    """Returns what a scan carries, by place, and does not hand on as it is."""
+    num_consts, num_carry = scan_arity(eqn, body)
+    return [place for place in range(num_carry) if body.outputs[place] != body.inputs[num_consts + place]]
 
 
 def _unroll_scan(eqn: Equation, body: Program, call: Callable[..., list[int]]) -> None:

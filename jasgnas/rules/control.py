@@ -74,7 +74,7 @@ class LoopStart(PassThrough):
 
 
 class LoopRows(Sourced):
-    """A stack of rows of which each is one of the operands."""
+    """A stack of rows of which each is one of the operands; what is computed goes by all of them."""
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         return [_stack(_of_any(operands))]
@@ -87,7 +87,7 @@ class LoopRows(Sourced):
 
 
 class LoopEnd(Sourced):
-    """What is carried at the end of such a loop, which may be any of the operands."""
+    """What is carried at the end of such a loop: one of the operands; what is computed goes by all of them."""
 
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         return [_of_any(operands)]
@@ -195,4 +195,4 @@ register(Condition(), "cond")
 register(LoopRow(), "loop_row")
 register(LoopStart(), "loop_start")
 register(LoopRows(), "loop_rows")
-register(LoopEnd(), "loop_end")
+register(LoopEnd(), "loop_state", "loop_end")

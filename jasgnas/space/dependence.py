@@ -21,7 +21,8 @@ import numpy as np
 
 from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import INPUT, Graph, Segment
-from jasgnas.program.masks import NOTHING, Need, everything, same, without, zero
+from jasgnas.program.jaxpr import Literal
+from jasgnas.program.masks import NOTHING, Need, everything, filled, same, without, zero
 from jasgnas.rules import rule_for
 from jasgnas.rules.indexing import DynamicSlice, Gather
 from jasgnas.rules.shape import Pad, Slice, Split, Unstack
@@ -266,7 +267,9 @@ class _Reader:
             read = [source != INPUT and self._can_vanish[source] for source in segment.sources]
             first = graph.program.equations[graph.operators[segment.operators[0]].equations[0]]
             is_sum = segment.additive and first.primitive not in ("concatenate", "stack")
-            self._can_vanish.append(segment.index in group_of or (all(read) if is_sum else any(read)))
+            # What is zero whatever is removed, as a state at the start of a loop, keeps no sum from being zero.
+            is_zero = all(graph.full.zeros[var].everywhere for var in self._results(segment.index))
+            self._can_vanish.append(is_zero or segment.index in group_of or (all(read) if is_sum else any(read)))
         # What is needed of the results of each segment, by section.
         self._sections: list[dict[Hashable, Needs]] = [{} for _ in graph.segments]
         # The outputs that are computed, and which of them are to stay connected.
@@ -331,6 +334,11 @@ class _Reader:
             num_constants=len(external) - sum(external),
             additive=segment.additive,
         )
+        if (iterations := self._of_iterations(segment, results)) is not None:
+            # What is computed goes by all iterations, what depends on what only by those that these entries are of.
+            return read._replace(
+                present=[[each] for each in iterations], varying=[([each], [each]) for each in iterations]
+            )
         if (remainder := self._remainder(segment)) is not None:
             # Where nothing is left there is a constant from the start, which no removal takes from those that read it.
             return read._replace(
@@ -358,6 +366,24 @@ class _Reader:
             return _INPUT if self._inputs[unit.var] else _CONSTANT
         operator = self._graph.operator_of[self._producer[unit.var]]
         return self._ask(self._graph.segment_of[operator], {unit.var: unit.need})
+
+    def _of_iterations(self, segment: Segment, results: Needs) -> list[Section] | None:
+        """Returns what some entries of the results of a loop that has been unfolded are, None of another segment."""
+        eqn = self._graph.program.equations[self._graph.operators[segment.operators[0]].equations[0]]
+        if eqn.primitive not in ("loop_state", "loop_end", "loop_rows"):
+            return None
+        (need,) = (results[var] for var in eqn.outputs)
+        read = np.array(eqn.params["read"])
+        assert need != NOTHING
+        if eqn.primitive == "loop_rows":
+            read, need = read[filled(need[0], len(read))], need[1:]
+        atoms = [eqn.inputs[iteration] for iteration in np.unique(read)]
+        return [
+            _CONSTANT
+            if isinstance(atom, Literal) or atom in self._graph.independent
+            else self._cell(Cell(atom, without(need, self._graph.full.zeros[atom])))
+            for atom in atoms
+        ]
 
     def _remainder(self, segment: Segment) -> list[Section] | None:
         """Returns what is left of a sum that takes away again what it adds, None if there is no such in a segment.

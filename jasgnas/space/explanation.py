@@ -9,6 +9,7 @@ import numpy as np
 
 from jasgnas.errors import ArgumentError
 from jasgnas.graph.graph import Graph
+from jasgnas.space.courses import MOST_DIFFERENT
 from jasgnas.space.dimensions import Dimension, LeafAxis
 from jasgnas.space.groups import NOBODY
 from jasgnas.space.loops import has_joint
@@ -79,8 +80,9 @@ def why_nothing(graph: Graph, reasons: Sequence[str], of_axes: Sequence[str]) ->
         if loops:
             return (
                 "the network has no removable structure: its additions and concatenations are inside a "
-                f"{' or '.join(loops)} over data. A scan was looked into and holds no structure, another loop or a "
-                "condition is taken as one operator: it may be written out."
+                f"{' or '.join(loops)} over data. A scan holds no structure, or more than {MOST_DIFFERENT} of its "
+                "iterations would have to be told apart to know; another loop or a condition is taken as one operator: "
+                "it may be written out."
             )
         return (
             "the network has no removable structure: it is a plain chain without an addition or concatenation of "

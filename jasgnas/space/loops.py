@@ -2,22 +2,26 @@
 
 A recurrent layer that is zero without its parameters goes as a whole. A loop with a residual branch inside, such as
 y = x + f(x, h), is not: nothing makes it zero. So its body is put in its place, unfolded to a few iterations that stand
-for all of them (`scans.unfolded`). What is found there is tied over the iterations, as they share its parameters.
+for all of them (`scans.unfolded`): as many as it takes until they recur (`courses.py`), or all. What is found there is
+tied over the iterations, as they share its parameters.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jasgnas.bridge import Leaf
 from jasgnas.graph.graph import ADDITIVE, Graph
-from jasgnas.program.jaxpr import Program, inline
+from jasgnas.program.jaxpr import Equation, Program, inline
+from jasgnas.program.masks import unknown, zero
 from jasgnas.program.scans import unfolded
+from jasgnas.rules.flow import propagate_zeros
+from jasgnas.space.courses import MOST_DIFFERENT, course_of
 from jasgnas.space.groups import Group
 from jasgnas.space.structures import find_groups
 
 
 def with_loops_unfolded(
     graph: Graph, leaves: Sequence[Leaf], kept: frozenset[int], graph_of: Callable[[Mapping[int, Program]], Graph]
-) -> Graph:
+) -> tuple[Graph, frozenset[int]]:
     """Returns the graph of a network in which the loops are unfolded that hold structures and are none themselves.
 
     Args:
@@ -25,29 +29,61 @@ def with_loops_unfolded(
         leaves: its arrays.
         kept: indices of leaves that must not be candidates.
         graph_of: returns the graph with other programs in the place of loops, by the numbers of their equations.
+
+    Returns:
+        The graph, and the numbers of the equations of the loops that might hold structures, but of which too many
+        iterations would have to be told apart: they stay operators.
     """
-    if not (loops := _with_joints(graph, leaves)):
-        return graph
+    if not (scans := _with_joints(graph, leaves)):
+        return graph, frozenset()
     whole = _numbers_held(graph, find_groups(graph, leaves, kept).groups)
-    loops = {number: loop for number, loop in loops.items() if number not in whole}
+    loops = _unfolded(graph, leaves, [eqn for eqn in scans if eqn.number not in whole])
+    refused = frozenset(eqn.number for eqn in scans) - whole - loops.keys()
     while loops:
         looked_into = graph_of(loops)
         held = _numbers_held(looked_into, find_groups(looked_into, leaves, kept).groups)
         if loops.keys() <= held:
-            return looked_into
+            return looked_into, refused
         loops = {number: loop for number, loop in loops.items() if number in held}
-    return graph
+    return graph, refused
 
 
-def _with_joints(graph: Graph, leaves: Sequence[Leaf]) -> dict[int, Program]:
-    """Returns the loops of a network in which anything trained is added or concatenated, unfolded, by number."""
-    found = {}
+def with_loops_refused(graph: Graph, reasons: Sequence[str], refused: frozenset[int]) -> tuple[str, ...]:
+    """Returns why each segment is or is not removable, and of loops that were not looked into that they were not."""
+    if not refused:
+        return tuple(reasons)
+    found = list(reasons)
     for operator in graph.operators:
-        is_trained = any(leaves[leaf].trainable for leaf in graph.leaves_of(operator.index))
-        for eqn in (graph.program.equations[position] for position in operator.equations if is_trained):
-            if eqn.primitive == "scan" and eqn.params["length"] and has_joint(eqn.inner[0]):
-                is_data = [isinstance(atom, int) and atom not in graph.independent for atom in eqn.inputs]
-                found[eqn.number] = unfolded(eqn, is_data)
+        if any(graph.program.equations[position].number in refused for position in operator.equations):
+            found[graph.segment_of[operator.index]] += (
+                f"; more than {MOST_DIFFERENT} iterations of the loop would have to be told apart to look for "
+                "structures inside"
+            )
+    return tuple(found)
+
+
+def _with_joints(graph: Graph, leaves: Sequence[Leaf]) -> list[Equation]:
+    """Returns the loops of a network in which anything trained is added or concatenated."""
+    equations = [
+        graph.program.equations[position]
+        for operator in graph.operators
+        if any(leaves[leaf].trainable for leaf in graph.leaves_of(operator.index))
+        for position in operator.equations
+    ]
+    return [eqn for eqn in equations if eqn.primitive == "scan" and eqn.params["length"] and has_joint(eqn.inner[0])]
+
+
+def _unfolded(graph: Graph, leaves: Sequence[Leaf], scans: Sequence[Equation]) -> dict[int, Program]:
+    """Returns loops unfolded to the iterations that stand for all, by number, without those that have too many."""
+    if not scans:
+        return {}
+    untrained = [zero(len(leaf.shape)) if leaf.trainable else unknown(len(leaf.shape)) for leaf in leaves]
+    flow = propagate_zeros(graph.program, untrained)
+    found = {}
+    for eqn in scans:
+        if (course := course_of(eqn, [flow.read(atom) for atom in eqn.inputs])) is not None:
+            is_data = [isinstance(atom, int) and atom not in graph.independent for atom in eqn.inputs]
+            found[eqn.number] = unfolded(eqn, is_data, course)
     return found
 
 

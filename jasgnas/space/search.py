@@ -53,7 +53,7 @@ from jasgnas.space.groups import (
 from jasgnas.space.invariance import Effect
 from jasgnas.space.latency import LatencyTable
 from jasgnas.space.limits import Limit, Limits
-from jasgnas.space.loops import with_loops_unfolded
+from jasgnas.space.loops import with_loops_refused, with_loops_unfolded
 from jasgnas.space.mixtures import Mixture, resolve
 from jasgnas.space.named import connected_inputs, kept_leaves, require_connected, required_outputs
 from jasgnas.space.selection import Selection
@@ -666,8 +666,9 @@ def search(
     require_connected(graph, traced, required)
     found = FoundGroups()
     if kinds.structures:
-        graph = with_loops_unfolded(graph, opened.leaves, kept, graph_of)
+        graph, refused = with_loops_unfolded(graph, opened.leaves, kept, graph_of)
         found = find_groups(graph, opened.leaves, kept, tie)
+        found = found._replace(reasons=with_loops_refused(graph, found.reasons, refused))
     aligner, channels = Aligner(), Channels()
     if kinds.channels:
         channels = find_channels(graph, opened.leaves, kept, len(found.groups), aligner)

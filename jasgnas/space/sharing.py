@@ -6,7 +6,7 @@ share is like a segment that each of them reads: it is numbered after the segmen
 shared, and being gone takes its readers with it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jasgnas.graph.graph import Graph
 from jasgnas.program.macs import equation_macs
@@ -29,12 +29,9 @@ class Sharing:
             part: tuple(sorted({graph.segment_of[operator] for operator in users}))
             for part, users in graph.users.items()
         }
-        self._prepared_for = {
-            position: tuple(sorted({graph.segment_of[operator] for operator in operators}))
-            for position, operators in graph.prepared.items()
-            if equation_macs(graph.program.equations[position])
-        }
-        found = {*self._users.values(), *self._prepared_for.values(), *(group.segments for group in groups)}
+        # The segments that each contraction counts in, by position of its equation.
+        self._contracting = _contracting(graph)
+        found = {*self._users.values(), *self._contracting.values(), *(group.segments for group in groups)}
         # By the segments that share it, the number of what they share.
         self.shared = {users: self.num_segments + i for i, users in enumerate(sorted(u for u in found if len(u) > 1))}
         self.group_of = {segment: group.index for group in groups for segment in group.segments}
@@ -56,10 +53,16 @@ class Sharing:
         """Returns the segment that a part of a leaf counts in, or the number of what its readers share."""
         return self._number(self._users[part])
 
+    def numbers_of(self, positions: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Yields those of some equations that have multiply-adds, by position, each with the number they count in."""
+        for position in positions:
+            if position in self._contracting:
+                yield position, self._number(self._contracting[position])
+
     @property
-    def prepared(self) -> Iterator[tuple[int, int]]:
-        """The contractions of leaves alone, as positions of equations, each with the number that it counts in."""
-        return ((position, self._number(users)) for position, users in self._prepared_for.items())
+    def contractions(self) -> Iterator[tuple[int, int]]:
+        """All equations that have multiply-adds, as `numbers_of` yields them."""
+        return self.numbers_of(self._contracting)
 
     def _number(self, users: tuple[int, ...]) -> int:
         return self.shared[users] if len(users) > 1 else users[0]
@@ -67,3 +70,21 @@ class Sharing:
     def read_by(self, segment: int) -> Sequence[int]:
         """Returns the numbers of what a segment shares with others."""
         return self._read_by.get(segment, ())
+
+
+def _contracting(graph: Graph) -> dict[int, tuple[int, ...]]:
+    """Returns the segments that compute each contraction, or depend on it if it is one of leaves alone, by position.
+
+    A loop computes in all of its iterations what is of use in any: the segments are those of all of them.
+    """
+    found = {position: {graph.segment_of[operator]} for position, operator in graph.operator_of.items()}
+    for position, operators in graph.prepared.items():
+        found[position] = {graph.segment_of[operator] for operator in operators}
+    alike: dict[tuple[int, int], set[int]] = {}
+    for position, segments in found.items():
+        eqn = graph.program.equations[position]
+        if eqn.place >= 0:
+            found[position] = alike.setdefault((eqn.number, eqn.place), set())
+            found[position] |= segments
+    equations = graph.program.equations
+    return {place: tuple(sorted(found[place])) for place in sorted(found) if equation_macs(equations[place])}

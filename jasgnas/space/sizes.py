@@ -92,15 +92,14 @@ def build_costs(
         for group, count in _counts(effect.groups):
             share = count / len(effect.groups)
             shares[effect.operator, group] = max(shares.get((effect.operator, group), 0.0), share)
-    for operator in graph.operators:
-        macs[graph.segment_of[operator.index]] += operator.macs
-    for position, number in sharing.prepared:
+    for position, number in sharing.contractions:
         macs[number] += equation_macs(graph.program.equations[position])
     # By segment and group, the parameters and multiply-adds that are saved.
     saved: dict[tuple[int, int], np.ndarray] = {}
     for (index, group), share in shares.items():
-        own = saved.setdefault((graph.segment_of[index], group), np.zeros(2, np.int64))
-        own[1] += round(share * graph.operators[index].macs)
+        for position, number in sharing.numbers_of(graph.operators[index].equations):
+            own = saved.setdefault((number, group), np.zeros(2, np.int64))
+            own[1] += round(share * equation_macs(graph.program.equations[position]))
     for (index, _), groups in effects_of_parts(graph, effects).items():
         held = graph.parts[index]
         size = 0 if held.leaf in kept else num_params(held, leaves) // len(groups)

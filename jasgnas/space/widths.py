@@ -58,10 +58,14 @@ class Widths(NamedTuple):
         return np.array([np.count_nonzero(~np.any([gone[own] for own in axis], axis=0)) for axis in self.axes], int)
 
     def by_segment(self, measure: str, removed: np.ndarray, num_segments: int) -> np.ndarray:
-        """Returns the size of each segment without some groups, where all segments are left, float `[num_segments]`."""
+        """Returns the size of each segment without some groups, where all segments are left, float `[num_segments]`.
+
+        What several of them share counts nowhere.
+        """
         terms = self.measures[measure]
         values = terms.coefficients * np.append(self.live(removed), 1)[terms.axes].prod(1)
-        return np.bincount(terms.segments % (num_segments + 1), values, num_segments + 1)[:-1]
+        own = np.where(terms.segments < num_segments, terms.segments, NOBODY)
+        return np.bincount(own % (num_segments + 1), values, num_segments + 1)[:-1]
 
     def size(self, measure: str, removed: np.ndarray, counted: np.ndarray) -> int:
         """Returns the size without some groups, at most, given the segments that are left, bool `[num_segments]`."""
@@ -166,12 +170,7 @@ class WidthCounter:
             yield self._term(math.prod(shape), segment, axes)
 
     def _macs(self) -> Iterable[tuple[int, int, list[int]]]:
-        of_operators = (
-            (position, self._graph.segment_of[operator.index])
-            for operator in self._graph.operators
-            for position in operator.equations
-        )
-        for position, segment in (*of_operators, *self._sharing.prepared):
+        for position, segment in self._sharing.contractions:
             for macs, axes in self._products(self._graph.program.equations[position]):
                 if macs:
                     yield self._term(macs, segment, axes)

@@ -78,6 +78,68 @@ def of_use_at_the_end(p, x):
     return jax.lax.scan(cell, (jnp.ones((len(x), 4)),) * 2, (x @ p["stem"]).swapaxes(0, 1))[0][1] @ p["head"]
 
 
+def only_at_first(p, x):
+    """Without `w` the branch is zero but in the first iteration, in which the state is what the loop starts from."""
+
+    def cell(h, a):
+        return a @ p["w"], a + jnp.tanh(h @ p["u"])
+
+    return over_time(cell, x[:, 0] @ p["start"], x) @ p["head"]
+
+
+def in_turn(p, x):
+    """One of two states is zero in every other iteration, the other one in those between: never both are there."""
+
+    def cell(carry, a):
+        g, h = carry
+        return (jnp.tanh(h @ p["u"]), g @ p["w"]), a + (g * h) @ p["gate"]
+
+    return over_time(cell, (x[:, 0] @ p["start"], jnp.zeros((len(x), 4))), x) @ p["head"]
+
+
+def in_a_cycle(length):
+    """Three states take turns: what was carried in one of them is there again every third iteration."""
+
+    def fn(p, x):
+        def cell(carry, a):
+            g, h, i = carry
+            return (h, i, g + jnp.tanh(a @ p["w"])), None
+
+        rows = jnp.resize(x.swapaxes(0, 1), (length, *x[:, 0].shape))
+        ones = jnp.ones((len(x), 4))
+        return jax.lax.scan(cell, (rows[0] @ p["start"], ones, ones), rows)[0][0] @ p["head"]
+
+    return fn
+
+
+def row_of_a_cycle(row, reverse):
+    """A single row of what such a loop returns."""
+
+    def fn(p, x):
+        def cell(carry, a):
+            g, h, i = carry
+            return (h, i, g + jnp.tanh(a @ p["w"])), g
+
+        ones = jnp.ones((len(x), 4))
+        return over_time(cell, (x[:, 2] @ p["start"], ones, ones), x, reverse=reverse)[:, row] @ p["head"]
+
+    return fn
+
+
+def shifted(length):
+    """A buffer of the last four rows, of which the oldest is read."""
+
+    def fn(p, x):
+        def cell(buffer, a):
+            a = a + jnp.tanh(a @ p["w"])
+            return jnp.concatenate([buffer[1:], a[None]]), None
+
+        rows = jnp.resize(x.swapaxes(0, 1), (length, *x[:, 0].shape))
+        return jax.lax.scan(cell, jnp.ones((4, len(x), 4)), rows)[0][0] @ p["head"]
+
+    return fn
+
+
 class LinenCell(nn.RNNCellBase):
     @nn.compact
     def __call__(self, h, x):
@@ -187,16 +249,26 @@ def haiku():
 
 BRANCH = {"up", "down"}
 NETWORKS = {
-    "around a cell": (plain(around_a_cell, "stem", "w", "u", "b"), [{"u"}, {"w"}], 3),
+    "around a cell": (plain(around_a_cell, "stem", "w", "u", "b"), [{"w"}, {"u"}], 3),
     "of the state": (plain(of_the_state, "stem", "w", "up", "down"), [{"w"}, BRANCH], 1),
     "gated": (plain(gated_in_a_cell, "start", "up", "down", "gate"), [{"start"}, BRANCH], 3),
     "many iterations": (plain(many_iterations, "stem", "w"), [{"w"}], 1),
     "delayed": (plain(delayed, "stem", "w", "u"), [{"w"}, {"u"}], 3),
     "of use at the end": (plain(of_use_at_the_end, "stem", "w", "u"), [{"stem"}, {"u"}, {"w"}], 3),
-    "linen": (linen, [{"h"}, {"i"}, {"norm"} | BRANCH], 7),
+    "only at first": (plain(only_at_first, "w", "u", "start"), [{"w"}, {"u"}], 3),
+    "in turn": (plain(in_turn, "w", "u", "start", "gate"), [{"u"}, {"w"}, {"gate"}], 7),
+    **{
+        f"in a cycle, {length} iterations": (plain(in_a_cycle(length), "start", "w"), [{"start"}, {"w"}], num_valid)
+        for length, num_valid in ((5, 1), (6, 2), (41, 1), (42, 2))
+    },
+    "a row of a cycle": (plain(row_of_a_cycle(3, reverse=False), "start", "w"), [{"start"}, {"w"}], 2),
+    "another row": (plain(row_of_a_cycle(4, reverse=False), "start", "w"), [{"start"}, {"w"}], 1),
+    "the first row, the last computed": (plain(row_of_a_cycle(0, reverse=True), "start", "w"), [{"start"}, {"w"}], 1),
+    "shifted": (plain(shifted(5), "w"), [{"w"}], 1),
+    "linen": (linen, [{"i"}, {"h"}, {"norm"} | BRANCH], 7),
     "nnx": (of_nnx, [{"i"}, {"h"}, BRANCH], 3),
     "equinox": (equinox, [{"gru"}, BRANCH], 1),
-    "haiku": (haiku, [{"linear_1"}, {"linear"}, BRANCH], 3),
+    "haiku": (haiku, [{"linear"}, {"linear_1"}, BRANCH], 3),
 }
 
 
@@ -300,3 +372,24 @@ def test_a_loop_inside_a_cell_is_one_operator():
     space = jasgnas.search_space(fn, X, params=params)
     assert held(space) == [{"w"}]
     assert check_all_sets(space, fn, params, (X,), (OTHER,)) == 1
+
+
+def test_a_loop_that_repeats_itself_too_late_is_one_operator():
+    """Twelve states in a cycle; a buffer of which nobody knows when it is full."""
+
+    def cycle(p, x):
+        rows = jnp.resize(x.swapaxes(0, 1), (100, *x[:, 0].shape))
+        start = (jnp.ones((len(x), 4)),) * 12
+        last = jax.lax.scan(lambda c, a: ((*c[1:], c[0] + jnp.tanh(a @ p["w"])), None), start, rows)[0][0]
+        return (last + jnp.tanh(last @ p["u"])) @ p["head"]
+
+    def buffer(p, x):
+        last = shifted(100)(p | {"head": jnp.eye(4)}, x)
+        return (last + jnp.tanh(last @ p["u"])) @ p["head"]
+
+    params = {name: PLAIN[name] for name in ("w", "u", "head")}
+    for fn in (cycle, buffer):
+        space = jasgnas.search_space(fn, X, params=params)
+        assert held(space) == [{"u"}]
+        assert "more than 64 iterations of the loop would have to be told apart" in space.explain("w")
+        assert check_all_sets(space, fn, params, (X,), (OTHER,)) == 1
