@@ -24,6 +24,7 @@ _STYLES = ("theme.css", "drawing.css", "page.css")
 _SCRIPTS = (
     "scene.js",
     "modules.js",
+    "columns.js",
     "dom.js",
     "model.js",
     "downloads.js",

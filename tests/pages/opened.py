@@ -50,6 +50,48 @@ def settle(page):
     page.wait_for_selector("#viewport[aria-busy=false]")
 
 
+# Of the drawing on the screen: how many boxes are not in the window as a whole, the smallest text in px, the edges that
+# do not begin and end at their boxes, and those that run through a box.
+SEEN_AT_ONCE = """() => {
+    const viewport = document.getElementById("viewport");
+    const all = (selector) => [...viewport.querySelectorAll(selector)];
+    const boxOf = (each) => each.getBoundingClientRect();
+    const isIn = (box, { x, y }, by) =>
+        x > box.left - by && x < box.right + by && y > box.top - by && y < box.bottom + by;
+    const boxes = all(".node, .terminal").map(boxOf);
+    const ends = new Map(all(".node").map((node) => [node.dataset.segment, boxOf(node)]));
+    const edges = all(".edge, .wire").map((path) => {
+        const points = Array.from({ length: 201 }, (_, i) =>
+            path.getPointAtLength((path.getTotalLength() * i) / 200).matrixTransform(path.getScreenCTM()));
+        const isAt = (segment, point) => !ends.has(segment) || isIn(ends.get(segment), point, 3);
+        const { from, to } = path.dataset;
+        return {
+            name: `${from} to ${to}`,
+            isLoose: !isAt(from, points[0]) || !isAt(to, points.at(-1)),
+            isAcross: points.some((point) => boxes.some((box) => isIn(box, point, -3))),
+        };
+    });
+    const { left, right, top, bottom } = boxOf(viewport);
+    const isWhole = (box) => box.left >= left && box.right <= right && box.top >= top && box.bottom <= bottom;
+    const scale = viewport.firstChild.getScreenCTM().a;
+    return {
+        outside: boxes.filter((box) => !isWhole(box)).length,
+        text: Math.min(...all(".node text").map((text) => parseFloat(getComputedStyle(text).fontSize) * scale)),
+        loose: edges.filter((edge) => edge.isLoose).map((edge) => edge.name),
+        across: edges.filter((edge) => edge.isAcross).map((edge) => edge.name),
+    };
+}"""
+
+
+def require_one_screen(page):
+    """Requires that Fit shows every box as a whole, in texts that can be read, and edges from box to box."""
+    page.click("#zoom-fit")
+    settle(page)
+    seen = page.evaluate(SEEN_AT_ONCE)
+    assert seen.pop("text") >= 7.5
+    assert seen == {"outside": 0, "loose": [], "across": []}
+
+
 def numbers(locator, name):
     return sorted(int(value) for value in locator.evaluate_all(f"found => found.map((each) => each.dataset.{name})"))
 

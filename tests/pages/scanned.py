@@ -22,9 +22,9 @@ class Block(nnx.Module):
 
 
 class ScannedDecoder(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, rngs, depth=4):
         self.embed = nnx.Embed(11, 8, rngs=rngs)
-        self.layers = nnx.split_rngs(splits=4)(nnx.vmap(Block))(rngs)
+        self.layers = nnx.split_rngs(splits=depth)(nnx.vmap(Block))(rngs)
         self.head = nnx.Linear(8, 11, rngs=rngs)
 
     def __call__(self, tokens):

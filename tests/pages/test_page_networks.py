@@ -12,7 +12,7 @@ import jasgnas
 import models
 from models.darts import SUPER_NETWORK, Genotype, operation_key
 from tests.networks import arrays, build, randomize
-from tests.pages.opened import details, number, row_of, rows_of, settle, shown
+from tests.pages.opened import details, names, number, require_one_screen, row_of, rows_of, settle, shown
 from tests.pages.scanned import ScannedDecoder
 from tests.small_models import SMALL
 
@@ -85,8 +85,10 @@ def test_every_network_has_the_sizes_of_its_subnetwork(open_page, files, make, n
     if page.get_by_role("button", name="Fold modules").is_visible():
         page.click("#modules")
         settle(page)
+    require_one_screen(page)
     page.locator("#network").get_by_text("Sub-network").click()
     settle(page)
+    require_one_screen(page)
     assert page.locator("#viewport .module").count() > 0
     assert held(details(page)) == sub
 
@@ -107,6 +109,17 @@ def test_every_network_has_the_sizes_of_its_subnetwork(open_page, files, make, n
     assert whole == {path: "×".join(map(str, constructed[path].shape)) for path in whole}
 
 
+@pytest.mark.parametrize("is_scanned", [False, True], ids=["blocks", "scanned"])
+def test_all_of_32_layers_are_seen_at_once(open_page, files, is_scanned):
+    model = build(ScannedDecoder, depth=32) if is_scanned else models.create_abstract("decoder_small", depth=32)
+    space = jasgnas.search_space(model, jax.ShapeDtypeStruct((2, 5), jnp.int32))
+    jasgnas.report(space, path=files / "layers.html")
+    page = open_page("layers.html")
+    blocks = "layers" if is_scanned else "blocks"
+    assert [name for name in names(page) if name.startswith("module")] == [f"module {blocks}/{i}" for i in range(32)]
+    require_one_screen(page)
+
+
 def held(said):
     """Parameters and multiply-adds of all boxes."""
     return tuple(sum(number(facts[each]) for _, facts, _ in said) for each in ("Parameters", "Multiply-adds"))
@@ -124,7 +137,7 @@ def genotype():
 
 
 def test_darts_14_is_folded_into_cells_of_the_sizes_of_its_genotype(open_page, files, genotype):
-    """The sub-network of 2,629 segments is constructed by its own class, which knows nothing of what was removed."""
+    """The sub-network of 2,809 segments is constructed by its own class, which knows nothing of what was removed."""
     x = models.example_input("darts_14")
     model, subnet = models.create_abstract("darts_14"), models.create_abstract("darts_14", genotype=genotype)
     space = jasgnas.search_space(model, x)
@@ -154,12 +167,7 @@ def test_darts_14_is_folded_into_cells_of_the_sizes_of_its_genotype(open_page, f
         assert (number(said[name]["Parameters"]), number(said[name]["Left of it"])) == (before, after)
         amount = page.locator(f'#viewport .node[data-name="{name}"] .amount').text_content()
         assert amount == f"{shown(before)} → {shown(after)}"
-    # It is as wide as the window, in texts that can be read.
-    overflow = page.locator("#viewport").evaluate("(of) => of.scrollWidth - of.clientWidth")
-    heights = page.locator("#viewport .node text").evaluate_all(
-        "found => found.map((text) => text.getBoundingClientRect().height).filter((height) => height > 0)"
-    )
-    assert overflow == 0 and min(heights) > 7
+    require_one_screen(page)
 
     page.locator("#network").get_by_text("Sub-network").click()
     settle(page)

@@ -1,7 +1,6 @@
 // The drawing: laid out by a worker, moved by scrolling, which browsers do best.
 
 const FAR = 0.45; // below this scale texts are not drawn
-const SMALL_PRINT = 0.65; // below this scale texts are tiring to read
 const MOST_KEPT = 8; // layouts that are remembered
 const BAND = 1500; // height of a band of nodes, in the drawing's own px
 const SLICE = 300; // nodes or edges that are made, or rendered anew, before the page may answer again
@@ -128,6 +127,8 @@ class GraphView {
     } finally {
       clearTimeout(wait);
     }
+    const { clientWidth: width, clientHeight: height } = this.viewport;
+    if (scene !== null && plan.isFolded) scene = inColumns(plan, scene, { width, height });
     const drawing = scene === null ? null : await this.build(plan, scene);
     if (turn !== this.turn) return; // overtaken by another
     this.say("");
@@ -243,7 +244,12 @@ class GraphView {
 
   /** The graph is looked at: what needs its size on the screen is done now. */
   becomeVisible() {
-    if (this.isFitted === false) this.fit();
+    if (this.isFitted === false) this.refit();
+  }
+
+  /** Shows all of the graph; a folded one is arranged anew for the window. */
+  refit() {
+    return this.plan?.isFolded ? this.show() : this.fit();
   }
 
   fit() {
@@ -253,8 +259,8 @@ class GraphView {
     const whole = Math.min(clientWidth / this.scene.width, clientHeight / this.scene.height);
     const wide = clientWidth / this.scene.width;
     // A tall graph is shown from its top, at a scale at which it can be read; a huge one as a whole, without texts.
-    const readable = wide > SMALL_PRINT ? Math.min(wide, 0.9) : whole < FAR ? whole : SMALL_PRINT;
-    this.zoom(Math.min(1.25, whole > SMALL_PRINT ? whole : readable));
+    const readable = wide > READABLE ? Math.min(wide, 0.9) : whole < FAR ? whole : READABLE;
+    this.zoom(Math.min(LARGEST, whole >= READABLE ? whole : readable));
     const { x } = this.scene.terminals[0] ?? { x: 0 };
     this.viewport.scrollTo((x + 30) * this.scale - clientWidth / 2, 0);
     this.cull();

@@ -4,7 +4,7 @@
 
 const MOST_BOXES = 60; // boxes that are read without being folded
 const MOST_FOLDED = 40; // boxes of a graph that has been folded
-const MOST_RANKS = 18; // boxes below each other that a screen shows in readable size
+const SCREEN = { width: 960, height: 560 }; // that graphs are folded for: what a window of 1280 × 800 has for one
 const NO_FOLDS = { closed: new Set(), once: false };
 
 const knownModules = new WeakMap();
@@ -116,17 +116,26 @@ function foldsThatFit(data, subnet, once) {
       if (opened.length === 0) continue;
       const next = new Set([...closed].filter((path) => !opened.includes(path)).concat(opened.flatMap(children)));
       const plan = planDrawing(data, subnet, [], { closed: next, once });
-      if (plan.boxes.length <= MOST_FOLDED && rankCount(plan) <= MOST_RANKS) closed = next;
+      if (plan.boxes.length <= MOST_FOLDED && canBeRead(plan)) closed = next;
     }
   }
   return { closed, once };
 }
 
-/** Returns how many boxes stand below each other at most; edges back to what came before count nowhere. */
-function rankCount({ boxes, edges }) {
+/** Tells whether a drawing that is not laid out yet will be read at once; edges back to what came before count nowhere. */
+function canBeRead({ boxes, edges }) {
   const order = new Map(boxes.map(({ id }, i) => [id, i]));
-  const rank = new Map(boxes.map(({ id }) => [id, 1]));
+  const depth = new Map(boxes.map(({ id }) => [id, 1]));
   const sorted = edges.filter(({ tail, head }) => order.get(tail) < order.get(head)).sort((a, b) => order.get(a.tail) - order.get(b.tail));
-  for (const { tail, head } of sorted) rank.set(head, Math.max(rank.get(head), rank.get(tail) + 1));
-  return Math.max(0, ...rank.values());
+  for (const { tail, head } of sorted) depth.set(head, Math.max(depth.get(head), depth.get(tail) + 1));
+  const ranks = [];
+  for (const box of boxes) (ranks[depth.get(box.id)] ??= []).push(box);
+  let [bottom, width] = [0, 0];
+  const rows = [[TERMINAL], ...ranks.slice(1), [TERMINAL]].map((own) => {
+    const top = bottom + GAP.y;
+    bottom = top + Math.max(...own.map((box) => box.height));
+    width = Math.max(width, own.reduce((sum, box) => sum + box.width + GAP.x, GAP.x));
+    return { top, bottom, boxes: own };
+  });
+  return columnsThatFit(rows, width, SCREEN) !== null;
 }

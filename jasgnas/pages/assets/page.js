@@ -204,7 +204,7 @@ function start() {
     onFold(view.selected);
   });
   const zoomBy = (factor) => shownViews().forEach((each) => each.zoom(each.scale * factor));
-  const fit = () => shownViews().forEach((each) => each.scene && each.fit());
+  const fit = () => shownViews().forEach((each) => each.scene && each.refit());
   byId("zoom-in").addEventListener("click", () => zoomBy(1.25));
   byId("zoom-out").addEventListener("click", () => zoomBy(1 / 1.25));
   byId("zoom-fit").addEventListener("click", fit);

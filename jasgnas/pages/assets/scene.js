@@ -7,6 +7,8 @@ const LINE = 6.65; // width of a character of a title, in px: 11 px monospace
 const SMALL = 6.05; // width of a character of a subtitle: 10 px monospace
 const PITCH = 22; // distance of two operators of an unfolded segment
 const JOINT = 26; // diameter of a joint
+const TERMINAL = { width: 60, height: 24 }; // of the network's input and outputs
+const GAP = { x: 20, y: 16 }; // distance of the boxes of a folded graph
 const SHEET = { width: 1170, height: 1450 }; // of a drawing on a page of paper: A4 and letter at a scale that can be read
 const SYMBOLS = { add: "+", sub: "−", mul: "×", div: "÷", concatenate: "∥", stack: "∥" };
 
@@ -183,12 +185,13 @@ function amountText({ params, subParams }, subnet) {
 /** Asks Graphviz. Nothing of the user's is in the question, only numbers. */
 function toDot(plan) {
   const inch = (px) => (px / 72).toFixed(3);
+  const terminal = `width=${inch(TERMINAL.width)}, height=${inch(TERMINAL.height)}`;
   const lines = [
     "digraph {",
-    `graph [splines=true, nodesep=0.28, ranksep=${plan.isFolded ? 0.22 : 0.42}, pad=0]`,
+    `graph [splines=true, nodesep=${inch(GAP.x)}, ranksep=${plan.isFolded ? inch(GAP.y) : 0.42}, pad=0]`,
     'node [shape=box, fixedsize=true, label=""]',
     "edge [arrowhead=none]",
-    `in [width=${inch(60)}, height=${inch(24)}]`,
+    `in [${terminal}]`,
     "{rank=source; in}",
   ];
   for (const box of plan.boxes) {
@@ -205,7 +208,7 @@ function toDot(plan) {
     if (tail !== head) lines.push(`${tail} -> ${head}${isRow.get(head) ? `:p${to}:n` : ""} [id=${id}]`);
   });
   plan.outputs.forEach(({ tail }, i) => {
-    lines.push(`out${i} [width=${inch(60)}, height=${inch(24)}]`, `${tail} -> out${i} [id=${plan.edges.length + i}]`);
+    lines.push(`out${i} [${terminal}]`, `${tail} -> out${i} [id=${plan.edges.length + i}]`);
   });
   lines.push("}");
   return lines.join("\n");
@@ -236,13 +239,14 @@ function placeDrawing(plan, answer) {
   }
   const paths = Array(plan.edges.length + plan.outputs.length).fill("");
   for (const edge of answer.edges ?? []) {
-    paths[Number(edge.id)] = edge.pos.split(";").map((spline) => toPath(spline, point)).join("");
+    paths[Number(edge.id)] = toPath(edge.pos, point);
   }
   plan.edges.forEach(({ from, to, tail, head }, id) => {
     if (tail !== head) return; // two joints of a row
     const [a, b] = [places[from], places[to]];
     const middle = round(a.y + plan.nodes[from].height / 2);
-    paths[id] = `M${round(a.x + plan.nodes[from].width)},${middle}H${b.x}`;
+    const [start, end] = [`${round(a.x + plan.nodes[from].width)},${middle}`, `${b.x},${middle}`];
+    paths[id] = `M${start}C${start} ${end} ${end}`;
   });
   const terminals = [["in", "input"], ...plan.outputs.map((_, i) => [`out${i}`, "output"])]
     .filter(([id]) => id !== "in" || plan.edges.some(({ from }) => from === INPUT))
@@ -269,7 +273,7 @@ function segmentBox(plan, scene, index) {
 
 /** Returns the box of the network's input or of an output. */
 function terminalBox({ x, y }) {
-  return { x, y, width: 60, height: 24 };
+  return { x, y, ...TERMINAL };
 }
 
 /** Returns a box around a path: of its coordinates, every other one is an x. */
@@ -293,14 +297,23 @@ function meet(a, b) {
 function sheetsOf(plan, scene) {
   const whole = { name: "", x: 0, y: 0, width: scene.width, height: scene.height };
   if (whole.width <= SHEET.width && whole.height <= SHEET.height) return [whole];
-  const boxes = [...Object.keys(scene.places).map((i) => segmentBox(plan, scene, i)), ...scene.terminals.map(terminalBox)];
+  return rowsOf(ranksOf(boxesOf(plan, scene)), SHEET.height).flatMap((row, i) => sheetsOfRow(row).map((sheet, j) => ({ name: `${i + 1}.${j + 1}`, ...sheet })));
+}
+
+/** Returns the boxes of all nodes and of the network's inputs and outputs. */
+function boxesOf(plan, scene) {
+  return [...Object.keys(scene.places).map((i) => segmentBox(plan, scene, i)), ...scene.terminals.map(terminalBox)];
+}
+
+/** Joins ranks that follow each other to rows that are no higher than so much, where a rank by itself is not. */
+function rowsOf(ranks, height) {
   const rows = [];
-  for (const rank of ranksOf(boxes)) {
+  for (const rank of ranks) {
     const row = rows.at(-1);
-    if (row && rank.bottom - row.top <= SHEET.height) Object.assign(row, { bottom: rank.bottom, boxes: [...row.boxes, ...rank.boxes] });
-    else rows.push(rank);
+    if (row && rank.bottom - row.top <= height) Object.assign(row, { bottom: rank.bottom, boxes: [...row.boxes, ...rank.boxes] });
+    else rows.push({ ...rank });
   }
-  return rows.flatMap((row, i) => sheetsOfRow(row).map((sheet, j) => ({ name: `${i + 1}.${j + 1}`, ...sheet })));
+  return rows;
 }
 
 /** Groups boxes by height: between one group and the next lies a line that meets no box. */
@@ -351,7 +364,7 @@ function drawingTree(data, plan, scene, sheet) {
   const wires = [...plan.edges, ...plan.outputs].flatMap((each, i) => (isOn(() => pathBox(scene.paths[i])) ? [edge(each, scene.paths[i])] : []));
   const terminals = scene.terminals.filter((terminal) => isOn(() => terminalBox(terminal))).map(({ kind, x, y }) => [
     "g", { class: "terminal", transform: `translate(${x},${y})` },
-    ["rect", { width: 60, height: 24, rx: 12 }],
+    ["rect", { ...TERMINAL, rx: 12 }],
     ["text", { x: 30, y: 16, class: "centred" }, kind],
   ]);
   const nodes = Object.entries(scene.places)
