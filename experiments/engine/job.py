@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +18,6 @@ from rich.console import Console
 
 import jasgnas
 from experiments.common.files import write_atomically
-from experiments.common.text import time_text
 from experiments.data import open_dataset
 from experiments.engine.compare import Comparison, compare
 from experiments.engine.config import Config
@@ -37,7 +38,7 @@ from experiments.engine.runs import (
 )
 from experiments.engine.training import Trained, Training
 
-_NOT_DRAWN = ("epoch", "num_zero", "num_groups")
+_NOT_DRAWN = ("epoch", "num_groups")
 """Columns of the log that say what others say."""
 
 
@@ -225,10 +226,10 @@ def _write_report(
             "parameters": network.num_params,
             "multiply-adds": network.macs,
             "test accuracy": f"{network.test_accuracy:.2%}",
-            "seconds of training": time_text(network.training_seconds),
+            "seconds of training": round(network.training_seconds, 1),
         }
 
-    shown = sparse or full
+    shown, built = sparse or full, results.comparison
     assert shown is not None  # a config asks for one of the two at least
     history = [{name: value for name, value in record.items() if name not in _NOT_DRAWN} for record in shown.history]
     jasgnas.report(
@@ -238,8 +239,10 @@ def _write_report(
         opt_state=None if sparse is None else sparse.opt_state,
         history=history,
         full=figures(results.full),
+        construction=None if built is None else {"test accuracy": f"{built.subnet_accuracy:.2%}"},
         sub=figures(results.subnet),
         settings=_settings(run.config),
+        command=shlex.join(["python", *sys.orig_argv[1:]]),
     )
 
 

@@ -256,10 +256,12 @@ class Training:
         h2spg = self._fetched_h2spg()
         return {
             "phase": int(h2spg.phase),
+            "num_redundant": int(np.sum(h2spg.redundant)),
             "num_zero": int(np.sum(h2spg.zero)),
+            "num_removed": len(h2spg.remainder.removed),
             "num_groups": len(self._space.groups),
             "group_sparsity": float(np.mean(h2spg.zero)),
-            "num_skipped_scores": int(np.sum(h2spg.num_skipped)),
+            "num_skipped": int(np.sum(h2spg.num_skipped)),
             **(self._selection(h2spg) if h2spg.redundant.any() else {}),
             "group_norms": h2spg.norms.tolist() if h2spg.norms.any() else None,  # not measured early in the warm-up
         }

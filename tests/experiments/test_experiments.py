@@ -67,6 +67,8 @@ def test_main_job_leaves_its_results(finished: tuple[Config, job.Results]) -> No
     assert all(name in (folder / "search_space.txt").read_text() for name in results.removed)
     report = (folder / "report.html").read_text()
     assert results.removed[0] in report and '"target_groups":2' in report
+    at_construction = f'"construction":"{results.comparison.subnet_accuracy:.2%}"'
+    assert at_construction in report and '"text":"shrunk: 2 groups cut out"' in report
     for name in ("full", "h2spg"):
         log = read_log(folder / name / "log.jsonl")
         assert [record["step"] for record in log] == [5, 10]
