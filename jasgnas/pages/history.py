@@ -141,7 +141,7 @@ def _vectors(name: str, rows: Sequence[Any], steps: Sequence[float], num_groups:
             )
     chosen = [known[i] for i in _spread(len(known), max(2, min(_MAX_POINTS, _MAX_NORMS // num_groups)))]
     table = np.array([np.asarray(rows[index], float) for index in chosen]).reshape(-1, num_groups)
-    return {"steps": [steps[index] for index in chosen], "values": [_rounded(row) for row in table.T]}
+    return {"column": name, "steps": [steps[index] for index in chosen], "values": [_rounded(row) for row in table.T]}
 
 
 def _rounded(row: Iterable[float]) -> list[float | None]:

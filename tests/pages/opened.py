@@ -88,7 +88,7 @@ def require_one_screen(page):
     page.click("#zoom-fit")
     settle(page)
     seen = page.evaluate(SEEN_AT_ONCE)
-    assert seen.pop("text") >= 7.5
+    assert seen.pop("text") >= 7
     assert seen == {"outside": 0, "loose": [], "across": []}
 
 

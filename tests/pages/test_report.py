@@ -194,7 +194,11 @@ def test_history_by_rows_or_by_columns_is_the_same():
     data = history_data(rows, 3)
     assert data["series"]["loss"]["steps"] == [0, 10, 20, 30, 40, 50]
     assert [(p["phase"], p["start"], p["stop"]) for p in data["phases"]] == [(0, 0, 20), (1, 20, 40), (2, 40, 50)]
-    assert data["norms"] == {"steps": [0, 10, 20, 30, 40, 50], "values": [[0, 1, 2, 3, 4, 5]] * 3}
+    assert data["norms"] == {
+        "column": "group_norms",
+        "steps": [0, 10, 20, 30, 40, 50],
+        "values": [[0, 1, 2, 3, 4, 5]] * 3,
+    }
 
 
 def test_what_is_missing_is_left_out():

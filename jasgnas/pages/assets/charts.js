@@ -5,6 +5,11 @@ const CHART = { width: 520, height: 262, left: 58, right: 12, top: 36, bottom: 4
 const LETTER = 9; // at least the width of a character in a chart, in its own px, on a narrow screen too
 const NAME_ROW = 16; // and the height of a line
 
+// Title and axis of the norms of groups, by the column of the history that they are in.
+const NORMS = {
+  group_norms: ["group norms", "norm of each group's parameters"],
+  shrinking_norms: ["shrinking norms", "norm of each group on its way to zero, 0 of the others"],
+};
 const MOST_LINES = 20; // groups whose curves can be told apart; more are a heat map
 const MOST_RUNS = 6; // as many colours as there are
 
@@ -21,17 +26,17 @@ function trainingCharts(data) {
   }
   const { phases, marks } = history;
   const made = [...charts].map(([title, series]) => lineChart(title.replaceAll("_", " "), series, phases, { marks }));
-  if (history.norms) made.push(groupsChart("group norms", history.norms, phases, { marks, measure: "norm of each group's parameters" }));
-  if (history.scores) made.push(groupsChart("redundancy scores", history.scores, phases, { marks, measure: "score of each group: what has the highest goes first" }));
+  if (history.norms) made.push(groupsChart(...NORMS[history.norms.column], history.norms, phases, marks));
+  if (history.scores) made.push(groupsChart("redundancy scores", "score of each group: what has the highest goes first", history.scores, phases, marks));
   return made;
 }
 
 /** A chart of a number for each group: as lines, or of many groups as a heat map. */
-function groupsChart(title, { names, redundant, steps, values }, phases, options) {
-  const series = values.map((own, i) => ({ name: names[i], steps, values: own, className: redundant[i] ? "line-gone" : "line-stays" }));
+function groupsChart(title, measure, { names, redundant, steps, values }, phases, marks) {
+  const series = values.map((own, i) => ({ name: names[i], steps, values: own, className: redundant[i] ? "line-gone" : "line-kept" }));
   // Those that go are drawn last, on top; of a heat map they are the first rows.
   series.sort((a, b) => (a.className === "line-gone") - (b.className === "line-gone"));
-  return series.length > MOST_LINES ? heatMap(title, series.toReversed(), options) : lineChart(title, series, phases, options);
+  return series.length > MOST_LINES ? heatMap(title, series.toReversed(), { marks, measure }) : lineChart(title, series, phases, { marks, measure });
 }
 
 /**
@@ -139,13 +144,13 @@ function linePath({ steps, values }, x, y) {
 
 function summary(series) {
   const last = (values) => values.findLast((value) => value !== null);
-  return series.length > 4 ? "" : series.map((line) => (series.length > 1 ? `${line.name} ` : "") + figure(last(line.values))).join("  ");
+  return series.length > 4 ? "" : series.map((line) => (series.length > 1 ? `${line.name} ` : "") + figure(last(line.values))).join(", ");
 }
 
 function legendOf(series) {
   const classes = new Set(series.map((line) => line.className));
-  const entries = classes.has("line-gone") || classes.has("line-stays")
-    ? [["line-stays", "stays"], ["line-gone", "removed"]].filter(([name]) => classes.has(name))
+  const entries = classes.has("line-gone") || classes.has("line-kept")
+    ? [["line-kept", "kept"], ["line-gone", "removed"]].filter(([name]) => classes.has(name))
     : series.length > 1 ? series.map((line) => [line.className, line.name]) : [];
   return element("ul", { class: "legend" }, ...entries.map(([className, name]) => element("li", {}, element("i", { class: className }), name)));
 }
@@ -170,7 +175,7 @@ function listen(svg, readout, { series, x, y, across }) {
     dot.setAttribute("r", 3.5);
     paths.forEach((path, k) => path.classList.toggle("near", series.length > 1 && series[k].name === nearest.name));
     const texts = shown.map((point) => (series.length > 1 ? `${point.name} ` : "") + figure(point.value));
-    readout.textContent = `${across} ${figure(nearest.step)}: ${texts.join("  ")}`;
+    readout.textContent = `${across} ${figure(nearest.step)}: ${texts.join(", ")}`;
   });
   svg.addEventListener("pointerleave", () => {
     line.setAttribute("d", "");

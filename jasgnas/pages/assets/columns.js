@@ -2,7 +2,7 @@
 // of a newspaper are. Pure functions of data, as the drawing itself.
 "use strict";
 
-const READABLE = 0.75; // below this scale texts are tiring to read
+const READABLE = 0.7; // below this scale texts are tiring to read
 const LARGEST = 1.25; // scale of graphs that are small
 const HEAD = 26; // above and below a column, in the drawing's own px
 const TURN = 12; // distance from a column at which the edges turn that go on in the next one

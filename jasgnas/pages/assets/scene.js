@@ -412,6 +412,7 @@ function nodeTree(data, index, node, { x, y }) {
     attributes["data-operator"] = segment.operators[0];
     children.push(["rect", { class: "shape", width, height, rx: height / 2 }]);
     children.push(["text", { class: "symbol centred", x: width / 2, y: height / 2 + 5 }, node.text]);
+    if (data.hasRemoval) children.push(...costBar(12, height - 5, width - 24, segment));
   } else {
     children.push(["rect", { class: "shape", width, height, rx: 6 }]);
     if (segment.fate === "redundant") children.push(["path", { class: "cross", d: `M4,4L${width - 4},${height - 4}M${width - 4},4L4,${height - 4}` }]);
@@ -426,7 +427,7 @@ function nodeTree(data, index, node, { x, y }) {
     else {
       if (node.subtitle) children.push(["text", { class: "subtitle", x: 14, y: 31 }, node.subtitle]);
       if (node.params) children.push(["text", { class: "subtitle amount", x: width - 8, y: 31 }, node.params]);
-      if (data.hasRemoval && node.params) children.push(...costBar(14, height - 6, width - 22, segment));
+      if (data.hasRemoval) children.push(...costBar(14, height - 6, width - 22, segment));
     }
   }
   return ["g", attributes, ...children];
