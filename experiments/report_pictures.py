@@ -84,7 +84,7 @@ def _opened(browser: Browser, path: Path, tab: str, width: int = 1280, height: i
 
 def _checked_pages(browser: Browser, large: Path, several: Path) -> Iterator[tuple[str, Page]]:
     """Opens pages that have no picture and are checked all the same, by a name."""
-    yield "folded, dark", _opened(browser, large, "graph", height=1100, color_scheme="dark")
+    yield "folded, dark", _opened(browser, large, "graph", color_scheme="dark")
     for scheme in ("light", "dark"):
         for tab in ("overview", "training"):
             yield f"several runs, {tab}, {scheme}", _opened(browser, several, tab, color_scheme=scheme)
@@ -94,7 +94,7 @@ def _pages(browser: Browser, small: Path, large: Path) -> Iterator[tuple[str, Pa
     """Opens the pages, each as its picture shows it, by the name of the picture."""
     yield "overview", _opened(browser, small, "overview", height=1000)
     yield "training", _opened(browser, small, "training")
-    yield "folded", _opened(browser, large, "graph", height=1100)
+    yield "folded", _opened(browser, large, "graph")
     yield "dark", _opened(browser, small, "graph", color_scheme="dark")
     yield "narrow", _opened(browser, small, "overview", width=420)
 

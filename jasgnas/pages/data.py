@@ -129,8 +129,9 @@ def _segments(space: "SearchSpace") -> Columns:
         "label": [_label(space, index) for index in range(len(segments))],
         "operators": [list(segment.operators) for segment in segments],
         "sources": [list(segment.sources) for segment in segments],
-        "additive": [segment.additive for segment in segments],
-        "hasUnknown": ["unknown" in own for own in kinds],
+        # As numbers, true and false are shorter.
+        "additive": [int(segment.additive) for segment in segments],
+        "hasUnknown": [int("unknown" in own) for own in kinds],
         "group": nodes["group"].tolist(),
         "reason": list(space.reasons),
         "fate": [KEPT] * len(segments),

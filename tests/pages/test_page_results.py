@@ -200,10 +200,26 @@ def test_pictures_are_saved(open_page, tmp_path, kind):
     if kind == "PNG":
         assert path.read_bytes().startswith(b"\x89PNG\r\n")
         return
+    assert "var(" not in path.read_text("utf-8")
+    assert "test accuracy, Sub-network: 0.98" in titles_of(path)
+
+
+def titles_of(path):
+    """The titles in an SVG file."""
     root = ElementTree.fromstring(path.read_bytes())
-    assert root.tag.endswith("svg") and "var(" not in path.read_text("utf-8")
-    titles = [each.text for each in root.iter() if each.tag.endswith("title")]
-    assert "test accuracy, Sub-network: 0.98" in titles
+    assert root.tag.endswith("svg")
+    return [each.text for each in root.iter() if each.tag.endswith("title")]
+
+
+def test_the_graph_is_saved_as_it_is_shown(open_page, demo, tmp_path):
+    page = open_page("demo.html")
+    for network, expected in (("Full network", len(demo.segment_names)), ("Sub-network", 5)):
+        page.locator("#network").get_by_text(network).click()
+        settle(page)
+        with page.expect_download() as download:
+            page.locator("#graph .toolbar").get_by_role("button", name="SVG").click()
+        download.value.save_as(tmp_path / "graph.svg")
+        assert len(titles_of(tmp_path / "graph.svg")) == expected
 
 
 @pytest.mark.parametrize(

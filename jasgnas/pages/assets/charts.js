@@ -89,7 +89,7 @@ function lineChart(title, series, phases, { measure = title, across = "step (opt
   ]);
   const readout = element("output", { class: "readout" }, summary(series));
   listen(svg, readout, { series, x, y, across: across.split(" ")[0] });
-  return element("figure", { class: "chart" }, element("figcaption", {}, title, readout, downloads(title, svg)), svg, legendOf(series), phasesOf(phases, moments));
+  return element("figure", { class: "chart" }, element("figcaption", {}, title, readout, downloads(title, () => svg)), svg, legendOf(series), phasesOf(phases, moments));
 }
 
 /** Returns the names of points, each on that side of its point where there is room; those that would overlap are below each other. */

@@ -1,12 +1,12 @@
 // Pictures and tables to take along, made by the page itself: it reaches no network.
 
-/** Returns buttons that save a picture. */
-function downloads(name, svg) {
+/** Returns buttons that save a picture, the one that is shown when they are pressed. */
+function downloads(name, pictureOf) {
   return element(
     "span",
     { class: "downloads" },
-    element("button", { type: "button", click: () => save(`${fileName(name)}.svg`, new Blob([svgText(svg)], { type: "image/svg+xml" })) }, "SVG"),
-    element("button", { type: "button", click: async () => save(`${fileName(name)}.png`, await pngOf(svg)) }, "PNG"),
+    element("button", { type: "button", click: () => save(`${fileName(name)}.svg`, new Blob([svgText(pictureOf())], { type: "image/svg+xml" })) }, "SVG"),
+    element("button", { type: "button", click: async () => save(`${fileName(name)}.png`, await pngOf(pictureOf())) }, "PNG"),
   );
 }
 

@@ -30,7 +30,7 @@ function heatMap(title, series, { marks = [], measure = title }) {
   });
   svg.addEventListener("pointerleave", () => { readout.textContent = rest; });
   const left = series.length - rows.length;
-  return element("figure", { class: "chart" }, element("figcaption", {}, title, readout, downloads(title, svg)), svg, element("p", { class: "muted" }, left ? `The first ${rows.length} of ${plural(series.length, "row")}; those that go come first.` : "Groups that go are the upper rows."));
+  return element("figure", { class: "chart" }, element("figcaption", {}, title, readout, downloads(title, () => svg)), svg, element("p", { class: "muted" }, left ? `The first ${rows.length} of ${plural(series.length, "row")}; those that go come first.` : "Groups that go are the upper rows."));
 }
 
 function heatPicture(rows) {

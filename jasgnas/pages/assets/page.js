@@ -189,6 +189,7 @@ function start() {
     folding.unfolded = new Set(isOpen ? data.segments.keys() : []);
     onFold(view.selected);
   });
+  document.querySelector("#graph .zoom").after(downloads("graph", () => view.svg));
   byId("modules").hidden = byId("repeats").hidden = folding.modules.size === 0;
   sayFolds();
   byId("modules").addEventListener("click", () => {

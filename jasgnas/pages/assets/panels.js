@@ -127,5 +127,5 @@ function panelFigure(caption, panels) {
   const [widest, highest] = ["width", "height"].map((side) => Math.max(...panels.map((each) => each[side])) + 2 * margin);
   const [width, height] = isNarrow ? [widest, y - gap + margin] : [x - gap + margin, highest];
   const svg = svgElement(["svg", { class: "panels", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": caption }, ...placed]);
-  return element("figure", { class: "picture" }, svg, element("figcaption", {}, caption, downloads(caption, svg)));
+  return element("figure", { class: "picture" }, svg, element("figcaption", {}, caption, downloads(caption, () => svg)));
 }
