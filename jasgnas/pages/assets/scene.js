@@ -188,8 +188,7 @@ function toDot(plan) {
   const terminal = `width=${inch(TERMINAL.width)}, height=${inch(TERMINAL.height)}`;
   const lines = [
     "digraph {",
-    // As many moves of boxes sideways as there are boxes: small graphs need fewer, thousands would take twice as long.
-    `graph [nslimit=1, splines=true, nodesep=${inch(GAP.x)}, ranksep=${plan.isFolded ? inch(GAP.y) : 0.42}, pad=0]`,
+    `graph [splines=true, nodesep=${inch(GAP.x)}, ranksep=${plan.isFolded ? inch(GAP.y) : 0.42}, pad=0]`,
     'node [shape=box, fixedsize=true, label=""]',
     "edge [arrowhead=none]",
     `in [${terminal}]`,
