@@ -53,7 +53,7 @@ def equation_of(row):
 
 def test_every_registered_primitive_has_a_row():
     # What a loop is unfolded to is no primitive of JAX; tests/space/test_recurrent.py removes what is found by it.
-    unfolded = {"loop_row", "loop_start", "loop_rows", "loop_end"}
+    unfolded = {"loop_row", "loop_start", "loop_state", "loop_rows", "loop_end"}
     assert set(_RULES) == {row.primitive for row in ROWS} | set(NEWER) | unfolded
 
 
