@@ -125,6 +125,11 @@ class Graph:
         return frozenset().union(*(self.independent.get(var, ()) for var in data))
 
     @cached_property
+    def read(self) -> frozenset[Atom]:
+        """The variables that equations read or that are outputs; the counter of a loop may be a result of no use."""
+        return frozenset(atom for eqn in self.program.equations for atom in eqn.inputs).union(self.program.outputs)
+
+    @cached_property
     def full(self) -> ZeroFlow:
         """What is zero in the full network, whatever its parameters and inputs are: padding, for example."""
         return propagate_zeros(self.program)

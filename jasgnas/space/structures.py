@@ -284,10 +284,13 @@ class _GroupFinder:
         return self._graph.zeros_through(segment.operators, {var: zero(self._graph.ndim(var)) for var in held})
 
     def _is_broken(self, operator: int, flow: ZeroFlow) -> bool:
-        return any(flow.zeros[var].is_broken for var in self._graph.results(operator))
+        return any(flow.zeros[var].is_broken for var in self._read_results(operator))
 
     def _is_zero(self, operator: int, flow: ZeroFlow) -> bool:
-        return all(flow.zeros[var].everywhere for var in self._graph.results(operator))
+        return all(flow.zeros[var].everywhere for var in self._read_results(operator))
+
+    def _read_results(self, operator: int) -> list[int]:
+        return [var for var in self._graph.results(operator) if var in self._graph.read]
 
     @cached_property
     def _eligible(self) -> frozenset[int]:

@@ -145,6 +145,18 @@ def until_small(p, x):
     return (h + jax.lax.while_loop(lambda c: jnp.abs(c).max() > 0.5, lambda c: 0.5 * c, rows)) @ p["head"]
 
 
+def counted(p, x):
+    """A loop with a counter of its own, as a `while` that reads rows has one; nothing reads where it ends."""
+    h = x @ p["stem"]
+
+    def cell(carry):
+        i, y = carry
+        return i + 1, jnp.tanh(h[:, i] @ p["wi"] + y @ p["wh"])
+
+    start = 0, jnp.zeros((len(x), 4))
+    return (h.mean(1) + jax.lax.while_loop(lambda carry: carry[0] < x.shape[1], cell, start)[1]) @ p["head"]
+
+
 def under_a_condition(p, x):
     h = x @ p["stem"]
     return (h + jax.lax.cond(h.sum() > 1e9, jnp.tanh, jnp.sin, h @ p["a"])) @ p["head"]
@@ -208,6 +220,7 @@ NETWORKS = {
     "learned start": (lambda: plain(learned_start, "wi", "wh", "start"), [{"wi", "wh", "start"}]),
     "last state": (lambda: plain(last_state, "f", "i", "r"), [{"f", "i", "r"}]),
     "while": (lambda: plain(until_small, "in"), [{"in"}]),
+    "while with a counter": (lambda: plain(counted, "wi", "wh"), [{"wi", "wh"}]),
     "depth by a loop": (lambda: plain(depth_by_loop, "wi", "wh"), [{"wi", "wh"}]),
     "depth by a scan": (lambda: plain(depth_by_scan, "wi", "wh"), [{"wi"}, {"wh"}]),
     "linen depth": (lambda: linen(LinenDepth()), [{"up", "down"}]),
