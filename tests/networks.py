@@ -46,7 +46,7 @@ def build(constructor, seed=0, dtype=None, **options):
 
 
 def random_input(shape, dtype=jnp.float32, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
 def error(found, expected):

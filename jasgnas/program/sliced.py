@@ -50,12 +50,17 @@ def on_host(change: Callable[[Any], Any], array: Any) -> Any:
     JAX would compile the change for every shape anew, which for hundreds of small arrays takes minutes.
     """
     if isinstance(array, np.ndarray):
-        return jnp.asarray(change(array))
+        return _put(change(array))
     is_known = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
     if not is_known or not isinstance(array.dtype, np.dtype) or len(array.devices()) > 1:
         return change(array)
-    changed = jnp.asarray(change(np.asarray(array)))
+    changed = _put(change(np.asarray(array)))
     return changed if changed.devices() == array.devices() else jax.device_put(changed, array.sharding)
+
+
+def _put(array: Any) -> jax.Array:
+    # jnp.asarray compiles a program for every shape. Of what shares memory with another array nothing could be donated.
+    return jax.device_put(np.array(array))
 
 
 def _restore(array: Any, axis: int, old: np.ndarray, new: np.ndarray) -> Any:

@@ -374,7 +374,7 @@ def zero_indices(space: SearchSpace, values: Sequence[Any]) -> list[int]:
     bad = [
         leaf.path
         for leaf in space.leaves
-        if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not bool(jnp.all(jnp.isfinite(arrays[leaf.path])))
+        if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not bool(on_host(_is_finite, arrays[leaf.path]))
     ]
     if bad:
         why = "training has diverged (a smaller learning rate or gradient clipping may help)"
@@ -388,3 +388,8 @@ def zero_indices(space: SearchSpace, values: Sequence[Any]) -> list[int]:
             f"{', '.join(bad)} hold NaN or infinity. Construct from the last finite checkpoint; {why}."
         )
     return zero
+
+
+def _is_finite(array: Any) -> Any:
+    xp = np if isinstance(array, np.ndarray) else jnp
+    return xp.all(xp.isfinite(array))

@@ -2,7 +2,8 @@
 
 The first forty are the same in every run. The others are new in every run: pytest's header and the output of a failed
 test name the seed that draws them again, `JASGNAS_SEED=7 pytest tests/whole/test_generated.py`. More of them are tried
-with `JASGNAS_NETWORKS=1000`. Each takes a few seconds, most of which XLA spends on compiling operators at new shapes.
+with `JASGNAS_NETWORKS=1000`, and more with channels with `JASGNAS_CHANNELS=1000`. Each takes about half a second: NumPy
+computes most of it, since XLA would spend seconds on compiling operators at new shapes.
 """
 
 import os
@@ -20,11 +21,12 @@ import pytest
 import jasgnas
 from jasgnas.program.jaxpr import Literal
 from tests.networks import error, random_input
+from tests.numpy_programs import computed, results, run
 from tests.toy_models import conv, norm
 
 NUM_FIXED = 40
 NUM_NEW = int(os.environ.get("JASGNAS_NETWORKS", "20"))
-NUM_CHANNELS = int(os.environ.get("JASGNAS_CHANNELS", "10"))
+NUM_CHANNELS = int(os.environ.get("JASGNAS_CHANNELS", "100"))
 SEED = int(os.environ["JASGNAS_SEED"])  # drawn by conftest.py unless it is given, once for all processes
 NUM_PARTS = 5
 BATCH = 6
@@ -48,18 +50,39 @@ class Network:
     outputs: tuple[int, ...]
 
     def __call__(self, params, x):
+        return self.walk(params, x, applied)
+
+    def computed(self, params, x):
+        """What it returns, by NumPy."""
+        return self.walk(params, x, computed_by_numpy)
+
+    def walk(self, params, x, results_of):
         values = [x]
         for op in self.ops:
-            values += self.results(op, params, values)
+            values += results_of(op.kind, self.operands(op, params, values), op.options)
         first, *others = (values[index] for index in self.outputs)
         return {"main": first, "auxiliary": {str(number): value for number, value in enumerate(others)}}
 
-    def results(self, op, params, values):
-        """The results of one operator, given the values before it."""
-        result = OPERATORS[op.kind](
-            *(values[i] for i in op.sources), *(params[name] for name in op.params), *op.options
-        )
-        return result if isinstance(result, tuple) else (result,)
+    def operands(self, op, params, values):
+        """What an operator is applied to, given the values before it."""
+        return [*(values[i] for i in op.sources), *(params[name] for name in op.params)]
+
+
+def applied(kind, operands, options):
+    """The results of an operator."""
+    result = OPERATORS[kind](*operands, *options)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def computed_by_numpy(kind, operands, options):
+    return run(traced(kind, tuple(map(np.shape, operands)), options), operands)
+
+
+@cache
+def traced(kind, shapes, options):
+    """An operator on operands of some shapes, which many networks have in common, as a program."""
+    avals = [jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes]
+    return jax.make_jaxpr(lambda *operands: applied(kind, operands, options))(*avals)
 
 
 def group_norm(x, scale, bias, groups):
@@ -91,7 +114,7 @@ def scan_layers(x, w, b):
     return jax.lax.scan(lambda x, layer: (x + jnp.tanh(x @ layer[0] + layer[1]), None), x, (w, b))[0]
 
 
-@partial(jax.jit, static_argnames="is_reverse")  # or each of many evaluations would compile the loop anew
+@partial(jax.jit, static_argnames="is_reverse")
 def recurrent(x, w, u, b, is_reverse):
     """A gated cell along the first axis after that of the batch; its state starts at zero."""
 
@@ -225,13 +248,6 @@ IMAGES = (*ANY, "mean", "flatten", "cumsum", "recurrent", *("conv", "grouped con
 KINDS = {2: ANY, 3: TOKENS, 4: IMAGES}
 
 
-@cache
-def shapes_of_results(kind, operands, options):
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in operands]
-    result = jax.eval_shape(lambda *args: OPERATORS[kind](*args, *options), *arrays)
-    return [value.shape for value in (result if isinstance(result, tuple) else (result,))]
-
-
 class Builder:
     """Grows a network operator by operator; every choice is one that hypothesis can make smaller."""
 
@@ -255,7 +271,7 @@ class Builder:
         self.ops.append(Op(kind, sources, tuple(params), options))
         self.used.update(sources)
         operands = (*(self.values[i] for i in sources), *(self.params[name] for name in params))
-        shapes = shapes_of_results(kind, operands, options)
+        shapes = [aval.shape for aval in traced(kind, operands, options).out_avals]
         self.values += shapes
         return len(self.values) - len(shapes)
 
@@ -365,7 +381,7 @@ def networks(draw):
 def draw_params(network, seed):
     rng = np.random.default_rng(seed)
     return {
-        name: jnp.asarray(rng.normal(size=shape) * (2 / np.sqrt(np.prod(shape[:-1])) if len(shape) > 1 else 0.5))
+        name: jax.device_put(rng.normal(size=shape) * (2 / np.sqrt(np.prod(shape[:-1])) if len(shape) > 1 else 0.5))
         for name, shape in network.shapes.items()
     }
 
@@ -397,11 +413,12 @@ def check_network(network, seed):
     for removed in sorted({largest, random_valid(space, seed)}):
         zeroed = space.zero(params, removed)
         sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed)
-        sub_fn = jax.jit(sub_fn)
-        assert error(sub_fn(sub_params, x), network(zeroed, x)) < 1e-10, removed
+        # One of the two as it is used; it is called often, too.
+        call = jax.jit(sub_fn) if removed == largest else partial(computed, sub_fn)
+        assert error(call(sub_params, x), network.computed(zeroed, x)) < 1e-10, removed
         assert jasgnas.count_params(sub_params) <= space.subnet_size(removed)[0]
         if removed == largest:
-            assert_nothing_idle(sub_fn, sub_params, x)
+            assert_nothing_idle(call, sub_params, x)
 
 
 @pytest.mark.parametrize("part", range(NUM_PARTS))
@@ -439,8 +456,13 @@ def check_channels(network, seed):
         assert brute.is_valid(partial(space.zero, indices=removed)), removed
         zeroed = space.zero(params, removed)
         sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed, allow_nothing=True)
-        assert error(sub_fn(sub_params, x), network(zeroed, x)) < 1e-10, removed
+        assert error(computed(sub_fn, sub_params, x), network.computed(zeroed, x)) < 1e-10, removed
         assert jasgnas.count_params(sub_params) <= space.subnet_size(removed)[0], removed
+    rng = np.random.default_rng(seed)
+    for share in (0.3, 0.6):
+        structures = np.flatnonzero(rng.random(len(space.structures)) < share).tolist()
+        removed = structures + random_channels(space, rng)
+        assert space.is_valid(removed) == brute.is_valid(partial(space.zero, indices=removed)), removed
     for dimension in space.dimensions:
         assert space.is_valid(dimension.groups[1:])
         assert not space.is_valid(dimension.groups)
@@ -453,6 +475,11 @@ def random_mixture(space, seed):
     for index in rng.permutation(len(space.structures)).tolist():
         if rng.random() < 0.5 and space.is_valid([*removed, index]):
             removed.append(index)
+    return removed + random_channels(space, rng)
+
+
+def random_channels(space, rng):
+    removed = []
     for dimension in space.dimensions:
         removed += rng.permutation(dimension.groups)[: rng.integers(0, dimension.size)].tolist()
     return removed
@@ -466,12 +493,15 @@ def random_valid(space, seed):
     return tuple(sorted(chosen))
 
 
-def test_generated_networks_with_channels():
-    """More of them are tried with `JASGNAS_CHANNELS=100`."""
+@pytest.mark.parametrize("part", range(NUM_PARTS))
+def test_generated_networks_with_channels(part):
 
-    @hypothesis.seed(0)
+    @hypothesis.seed(part)
     @hypothesis.settings(
-        max_examples=NUM_CHANNELS, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=-(-NUM_CHANNELS // NUM_PARTS),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(network=networks(), seed=st.integers(0, 2**16))
     def check(network, seed):
@@ -498,7 +528,7 @@ def assert_zero_invariant(space, params, x):
     values = dict(program.constants)
     # Where a loop has been looked into, the number of the iteration is an input, too.
     values.update(zip(program.inputs, [*(params[leaf.path] for leaf in space.leaves), x * 3 + 1, 0], strict=False))
-    run(program.equations, values)
+    evaluate(program.equations, values)
     for group, segment in [(each, segment) for each in space.groups for segment in each.segments]:
         operators = [space.graph.operators[index] for index in space.graph.segments[segment].operators]
         own = {position for operator in operators for position in operator.equations}
@@ -513,16 +543,17 @@ def assert_zero_invariant(space, params, x):
         for position, eqn in enumerate(program.equations):
             on_leaves = all(var in space.graph.independent for var in eqn.outputs)
             if position in own or (on_leaves and not changed.isdisjoint(eqn.inputs)):
-                run([eqn], env)
+                evaluate([eqn], env)
                 changed.update(eqn.outputs)
         assert not any(np.any(env[var]) for var in program.equations[max(own)].outputs), group.paths
 
 
-def run(equations, env):
+def evaluate(equations, env):
     """Evaluates equations, in order."""
     for eqn in equations:
-        operands = [atom.value if isinstance(atom, Literal) else env[atom] for atom in eqn.inputs]
-        env.update(zip(eqn.outputs, eqn.bind(*operands), strict=True))
+        operands = [np.asarray(atom.value if isinstance(atom, Literal) else env[atom]) for atom in eqn.inputs]
+        found = results(eqn.primitive, eqn.params, operands, eqn.out_avals, eqn.bind)
+        env.update(zip(eqn.outputs, found, strict=True))
 
 
 class Brute:
@@ -562,20 +593,19 @@ class Brute:
             lost = full is not None and op.kind not in ADDITIVE and any(full[i] and not present[i] for i in op.sources)
             # What a gated cell takes of its input is a product, lost without the factor that it makes of it.
             lost |= full is not None and op.kind == "recurrent" and not np.any(params[op.params[0]])
-            for run, found, tokens in ((shown, present, True), (values, depends, False)):
-                results = self.network.results(op, params, run)
+            for seen, found, tokens in ((shown, present, True), (values, depends, False)):
+                made = computed_by_numpy(op.kind, self.network.operands(op, params, seen), op.options)
                 if tokens and op.kind == "class token":
-                    token = random_input((BATCH, 1, results[0].shape[-1]), x.dtype)
-                    results = (results[0].at[:, :1].set(token),)
+                    token = random_input((BATCH, 1, made[0].shape[-1]), x.dtype)
+                    made = [np.concatenate([token, made[0][:, 1:]], 1)]
                 if lost:
-                    results = tuple(jnp.broadcast_to(y[:1], y.shape) for y in results)
-                run += results
-                found += [not lost and varies(y) for y in results]
+                    made = [np.broadcast_to(y[:1], y.shape) for y in made]
+                seen += made
+                found += [not lost and varies(y) for y in made]
         return np.array(present), np.array(depends)
 
 
 def varies(y):
-    y = np.asarray(y)
     return bool(np.ptp(y, axis=0).max() > 1e-12 * np.abs(y).max())
 
 
@@ -593,7 +623,7 @@ def assert_nothing_idle(sub_fn, sub_params, x):
     idle = set(sub_params)
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        drawn = {name: jnp.asarray(rng.normal(size=array.shape)) for name, array in sub_params.items()}
+        drawn = {name: jax.device_put(rng.normal(size=array.shape)) for name, array in sub_params.items()}
         outputs = jax.tree.leaves(sub_fn(drawn, x))
         for name in sorted(idle):
             other = drawn | {name: drawn[name] + rng.normal(size=drawn[name].shape)}
