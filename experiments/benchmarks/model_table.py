@@ -1,8 +1,5 @@
 """Sizes of the networks in `models` and of their search spaces: `python -m experiments.model_table [NAMES…]`.
 
-With `--mixtures N`, N random valid sets of structures and channels of every network are removed: the sub-network must
-return what the network with these parameters at zero returns, up to 1e-10 in float64, and be as large as predicted.
-
 With `--verify`, the multiply-adds of `jasgnas.count_macs` are compared with XLA's own cost analysis of compiled forward
 passes, as `xla_cost.py` explains: twice the multiply-adds is what XLA counts for the contractions of every
 network once padding is explicit. Its count for the pass as it is lies further off where padding, which it leaves out,
@@ -25,7 +22,6 @@ from flax import nnx
 
 import jasgnas
 import models
-from experiments.benchmarks.mixtures import Mixtures, check_mixtures
 from experiments.benchmarks.xla_cost import XlaCost, xla_cost
 from experiments.common.cli import check_names
 from experiments.common.machine import machine_facts
@@ -42,8 +38,6 @@ class Config:
     """Names in `models.list_models()`; all of them by default."""
     verify: bool = False
     """Compare the multiply-adds with XLA's cost analysis of compiled forward passes."""
-    mixtures: int = 0
-    """Check so many random sub-networks of each network, in float64; takes memory and minutes for large ones."""
     output: Path = Path("runs/model_table")
     """Folder for the figures (results.json) and the tables (tables.md); an earlier run's are overwritten."""
 
@@ -69,7 +63,6 @@ class Row:
         num_channels: channel groups in them.
         channels_seconds: processor time of `jasgnas.search_space(..., channels=True)`.
         xla: what XLA counts, where asked for.
-        mixtures: what random sub-networks showed, where asked for.
     """
 
     name: str
@@ -88,7 +81,6 @@ class Row:
     num_channels: int
     channels_seconds: float
     xla: XlaCost | None
-    mixtures: Mixtures | None
 
 
 def run(config: Config) -> list[Row]:
@@ -104,7 +96,7 @@ def run(config: Config) -> list[Row]:
     machine = {"cores": str(facts["cores"]), "Python": facts["python"], "jax": facts["jax"], "flax": facts["flax"]}
     rows = []
     for name in config.names or models.list_models():
-        rows.append(measure(name, verify=config.verify, num_mixtures=config.mixtures))
+        rows.append(measure(name, verify=config.verify))
         print(f"{name}: {rows[-1].num_groups} groups in {time_text(rows[-1].space_seconds, 2)} s", flush=True)
     parts = [
         "# Networks and their search spaces",
@@ -114,11 +106,6 @@ def run(config: Config) -> list[Row]:
     ]
     if config.verify:
         parts += ["XLA's count of floating-point operations, relative to twice the multiply-adds.", xla_table(rows)]
-    if config.mixtures:
-        parts += [
-            f"{config.mixtures} random sub-networks of each, against the network with the same parameters at zero.",
-            mixtures_table(rows),
-        ]
     report = "\n\n".join(parts)
     print(report)
     (config.output / "tables.md").write_text(report + "\n")
@@ -128,8 +115,8 @@ def run(config: Config) -> list[Row]:
     return rows
 
 
-def measure(name: str, *, verify: bool, num_mixtures: int) -> Row:
-    """Measures one network; of its values none is computed but for mixtures."""
+def measure(name: str, *, verify: bool) -> Row:
+    """Measures one network; none of its values is computed."""
     model, x = models.create_abstract(name), models.example_input(name)
     graphdef, state = nnx.split(model)
 
@@ -167,31 +154,7 @@ def measure(name: str, *, verify: bool, num_mixtures: int) -> Row:
         len(wide.channels),
         channels_seconds,
         xla_cost(forward, state, x) if verify else None,
-        check_mixtures(model, x, num_mixtures) if num_mixtures else None,
     )
-
-
-def mixtures_table(rows: list[Row]) -> str:
-    """Returns the table of what random sub-networks showed."""
-    headings = (
-        "network",
-        "largest difference",
-        "parameters as predicted",
-        "multiply-adds as predicted",
-        "largest excess",
-    )
-    found = [(row.name, row.mixtures) for row in rows if row.mixtures is not None]
-    cells = (
-        (
-            name,
-            f"{each.error:.0e}",
-            f"{each.same_params} of {each.num}",
-            f"{each.same_macs} of {each.num}",
-            f"{each.excess:.1%}",
-        )
-        for name, each in found
-    )
-    return markdown_table(headings, *cells)
 
 
 def sizes_table(rows: list[Row]) -> str:

@@ -371,6 +371,7 @@ def test_commands_are_called_by_the_names_that_they_are_run_by(
     ("name", "arguments", "message"),
     [
         ("model_table", "demo_nett", "no network 'demo_nett': did you mean demo_net"),
+        ("check_mixtures", "--networks demo_nett", "no network 'demo_nett': did you mean demo_net"),
         ("paper_subnets", "demonet", "no sub-network 'demonet': did you mean DemoNet"),
         ("benchmarks", "--only trainin", "no benchmark 'trainin': did you mean training"),
         ("bench_analysis", "--networks demo_nett 2", "no network 'demo_nett': did you mean demo_net"),
