@@ -92,6 +92,7 @@ def run(config: Config) -> None:
             write_atomically(results, json.dumps(shown, indent=1, sort_keys=True) + "\n")
             text = markdown_table(*_lines(found))
             write_atomically(config.output / "table.md", f"# Random sub-networks\n\n{CAPTION}\n\n{text}\n")
+        jax.clear_caches()  # or compiled sub-networks fill the memory
     heading, *lines = _lines(found)
     table = Table(*heading, title="Random sub-networks")
     for line in lines:
