@@ -73,6 +73,7 @@ class TrainBatches:
         *,
         seed: int,
         epochs: int,
+        num_steps: int | None = None,
         augmentation: Augmentation = _UNCHANGED,
         workers: int = 0,
         shard: Shard = _ALONE,
@@ -84,6 +85,7 @@ class TrainBatches:
             batch_size: images in a batch, of all processes together.
             seed: decides order and changes.
             epochs: passes over the images.
+            num_steps: number of batches, in place of those of all `epochs`.
             augmentation: what is changed.
             workers: processes that prepare batches; 0 prepares them in threads of this one.
             shard: which part of every batch to load.
@@ -99,7 +101,7 @@ class TrainBatches:
         if batch_size % shard.count:
             raise DataError(f"{shard.count} processes cannot share a batch of {batch_size} images equally")
         self.steps_per_epoch = num_images // batch_size
-        self.num_steps = epochs * self.steps_per_epoch
+        self.num_steps = epochs * self.steps_per_epoch if num_steps is None else num_steps
         places = _Places(num_images, batch_size, self.num_steps, seed, shard)
         self._batches = grain.MapDataset.source(places).map(_LoadTrain(dataset, augmentation, seed))
         self._workers = workers

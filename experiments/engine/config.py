@@ -161,7 +161,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "at least 1": (
         lambda value: value >= 1,
         (
-            *("epochs", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"),
+            *("epochs", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every", "num_steps"),
             *("h2spg.min_channels", "h2spg.multiple_of"),
             *("data.num_train", "data.num_test", "data.image_size"),
         ),
@@ -199,8 +199,12 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     h2spg: H2SPGConfig = H2SPGConfig(target_groups=1)
     parallel: ParallelConfig = ParallelConfig()
+    pretrained: Path | None = None
+    """Output folder of a finished run whose full network, trained there, both trainings start from."""
     epochs: int = 15
     """Passes over the training images, in each of the two trainings."""
+    num_steps: int | None = None
+    """Stop after so many steps, whatever number of epochs that is."""
     batch_size: int = 64
     """Images per step, over all devices."""
     accumulate: int = 1

@@ -33,7 +33,9 @@ from experiments.engine.runs import (
     claimed_folder,
     make_space,
     noted_fault,
+    save_full,
     save_subnet,
+    start_from,
     subnet_with,
 )
 from experiments.engine.training import Trained, Training
@@ -123,6 +125,8 @@ def run(config: Config) -> Results:
 
     seconds: dict[str, float] = {}
     module = create_module(config, dataset.num_classes, dataset.image_shape)
+    if config.pretrained is not None:
+        start_from(config.pretrained, module)
     with _timed(seconds, "search space"):
         space = make_space(module, dataset.image_shape, config.h2spg.kinds, config.h2spg.tie, config.h2spg.keep)
     batches = run.train_batches()
@@ -141,6 +145,8 @@ def run(config: Config) -> Results:
                 full = Training(run, "full", module, tx, schedule).train(display)
             if config.train_h2spg:
                 sparse = Training(run, "h2spg", module, h2spg, schedule, space).train(display)
+        if full is not None:
+            save_full(run, full.module)
         if sparse is not None:
             removed, subnet, comparison, seconds["construction and comparison"] = _construct(run, space, module, sparse)
             save_subnet(run, space, removed, subnet)

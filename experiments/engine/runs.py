@@ -82,6 +82,7 @@ class Run:
             config.batch_size,
             seed=config.seed,
             epochs=config.epochs,
+            num_steps=config.num_steps,
             augmentation=config.data.augmentation,
             workers=config.data.workers,
             shard=self.shard,
@@ -298,11 +299,49 @@ def subnet_with(
         arrays: parameters and statistics of the sub-network, by path; more than these do no harm.
     """
     subnet = jasgnas.construct_subnet(space, space.zero(module, removed))
-    state = nnx.state(subnet, nnx.Not(nnx.RngState))
+    _fill(subnet, arrays)
+    return subnet
+
+
+def save_full(run: Run, full: nnx.Module) -> None:
+    """Saves a trained full network in the run's folder, so that other runs can start from it."""
+    save_arrays(_full_path(run.folder), arrays_of(full))
+
+
+def start_from(folder: Path, module: nnx.Module) -> None:
+    """Gives a freshly initialised module the parameters and statistics of the full network that a run has trained.
+
+    Args:
+        folder: the run's output folder.
+        module: the same network, for as many classes; it is changed in place.
+
+    Raises:
+        ConfigError: the folder holds no trained full network, or another one.
+    """
+    path = _full_path(folder)
+    if not path.exists():
+        raise ConfigError(f"{folder} holds no full network that was trained: there is no {path}")
+    with np.load(path) as arrays:
+        trained = dict(arrays)
+    shapes, expected = ({name: array.shape for name, array in each.items()} for each in (trained, arrays_of(module)))
+    if faults := sorted({name for name, _ in shapes.items() ^ expected.items()}):
+        raise ConfigError(
+            f"the full network in {folder} is not the one to be trained: they differ in {', '.join(faults[:3])} "
+            f"({len(faults)} arrays)"
+        )
+    _fill(module, trained)
+
+
+def _full_path(folder: Path) -> Path:
+    return folder / TRAININGS[0] / "variables.npz"
+
+
+def _fill(module: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives a module parameters and statistics by path; more than it has do no harm."""
+    state = nnx.state(module, nnx.Not(nnx.RngState))
     for keys, variable in nnx.to_flat_state(state):
         variable.set_value(jnp.asarray(arrays[_name(keys)]))
-    nnx.update(subnet, state)
-    return subnet
+    nnx.update(module, state)
 
 
 def make_space(

@@ -13,7 +13,7 @@ from flax import nnx
 
 import jasgnas
 from experiments.common.errors import DivergedError, Interrupted
-from experiments.data import TrainBatches
+from experiments.data import Batch, TrainBatches
 from experiments.engine.checkpoints import Checkpoints, Position
 from experiments.engine.compare import Comparison, compare
 from experiments.engine.logs import Display, Record, RunLog
@@ -150,13 +150,39 @@ class Training:
             display.start(self._name, batches.num_steps, position.step)
             with RunLog(self._folder, position.step) as log, stop_requests() as request:
                 seconds = self._train(batches, iterator, position, checkpoints, log, display, request)
-        seconds += self._shrink_if_due()
+        seconds += self.shrink_if_due()
         state = self._fetched_state()
         module = self._network.module(state.result)
         evaluation = self.evaluate()
         return Trained(
             module, state.opt_state, log.history, evaluation, seconds, self._comparison, self._construction_seconds
         )
+
+    def step(self, batch: Batch) -> Metrics:
+        """Makes one step; what it returns may still be under way."""
+        self._state, metrics = self._train_step(self._state, self._run.parallel.place_batch(batch))
+        return metrics
+
+    def shrink_if_due(self) -> float:
+        """Replaces the network by a smaller one once all groups selected so far are zero.
+
+        Returns:
+            The seconds of construction and comparison, 0 if nothing is due.
+        """
+        if self._space is None or not self._run.config.shrink:
+            return 0.0
+        h2spg = self._fetched_h2spg()
+        redundant = np.flatnonzero(h2spg.redundant)
+        if np.isin(redundant, h2spg.remainder.removed).all() or not np.asarray(h2spg.zero)[redundant].all():
+            return 0.0
+        started = time.perf_counter()
+        sparse = self._network.module(self._fetched_state().variables)
+        subnet, state = self._shrunk()
+        self._comparison = compare(self._run, sparse, subnet)
+        seconds = time.perf_counter() - started
+        self._construction_seconds += seconds
+        self._set_network(subnet, state)
+        return seconds
 
     def evaluate(self) -> Evaluation:
         """Tests the network as it is now."""
@@ -184,9 +210,8 @@ class Training:
         window = _Window(position.step)
         for step in range(position.step + 1, num_steps + 1):
             if step - 1 in due:
-                self._shrink_if_due()
-            self._state, metrics = self._train_step(self._state, parallel.place_batch(next(iterator)))
-            window.add(metrics)
+                self.shrink_if_due()
+            window.add(self.step(next(iterator)))
             epoch, is_last = step // per_epoch, step == num_steps
             ends_epoch = step % per_epoch == 0
             stops = request.signal_number is not None  # asked once: the signal may come while this step is saved
@@ -274,27 +299,6 @@ class Training:
             "predicted_rise": float(h2spg.predicted_rise),
             "measured_rise": float(h2spg.measured_rise),
         }
-
-    def _shrink_if_due(self) -> float:
-        """Replaces the network by a smaller one once all groups selected so far are zero.
-
-        Returns:
-            The seconds of construction and comparison, 0 if nothing is due.
-        """
-        if self._space is None or not self._run.config.shrink:
-            return 0.0
-        h2spg = self._fetched_h2spg()
-        redundant = np.flatnonzero(h2spg.redundant)
-        if np.isin(redundant, h2spg.remainder.removed).all() or not np.asarray(h2spg.zero)[redundant].all():
-            return 0.0
-        started = time.perf_counter()
-        sparse = self._network.module(self._fetched_state().variables)
-        subnet, state = self._shrunk()
-        self._comparison = compare(self._run, sparse, subnet)
-        seconds = time.perf_counter() - started
-        self._construction_seconds += seconds
-        self._set_network(subnet, state)
-        return seconds
 
     def _shrunk(self, removed: tuple[int, ...] | None = None) -> tuple[nnx.Module, TrainState]:
         """Returns the network without the groups that are zero, and its state.

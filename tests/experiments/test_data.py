@@ -221,8 +221,10 @@ def _unchecked(image, is_training):
     return _Seen(8, 8, "png", False, np.ones((2, 3)) if is_training else None)
 
 
-def order(seed: int, epochs: int = 1, size: int = 23, batch_size: int = 5, shard: Shard = ALONE) -> list[int]:
-    batches = TrainBatches(numbered(size), batch_size, seed=seed, epochs=epochs, shard=shard)
+def order(
+    seed: int, epochs: int = 1, size: int = 23, batch_size: int = 5, shard: Shard = ALONE, num_steps: int | None = None
+) -> list[int]:
+    batches = TrainBatches(numbered(size), batch_size, seed=seed, epochs=epochs, num_steps=num_steps, shard=shard)
     return [label for batch in batches for label in batch.labels.tolist()]
 
 
@@ -232,6 +234,7 @@ def test_order_is_decided_by_seed_and_epoch() -> None:
     assert order(0) == first != order(1)
     both = order(0, epochs=2)
     assert both[:20] == first != both[20:] != order(1)
+    assert order(0, num_steps=6) == both[:30] and order(0, epochs=2, num_steps=3) == both[:15]
 
 
 def test_processes_share_every_batch() -> None:

@@ -13,20 +13,25 @@ import time
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from rich.console import Console
 
 import experiments
 from experiments.common.errors import CheckpointError, ConfigError, DivergedError, Interrupted, OutputError
 from experiments.common.files import save_arrays, write_atomically
+from experiments.data.datasets import open_dataset
 from experiments.engine import logs
 from experiments.engine.checkpoints import Checkpoints, CheckpointWarning, Position
 from experiments.engine.compare import Comparison
-from experiments.engine.config import Config, H2SPGConfig, differences, from_json, to_json
+from experiments.engine.config import Config, H2SPGConfig, ModelConfig, ParallelConfig, differences, from_json, to_json
 from experiments.engine.logs import RunLog, describe, read_log
+from experiments.engine.networks import create_module
+from experiments.engine.parallel import start
 from experiments.engine.presets import PRESETS
-from experiments.engine.runs import claimed_folder
+from experiments.engine.runs import Run, claimed_folder, save_full, start_from
 from experiments.engine.training import stop_requests
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +229,25 @@ def test_only_a_run_that_came_to_something_keeps_its_folder(tmp_path: Path, trai
 def test_loading_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no finished run"):
         experiments.load(tmp_path)
+
+
+def test_runs_start_from_the_full_network_of_another(tmp_path: Path) -> None:
+    config = Config(output_dir=tmp_path, model=ModelConfig(options={"width": 0.05}))
+    (tmp_path / "full").mkdir()
+    trained, module = (create_module(dataclasses.replace(config, seed=seed), 10, (8, 8, 1)) for seed in (1, 2))
+    state = nnx.state(trained, nnx.BatchStat)  # of a fresh network they are those of any other
+    nnx.update(trained, jax.tree.map(lambda x: x + np.random.default_rng(0).uniform(size=x.shape), state))
+    save_full(Run(config, open_dataset("digits"), start(ParallelConfig(devices=1))), trained)
+    start_from(tmp_path, module)
+    images = np.random.default_rng(1).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    for each in (trained, module):
+        each.eval()
+    np.testing.assert_array_equal(module(images), trained(images))
+    other = create_module(config, 9, (8, 8, 1))
+    with pytest.raises(ConfigError, match=r"is not the one to be trained: they differ in \S+/bias, \S+ \(2 arrays\)"):
+        start_from(tmp_path, other)
+    with pytest.raises(ConfigError, match="holds no full network that was trained"):
+        start_from(tmp_path / "none", module)
 
 
 def test_log_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
