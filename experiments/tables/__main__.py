@@ -5,7 +5,7 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.table import Table
@@ -16,7 +16,7 @@ from experiments.common.files import write_atomically
 from experiments.common.text import show
 from experiments.engine.config import ParallelConfig
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot
-from experiments.tables.jobs import VARIANTS, Job, perform
+from experiments.tables.jobs import VARIANTS, Job, Variant, perform
 from experiments.tables.page import (
     ABLATED,
     PAGE,
@@ -62,13 +62,13 @@ class Trainings:
     again: bool = False
     """Train anew what is recorded already."""
 
-    def jobs(self, row: str, scale: str, variants: Mapping[str, Mapping[str, Any] | None], command: str) -> list[Job]:
+    def jobs(self, row: str, scale: str, variants: Mapping[str, Variant], command: str) -> list[Job]:
         """Returns the trainings, seed by seed.
 
         Args:
             row: name of the row.
             scale: name of the scale.
-            variants: settings of H2SPG by variant.
+            variants: the variants by name.
             command: what was asked for, without what is common to all trainings.
         """
         return [
@@ -76,7 +76,7 @@ class Trainings:
                 find("row", row, ROWS),
                 scale,
                 variant,
-                settings,
+                how,
                 seed,
                 self._command(command),
                 self.overrides,
@@ -87,7 +87,7 @@ class Trainings:
                 self.quiet,
             )
             for seed in self.seeds
-            for variant, settings in variants.items()
+            for variant, how in variants.items()
         ]
 
     def _command(self, command: str) -> str:
@@ -116,7 +116,8 @@ class Run(Trainings):
     their capacity limits, and `smoke` shows that everything runs."""
     variants: tuple[str, ...] = ("full", "h2spg")
     """`full` network without H2SPG, `h2spg`, and the controls `magnitude` and `published` (scores), `random` (valid
-    selection) and `unchecked` (validity ignored)."""
+    selection) and `unchecked` (validity ignored); `h2spg-equal-time` takes as many steps as last as long as the full
+    network's; `continued`, `pretrained-h2spg` and `pretrained-random` start from the trained full network."""
     results: Path = TABLES
     """File that the results are appended to; several hosts must share it."""
 
@@ -184,7 +185,7 @@ def list_rows(command: List) -> None:
 
 def run_row(command: Run) -> None:
     """Trains the variants of a row."""
-    variants = {name: find("variant", name, VARIANTS).settings for name in command.variants}
+    variants = {name: find("variant", name, VARIANTS) for name in command.variants}
     find("scale", command.scale, find("row", command.row, ROWS).sizes)
     asked = f"run {command.row} --scale {command.scale} --variants {' '.join(variants)}"
     jobs = command.jobs(command.row, command.scale, variants, asked)
@@ -204,7 +205,7 @@ def ablate(command: Ablate) -> None:
 
 def slim(command: Slim) -> None:
     """Compares what narrows with what erases."""
-    removing = {name: VARIANTS[name].settings for name in ("erase", "slim", "both")}
+    removing = {name: VARIANTS[name] for name in ("erase", "slim", "both")}
     jobs = []
     for row in command.rows:
         find("scale", command.scale, find("row", row, ROWS).sizes)
@@ -214,7 +215,7 @@ def slim(command: Slim) -> None:
             jobs += [
                 dataclasses.replace(job, overrides=budget) for job in command.jobs(row, command.scale, removing, asked)
             ]
-        jobs += command.jobs(row, command.scale, {"full": None}, asked)
+        jobs += command.jobs(row, command.scale, {"full": VARIANTS["full"]}, asked)
     _show(_performed(sorted(jobs, key=lambda job: job.seed), command.results, command.again))
 
 

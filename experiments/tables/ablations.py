@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.common.plots import new_figure, save_svg
+from experiments.tables.jobs import VARIANTS, Variant
 from experiments.tables.rows import ROWS
 from experiments.tables.summary import Summary, standard_deviation
 from jasgnas.optimizer.scores import SCORES
@@ -54,12 +55,10 @@ def variant_name(ablation: Ablation, value: Any) -> str:
     return ", ".join(changed) or "h2spg"
 
 
-def ablation_variants(ablation: Ablation) -> dict[str, dict[str, Any] | None]:
-    """Returns the settings of H2SPG of each training of an ablation by variant; None for the full network's."""
-    settings = {
-        variant_name(ablation, value): {ablation.setting: value, **ablation.beside} for value in ablation.values
-    }
-    return {"full": None, **settings}
+def ablation_variants(ablation: Ablation) -> dict[str, Variant]:
+    """Returns the trainings of an ablation by name, that of the full network among them."""
+    varied = {variant_name(ablation, value): {ablation.setting: value, **ablation.beside} for value in ablation.values}
+    return {"full": VARIANTS["full"]} | {name: Variant(name, settings) for name, settings in varied.items()}
 
 
 def plot(name: str, found: Iterable[Summary], path: Path) -> None:

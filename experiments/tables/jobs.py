@@ -15,23 +15,30 @@ import jax
 import jasgnas
 from experiments.common.cli import find
 from experiments.common.errors import DivergedError
+from experiments.common.files import write_atomically
 from experiments.common.machine import machine_facts
 from experiments.engine.config import Config, ParallelConfig, differences, essential_settings
 from experiments.engine.job import run
+from experiments.tables.pace import Pace, measure_pace
 from experiments.tables.records import Key, Record, append_record, read_lines
 from experiments.tables.rows import Row, Size
 
 
 class Variant(NamedTuple):
-    """A way to train the network of a row. All take the same number of steps from the same initialisation.
+    """A way to train the network of a row. Unless it says otherwise, it takes as many steps as the full network's.
 
     Attributes:
         label: what it is called in tables.
         settings: settings of H2SPG that differ from the row's; None trains the full network without it.
+        equal_time: whether to take as many steps as last as long as the full network's, see `pace.measure_pace`.
+        pretrained: whether to start from the full network that the same seed has trained: half as many epochs, but one
+            at least, at a tenth of the learning rate, which only falls.
     """
 
     label: str
     settings: Mapping[str, Any] | None
+    equal_time: bool = False
+    pretrained: bool = False
 
 
 VARIANTS = {
@@ -41,6 +48,10 @@ VARIANTS = {
     "published": Variant("control: published score", {"score": "published"}),
     "random": Variant("control: random valid selection", {"score": "random"}),
     "unchecked": Variant("control: validity ignored", {"hierarchical": False}),
+    "h2spg-equal-time": Variant("H2SPG, equal time", {}, equal_time=True),
+    "continued": Variant("trained further: full network", None, pretrained=True),
+    "pretrained-h2spg": Variant("trained further: H2SPG", {}, pretrained=True),
+    "pretrained-random": Variant("trained further: random valid selection", {"score": "random"}, pretrained=True),
     "erase": Variant("structures alone", {"kinds": "structures"}),
     "slim": Variant("channels alone", {"kinds": "channels"}),
     "both": Variant("structures and channels", {"kinds": "both"}),
@@ -49,6 +60,7 @@ VARIANTS = {
 
 _USUAL = {
     **{"model.gated": False, "model.ungated": (), "h2spg.tie": (), "h2spg.keep": ()},
+    "num_steps": None,
     **{"h2spg.kinds": "structures", "h2spg.min_channels": None, "h2spg.multiple_of": None},
 }
 """Settings that say nothing about a run in which they are so: those of runs that were recorded without them."""
@@ -62,7 +74,7 @@ class Job:
         row: the row.
         scale: name of the scale, one of the row's sizes.
         variant: name of the variant.
-        settings: its settings of H2SPG, see `Variant`.
+        how: the variant.
         seed: the seed.
         command: what makes it.
         overrides: what is to differ from the scale.
@@ -76,7 +88,7 @@ class Job:
     row: Row
     scale: str
     variant: str
-    settings: Mapping[str, Any] | None
+    how: Variant
     seed: int
     command: str
     overrides: Size = Size()
@@ -98,18 +110,32 @@ class Job:
     def config(self) -> Config:
         """The settings of the run, but for its folder."""
         config = self._smaller
+        if self.how.pretrained:
+            optimizer = replace(config.optimizer, learning_rate=config.optimizer.learning_rate / 10, warmup_epochs=0.0)
+            epochs = max(1, config.epochs // 2)
+            config = replace(config, optimizer=optimizer, epochs=epochs, pretrained=self.of_full.config.output_dir)
         return replace(
             config,
-            output_dir=self.output_dir / "-".join(re.sub(r"[^\w.]+", "_", str(part)) for part in self.key),
+            output_dir=self.output_dir / _name(self.key),
             data=replace(config.data, name=self.key.dataset, data_dir=self.data_dir),
-            h2spg=replace(config.h2spg, **self.settings or {}),
+            h2spg=replace(config.h2spg, **self.how.settings or {}),
             parallel=self.parallel,
             seed=self.seed,
             eval_every=0,  # tests in between would take a good part of a small run's time
-            train_full=self.settings is None,
-            train_h2spg=self.settings is not None,
+            train_full=self.how.settings is None,
+            train_h2spg=self.how.settings is not None,
             quiet=self.quiet,
         )
+
+    @property
+    def of_full(self) -> "Job":
+        """The training of the full network with the same seed."""
+        return replace(self, variant="full", how=VARIANTS["full"])
+
+    @property
+    def pace_path(self) -> Path:
+        """File of the pace of the row's trainings, which is measured once for all seeds."""
+        return self.config.output_dir.with_name(f"{_name(self.key[:3])}-pace.json")
 
     @property
     def changes(self) -> list[str]:
@@ -119,7 +145,8 @@ class Job:
     @property
     def settings_id(self) -> str:
         """Fingerprint of all that decides the result: what was recorded with other settings is not the same."""
-        spared = ("data.data_dir", "parallel.", "train_") + (("h2spg.",) if self.settings is None else ())
+        of_h2spg = ("h2spg.",) if self.how.settings is None else ()
+        spared = ("data.data_dir", "parallel.", "train_", "pretrained", *of_h2spg)
         essential = essential_settings(self.config).items()
         settings = {k: v for k, v in essential if not k.startswith(spared) and (k, v) not in _USUAL.items()}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -128,6 +155,11 @@ class Job:
     def _smaller(self) -> Config:
         size = find("scale", self.scale, self.row.sizes)
         return size.overridden(self.overrides).apply(self.row.config, self.row.native_size)
+
+
+def _name(parts: Iterable[Any]) -> str:
+    """Returns a file name of several parts."""
+    return "-".join(re.sub(r"[^\w.]+", "_", str(part)) for part in parts)
 
 
 def perform(jobs: Iterable[Job], results: Path, *, again: bool = False) -> Iterator[Record]:
@@ -164,6 +196,9 @@ def perform(jobs: Iterable[Job], results: Path, *, again: bool = False) -> Itera
 def _perform(job: Job, again: bool) -> Record:
     """Trains, and returns what came of it; a run that cannot end well is a result, too."""
     config = replace(job.config, restart=again)
+    pace = _pace(job) if job.how.equal_time else None
+    if pace is not None:
+        config = replace(config, num_steps=pace.num_steps)
     record = Record(
         *job.key,
         changes=job.changes,
@@ -174,12 +209,15 @@ def _perform(job: Job, again: bool) -> Record:
         date=datetime.date.today().isoformat(),
         command=job.command,
         settings_id=job.settings_id,
+        pace=None if pace is None else [pace.before, pace.after],
     )
     try:
+        if job.how.pretrained:  # what is recorded of the full network does not hold its parameters
+            run(job.of_full.config)
         results = run(config)
     except (jasgnas.InvalidRemovalError, DivergedError) as error:
         return replace(record, fault=f"{type(error).__name__}: {error}")
-    network = results.full if job.settings is None else results.subnet
+    network = results.full if job.how.settings is None else results.subnet
     assert network is not None  # it is what the config asked for
     return replace(
         record,
@@ -199,3 +237,13 @@ def _perform(job: Job, again: bool) -> Record:
         seconds=network.training_seconds,
         device=results.device,
     )
+
+
+def _pace(job: Job) -> Pace:
+    """Returns the pace of a row's trainings; it is kept, so that one that was interrupted has as many steps again."""
+    path = job.pace_path
+    if not path.exists():
+        pace = measure_pace(job.config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(pace._asdict()) + "\n")
+    return Pace(**json.loads(path.read_text()))

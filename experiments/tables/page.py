@@ -31,7 +31,7 @@ PLOTS = Path("experiments/results/ablations")
 """Folder of the plots."""
 
 _SMOKE = "smoke"
-_HEADINGS = ("", "network", "M parameters", "M multiply-adds", "top-1 %", "seeds", "lines")
+_HEADINGS = ("", "network", "M parameters", "M multiply-adds", "top-1 %", "steps", "seeds", "lines")
 
 
 def section(tables: Path = TABLES, ablations: Path = ABLATED, page: Path = PAGE) -> str:
@@ -133,17 +133,20 @@ def _tables(path: Path, found: Sequence[Summary]) -> str:
             continue
         for label, figures in (("full network", row.full), ("sub-network", row.subnet)):
             if figures != Figures():
-                cells.append((f"{row.network} on {row.dataset}, paper", label, *figures_text(figures), "", ""))
+                cells.append((f"{row.network} on {row.dataset}, paper", label, *figures_text(figures), "", "", ""))
         for together in _parts(measured):
             name = title(row, together[0].records[0])
-            cells += [(name, s.label, s.params, s.macs, s.accuracy, s.seeds, s.numbers) for s in together]
+            cells += [(name, s.label, s.params, s.macs, s.accuracy, s.steps, s.seeds, s.numbers) for s in together]
             sources.append(f"- {name}: {_source(together)}")
     if not cells:
         return ""
     legend = (
-        "Mean ± standard deviation over the seeds; all trainings of a part have the same number of steps. The lines "
-        f"are those of [{path.name}]({path}), each with its settings, machine and command. A training fails where "
-        "validity is ignored and no path is left from the input to the output."
+        "Mean ± standard deviation over the seeds. Trainings of a part make the same number of steps, but for those of "
+        "equal time, which make as many as last as long as the full network's: steps of both were timed in turns, and "
+        "compilation and the construction of the sub-network are not counted. What is trained further starts from the "
+        "full network of the same seed, and makes half as many epochs, but one at least, at a tenth of the learning "
+        f"rate. The lines are those of [{path.name}]({path}), each with its settings, machine and command. A training "
+        "fails where validity is ignored and no path is left from the input to the output."
     )
     return "\n\n".join([legend, markdown_table(_HEADINGS, *cells), "\n".join(sources)])
 

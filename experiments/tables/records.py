@@ -59,6 +59,8 @@ class Record:
         seconds: wall time of the training, compilation included.
         device: number and kind of the devices.
         fault: why there is no result, None if there is.
+        pace: duration of a step with H2SPG before and after the network became smaller, in steps of the full network's
+            training, where the number of steps was chosen by it.
     """
 
     row: str
@@ -90,6 +92,7 @@ class Record:
     seconds: float | None = None
     device: str | None = None
     fault: str | None = None
+    pace: list[float] | None = None
 
     @property
     def key(self) -> Key:

@@ -41,6 +41,12 @@ class Summary(NamedTuple):
         return enumeration(line.number for line in self.lines)
 
     @property
+    def steps(self) -> str:
+        """The number of steps; different ones if the seeds do not agree."""
+        numbers = {record.num_steps for record in self.records if record.num_steps}
+        return ", ".join(f"{number:,}" for number in sorted(numbers))
+
+    @property
     def params(self) -> str:
         """Parameters in millions."""
         return mean_and_spread([record.num_params / 1e6 for record in self.records if record.num_params], 3)

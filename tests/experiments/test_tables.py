@@ -19,13 +19,14 @@ import jasgnas
 import models
 from experiments.common.errors import ConfigError, DivergedError
 from experiments.engine.config import H2SPGConfig
+from experiments.engine.logs import read_log
 from experiments.engine.optimizers import add_h2spg
 from experiments.engine.presets import PRESETS
 from experiments.engine.steps import Metrics
 from experiments.engine.training import _Window
 from experiments.tables import __main__ as tables
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot, variant_name
-from experiments.tables.jobs import VARIANTS, Job, perform
+from experiments.tables.jobs import VARIANTS, Job, Variant, perform
 from experiments.tables.page import END, MAIN_START, PAGE, README, START, main_results, replaced, section
 from experiments.tables.records import Record, append_record, read_lines
 from experiments.tables.rows import ROWS, Size
@@ -107,6 +108,39 @@ def test_interrupted_training_goes_on_to_the_same_result(
     assert (record.test_accuracy, record.removed) == (recorded[0].test_accuracy, recorded[0].removed)
 
 
+def test_equal_time_is_as_many_steps_as_the_pace_says(
+    recorded: list[Record], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, h2spg, record = call(monkeypatch, folder, f"run {TINY} {OTHERS} --variants full h2spg h2spg-equal-time")
+    assert [full, h2spg] == recorded and h2spg.pace is None
+    assert record.variant == "h2spg-equal-time" and record.removed is not None and len(record.removed) == 3
+    assert record.settings_id == h2spg.settings_id and record.pace is not None
+    # Three of eight steps are made before the structures are zero.
+    before, after = record.pace
+    assert before > 0 and after > 0 and record.num_steps == round(8 / (3 / 8 * before + 5 / 8 * after))
+    # Measured again, the pace would be another, and a training that was interrupted would not go on.
+    monkeypatch.setattr("experiments.tables.jobs.measure_pace", lambda config: pytest.fail("measured again"))
+    monkeypatch.setattr("experiments.tables.jobs.run", lambda config: (_ for _ in ()).throw(DivergedError("trained")))
+    *_, other = call(monkeypatch, folder, f"run {TINY} {OTHERS} --variants h2spg-equal-time --seeds 1")
+    assert other.fault is not None and other.pace == record.pace
+
+
+def test_trained_networks_are_trained_further(
+    recorded: list[Record], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (saved,) = folder.glob("runs/*-full-0/full/variables.npz")
+    trained = saved.stat().st_mtime_ns
+    found = call(monkeypatch, folder, f"run {TINY} {OTHERS} --variants continued pretrained-random")
+    assert saved.stat().st_mtime_ns == trained
+    continued, random = (next(r for r in found if r.variant == name) for name in ("continued", "pretrained-random"))
+    assert continued.fault is random.fault is None and continued.num_steps == random.num_steps == 4
+    assert continued.removed == [] and random.removed is not None and len(random.removed) == 3
+    assert continued.settings_id != recorded[0].settings_id
+    (log,) = folder.glob("runs/*-continued-0/full/log.jsonl")
+    before, after = (read_log(path)[-1] for path in (saved.with_name("log.jsonl"), log))
+    assert after["train/loss"] < before["train/loss"]
+
+
 def test_network_without_a_path_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without four of DemoNet's five structures nothing is left of its branches or of its sum.
     asked = f"run {TINY} {OTHERS} --variants unchecked --target-sparsity 0.8"
@@ -175,7 +209,7 @@ def test_size_takes_the_rest_of_the_recipe_with_it() -> None:
     ],
 )
 def test_target_on_the_command_line_takes_the_place_of_the_scales(given: Size, targets: dict[str, float]) -> None:
-    job = Job(ROWS["super-resnet-1m-cifar10"], "reduced", "h2spg", {}, 0, "", given)
+    job = Job(ROWS["super-resnet-1m-cifar10"], "reduced", "h2spg", VARIANTS["h2spg"], 0, "", given)
     assert job.config.h2spg.targets == targets
     assert job.config.epochs == (given.epochs or 4) and job.config.data.num_train == 5_000
 
@@ -186,9 +220,10 @@ def test_rows_are_trained_as_they_say(name: str) -> None:
     assert row.sizes["full"] == Size() and {"reduced", "smoke"} <= set(row.sizes)
     assert row.native_size == models.example_input(row.config.model.name).shape[1]
     for scale in row.sizes:
-        jobs = {name: Job(row, scale, name, variant.settings, 0, "") for name, variant in VARIANTS.items()}
+        jobs = {name: Job(row, scale, name, variant, 0, "") for name, variant in VARIANTS.items()}
         assert len({job.config.output_dir for job in jobs.values()}) == len(jobs)
-        assert {(job.config.epochs, job.config.batch_size, job.config.seed) for job in jobs.values()} == {
+        begun = [job for name, job in jobs.items() if not VARIANTS[name].pretrained]
+        assert {(job.config.epochs, job.config.batch_size, job.config.seed) for job in begun} == {
             (jobs["full"].config.epochs, jobs["full"].config.batch_size, 0)
         }
         assert jobs["full"].config.train_full and not jobs["full"].config.train_h2spg
@@ -228,10 +263,10 @@ def test_random_score_selects_valid_sets_that_the_seed_decides() -> None:
 def test_ablations_vary_one_setting(name: str) -> None:
     ablation = ABLATIONS[name]
     variants = ablation_variants(ablation)
-    assert variants.pop("full") is None
+    assert variants.pop("full").settings is None
     assert len(variants) == len(ablation.values)
     configs = {variant: Job(ROW, SCALE, variant, given, 0, "").config for variant, given in variants.items()}
-    usual = Job(ROW, SCALE, "h2spg", {}, 0, "").config.h2spg
+    usual = Job(ROW, SCALE, "h2spg", VARIANTS["h2spg"], 0, "").config.h2spg
     for variant, value in zip(variants, ablation.values, strict=True):
         assert configs[variant].h2spg == dataclasses.replace(usual, **{ablation.setting: value, **ablation.beside})
 
@@ -283,11 +318,11 @@ LINES: list[dict[str, Any]] = [
 ]
 REDUCED = "DemoNet on Fashion-MNIST, reduced"
 SECTION = (
-    "| DemoNet on Fashion-MNIST, paper | full network | 0.82 | 209 | 84.9 | | |",
-    "| DemoNet on Fashion-MNIST, paper | sub-network | 0.45 | 107 | 84.7 | | |",
-    f"| {REDUCED} | full network | 0.818 | 211 | 92.00 ± 1.41 | 0–1 | 1, 3 |",
-    f"| {REDUCED} | H2SPG | 0.432 ± 0.031 | 106 | 91.00 ± 1.41 | 0–1 | 4–5 |",
-    f"| {REDUCED} | control: validity ignored | 0.500 | 90 | 80.00, failed: 1 of 2 | 0–1 | 6–7 |",
+    "| DemoNet on Fashion-MNIST, paper | full network | 0.82 | 209 | 84.9 | | | |",
+    "| DemoNet on Fashion-MNIST, paper | sub-network | 0.45 | 107 | 84.7 | | | |",
+    f"| {REDUCED} | full network | 0.818 | 211 | 92.00 ± 1.41 | 2,811 | 0–1 | 1, 3 |",
+    f"| {REDUCED} | H2SPG | 0.432 ± 0.031 | 106 | 91.00 ± 1.41 | 2,811 | 0–1 | 4–5 |",
+    f"| {REDUCED} | control: validity ignored | 0.500 | 90 | 80.00, failed: 1 of 2 | 2,811 | 0–1 | 6–7 |",
 )
 
 
@@ -379,23 +414,21 @@ def test_recorded_ablation_is_only_drawn(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_recorded_ablations_are_those_of_the_present_settings() -> None:
     """A new setting changes no training in which it is as it always was, so that none is done again for it."""
-    settings = {"full": None}
-    for ablation in ABLATIONS.values():
-        settings |= ablation_variants(ablation)
+    variants = {name: how for ablation in ABLATIONS.values() for name, how in ablation_variants(ablation).items()}
     recorded = [line for line in read_lines(ROOT / tables.ABLATED).values() if line.record.scale == SCALE]
     assert recorded
     for record in (line.record for line in recorded):
-        job = Job(ROW, SCALE, record.variant, settings[record.variant], record.seed, "")
+        job = Job(ROW, SCALE, record.variant, variants[record.variant], record.seed, "")
         assert job.settings_id == record.settings_id
 
 
 @pytest.mark.parametrize("variant", ["full", "h2spg"])
 def test_record_of_other_settings_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
     monkeypatch.setattr("experiments.tables.jobs.run", lambda config: (_ for _ in ()).throw(DivergedError("trained")))
-    job = Job(ROW, SCALE, variant, VARIANTS[variant].settings, 0, "")
+    job = Job(ROW, SCALE, variant, VARIANTS[variant], 0, "")
     others = {
         "another recipe": dataclasses.replace(job, row=dataclasses.replace(ROW, preset="regnet-cifar10")),
-        "another H2SPG": dataclasses.replace(job, settings=None if variant == "full" else {"epsilon": 0.5}),
+        "another H2SPG": dataclasses.replace(job, how=Variant("", None if variant == "full" else {"epsilon": 0.5})),
         "another folder": dataclasses.replace(job, data_dir=tmp_path, output_dir=tmp_path, quiet=True),
     }
     trains = {
