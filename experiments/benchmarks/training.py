@@ -2,14 +2,16 @@
 
 Three trainings of equally many steps, from the same start and over the same images: the full network without H2SPG,
 with H2SPG, and with H2SPG going on with the sub-network as soon as it is there, each in a process of its own.
-Compilation and checkpoints count. The data sets must have been prepared (`python -m experiments.prepare --help`).
+Compilation, checkpoints and a test after every epoch count. Beside the time of all steps stands the time after which a
+test has first shown the accuracy that all three reach, the lowest of those that they end with. The data sets must have
+been prepared (`python -m experiments.prepare --help`).
 """
 
 import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -18,6 +20,7 @@ from experiments.common.cli import check_names
 from experiments.common.text import time_text
 from experiments.engine import job
 from experiments.engine.config import Config as RunConfig
+from experiments.engine.logs import read_log
 from experiments.engine.presets import PRESETS
 
 
@@ -66,7 +69,7 @@ def _run_config(config: Config, preset: str, data: str, seed: int, folder: Path)
             base.h2spg, warmup_fraction=config.warmup_fraction, projection_fraction=config.projection_fraction
         ),
         epochs=config.epochs,
-        eval_every=0,
+        eval_every=1,
         seed=seed,
         quiet=True,
     )
@@ -85,30 +88,53 @@ def _measure(preset: str, config: RunConfig) -> Table:
         for number, (label, changed) in enumerate(changes.items())
     }
     (full, _), (kept, _), _ = trained.values()
+    accuracy = min(each.tests[-1][1] for each, _ in trained.values())
     table = Table(
-        *("training", "s", "÷ full", "÷ not shrinking", "parameters", "multiply-adds", "test accuracy", "peak MiB"),
+        *("training", "s", "÷ full", "÷ not shrinking", f"s to {accuracy:.2%}", "÷ full's"),
+        *("parameters", "multiply-adds", "test accuracy", "peak MiB"),
         title=f"{preset} on {config.data.name}",
         caption=f"{config.data.num_train:,} training images, {config.epochs} epochs, batch {config.batch_size}, "
         f"seed {config.seed}",
     )
     for label, (result, peak) in trained.items():
-        seconds = result.training_seconds
+        network = result.network
+        seconds, reaching = network.training_seconds, result.seconds_to(accuracy)
         table.add_row(
             label,
             time_text(seconds),
-            f"{seconds / full.training_seconds:.2f}",
-            f"{seconds / kept.training_seconds:.2f}",
-            f"{result.num_params:,}",
-            f"{result.macs:,}",
-            f"{result.test_accuracy:.2%}",
+            f"{seconds / full.network.training_seconds:.2f}",
+            f"{seconds / kept.network.training_seconds:.2f}",
+            time_text(reaching),
+            f"{reaching / full.seconds_to(accuracy):.2f}",
+            f"{network.num_params:,}",
+            f"{network.macs:,}",
+            f"{network.test_accuracy:.2%}",
             f"{peak:.0f}",
         )
     return table
 
 
-def _train(config: RunConfig) -> job.NetworkResults:
+class Trained(NamedTuple):
+    """A training that has ended.
+
+    Attributes:
+        network: figures of the network.
+        tests: seconds since the start, and the test accuracy, of every test.
+    """
+
+    network: job.NetworkResults
+    tests: tuple[tuple[float, float], ...]
+
+    def seconds_to(self, accuracy: float) -> float:
+        """Returns the seconds after which a test has first shown an accuracy, which the last one does."""
+        return next(seconds for seconds, found in self.tests if found >= accuracy)
+
+
+def _train(config: RunConfig) -> Trained:
     """Returns the one network that is trained."""
     results = job.run(config)
-    network = results.subnet if config.train_h2spg else results.full
+    name, network = ("h2spg", results.subnet) if config.train_h2spg else ("full", results.full)
     assert network is not None
-    return network
+    log = read_log(config.output_dir / name / "log.jsonl")
+    tests = [(record["seconds"], record["test/accuracy"]) for record in log if "test/accuracy" in record]
+    return Trained(network, tuple(tests))

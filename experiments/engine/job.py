@@ -40,7 +40,7 @@ from experiments.engine.runs import (
 )
 from experiments.engine.training import Trained, Training
 
-_NOT_DRAWN = ("epoch", "num_groups")
+_NOT_DRAWN = ("epoch", "num_groups", "seconds")
 """Columns of the log that say what others say."""
 
 

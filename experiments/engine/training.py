@@ -219,7 +219,8 @@ class Training:
             is_tested = not is_last and ends_epoch and config.eval_every and epoch % config.eval_every == 0
             if is_saved or is_tested or step % config.log_every == 0:
                 record = window.close(step, parallel, config.batch_size)
-                record |= {"epoch": step / per_epoch, "learning_rate": float(self._learning_rates[step - 1])}
+                record |= {"seconds": time.perf_counter() - started, "epoch": step / per_epoch}
+                record |= {"learning_rate": float(self._learning_rates[step - 1])}
                 record |= self._sparsity()
                 if is_tested or is_last:
                     evaluation = self.evaluate()

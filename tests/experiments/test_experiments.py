@@ -20,6 +20,7 @@ from rich.table import Table
 import experiments
 import jasgnas
 from experiments import demo, train
+from experiments.benchmarks.training import Trained
 from experiments.common.cli import run_command
 from experiments.common.errors import ConfigError, DivergedError, Interrupted
 from experiments.common.text import show
@@ -73,6 +74,8 @@ def test_main_job_leaves_its_results(finished: tuple[Config, job.Results]) -> No
         log = read_log(folder / name / "log.jsonl")
         assert [record["step"] for record in log] == [5, 10]
         assert all(np.isfinite(record["train/loss"]) and "test/accuracy" in record for record in log)
+        network = results.full if name == "full" else results.subnet
+        assert 0 < log[0]["seconds"] < log[1]["seconds"] < network.training_seconds
         assert list((folder / name / "events").iterdir())
     assert log[-1]["num_zero"] == 2 and log[-1]["phase"] == 2
 
@@ -399,6 +402,12 @@ def test_mistakes_of_every_command_end_with_one_clear_line(
         module_of(name).main()
     error = capsys.readouterr().err
     assert stop.value.code in (1, 2) and re.match(f"error: .*{message}", error) and error.count("\n") == 1
+
+
+def test_time_to_an_accuracy_is_that_of_the_first_test_that_shows_it() -> None:
+    network = job.NetworkResults(1, 1, 0.7, 0.9, 1.0, 40.0)
+    trained = Trained(network, ((10.0, 0.4), (20.0, 0.65), (30.0, 0.6), (39.0, 0.7)))
+    assert [trained.seconds_to(accuracy) for accuracy in (0.3, 0.6, 0.65, 0.7)] == [10.0, 20.0, 20.0, 39.0]
 
 
 def test_interrupted_command_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
