@@ -31,6 +31,9 @@ PLOTS = Path("experiments/results/ablations")
 """Folder of the plots."""
 
 _SMOKE = "smoke"
+_BESIDE = {"h2spg-equal-time": "at equal time", "random": "random selection"}
+"""Variants whose accuracies stand beside the sub-network's in the main results, and what they are called there."""
+
 _HEADINGS = ("", "network", "M parameters", "M multiply-adds", "top-1 %", "steps", "seeds", "lines")
 
 
@@ -55,10 +58,14 @@ def section(tables: Path = TABLES, ablations: Path = ABLATED, page: Path = PAGE)
 def main_results(tables: Path = TABLES) -> str:
     """Returns the table of full and sub-networks beside the papers', markers included.
 
-    Of each row it has what was trained by the full recipe on the row's own data, or else at the scale `control`.
+    Of each row it has what was trained by the full recipe on the row's own data, or else at the scale `control`: both
+    in the same number of steps, and, where they were made, the trainings of equal time and with a random selection.
     """
     found = summaries(read_lines(tables).values())
-    headings = ("", "M parameters", "multiply-adds", "top-1 %", "paper: M parameters", "top-1 %")
+    headings = (
+        *("", "M parameters", "multiply-adds", "top-1 %", *_BESIDE.values(), "seeds", "device"),
+        *("paper: M parameters", "top-1 %"),
+    )
     cells: list[Sequence[str]] = []
     for row in ROWS.values():
         own = [summary for summary in of_row(found, row) if not summary.records[0].stands_in_for]
@@ -77,6 +84,9 @@ def main_results(tables: Path = TABLES) -> str:
                 f"{full.params} → {sub.params}",
                 f"{100 * share:.0f} %",
                 f"{full.accuracy} → {sub.accuracy}",
+                *(variants[name].accuracy if name in variants else "" for name in _BESIDE),
+                sub.seeds,
+                ", ".join(dict.fromkeys(filter(None, (record.device for record in full.records + sub.records)))),
                 " → ".join(filter(None, (params, sub_params))),
                 " → ".join(filter(None, (top1, sub_top1))),
             )

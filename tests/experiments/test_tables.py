@@ -358,6 +358,11 @@ def test_main_results_are_of_the_largest_scale(tmp_path: Path) -> None:
     for few, name in ((lines[:2], "control"), (lines[:3], "control"), (lines, "full")):
         text = main_results(write(tmp_path / f"{len(few)}.jsonl", few))
         assert f"| DemoNet on Fashion-MNIST, {name} |" in text and " 25 % |" in text and "| 84.9 → 84.7 |" in text
+    beside = [{"scale": "full", "variant": name, "test_accuracy": 0.8} for name in ("random", "h2spg-equal-time")]
+    beside[1]["test_accuracy"] = 0.85
+    text = re.sub(r" +", " ", main_results(write(tmp_path / "beside.jsonl", lines + beside)))
+    assert "| top-1 % | at equal time | random selection | seeds | device |" in text
+    assert "| 91.00 → 91.00 | 85.00 | 80.00 | 0 | 1 × cpu |" in text
     stand_ins = [line | {"stands_in_for": "Fashion-MNIST"} for line in lines]
     assert "DemoNet" not in main_results(write(tmp_path / "stand_ins.jsonl", stand_ins))
 
