@@ -17,6 +17,9 @@ from experiments.engine.training import Training
 _TIMED_STEPS = 120
 """Steps of the short trainings that are timed. In fewer, there are too few with a score to tell what these cost."""
 
+_STANDSTILL = 10
+"""A step that takes so many times the median was stopped by something else."""
+
 
 class Pace(NamedTuple):
     """How fast a training with H2SPG is beside that of the full network, compilation and construction left out.
@@ -72,5 +75,11 @@ def _seconds(training: Training, batch: Batch) -> float:
 
 
 def _ratio(seconds: list[tuple[float, float]]) -> float:
-    full, sparse = np.sum(seconds, axis=0)
+    """Returns what the second of each pair takes, in units of the first, pairs in which all stood still left out.
+
+    It is a ratio of sums: steps with a score differ in how long they take.
+    """
+    each = np.array(seconds)
+    usual = np.all(each < _STANDSTILL * np.median(each, axis=0), axis=1)
+    full, sparse = each[usual].sum(axis=0)
     return float(sparse / full)

@@ -27,6 +27,7 @@ from experiments.engine.training import _Window
 from experiments.tables import __main__ as tables
 from experiments.tables.ablations import ABLATIONS, ROW, SCALE, ablation_variants, plot, variant_name
 from experiments.tables.jobs import VARIANTS, Job, Variant, perform
+from experiments.tables.pace import _ratio
 from experiments.tables.page import END, MAIN_START, PAGE, README, START, main_results, replaced, section
 from experiments.tables.records import Record, append_record, read_lines
 from experiments.tables.rows import ROWS, Size
@@ -123,6 +124,10 @@ def test_equal_time_is_as_many_steps_as_the_pace_says(
     monkeypatch.setattr("experiments.tables.jobs.run", lambda config: (_ for _ in ()).throw(DivergedError("trained")))
     *_, other = call(monkeypatch, folder, f"run {TINY} {OTHERS} --variants h2spg-equal-time --seeds 1")
     assert other.fault is not None and other.pace == record.pace
+
+
+def test_pace_spares_steps_in_which_the_machine_stood_still() -> None:
+    assert _ratio([(1.0, 2.0), (2.0, 2.0), (1.0, 2.0), (60.0, 2.0), (2.0, 3.0), (1.0, 60.0)]) == 9 / 6
 
 
 def test_trained_networks_are_trained_further(
