@@ -84,7 +84,7 @@ def main_results(tables: Path = TABLES) -> str:
                 f"{full.params} → {sub.params}",
                 f"{100 * share:.0f} %",
                 f"{full.accuracy} → {sub.accuracy}",
-                *(variants[name].accuracy if name in variants else "" for name in _BESIDE),
+                *(_beside(variants.get(name), sub) for name in _BESIDE),
                 sub.seeds,
                 ", ".join(dict.fromkeys(filter(None, (record.device for record in full.records + sub.records)))),
                 " → ".join(filter(None, (params, sub_params))),
@@ -92,6 +92,13 @@ def main_results(tables: Path = TABLES) -> str:
             )
         )
     return "\n\n".join([MAIN_START, markdown_table(headings, *cells), END])
+
+
+def _beside(other: Summary | None, sub: Summary) -> str:
+    """Returns an accuracy that stands beside the sub-network's, with its seeds where they are others."""
+    if other is None:
+        return ""
+    return other.accuracy if other.seeds == sub.seeds else f"{other.accuracy} (seeds {other.seeds})"
 
 
 def replaced(text: str, new: str) -> str:
