@@ -190,6 +190,7 @@ def perform(jobs: Iterable[Job], results: Path, *, again: bool = False) -> Itera
         record = _perform(job, again)
         if jax.process_index() == 0:
             append_record(results, record)
+        jax.clear_caches()  # or the programs of dozens of trainings run into the limit on memory maps of a process
         yield record
 
 

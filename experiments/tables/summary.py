@@ -54,7 +54,8 @@ class Summary(NamedTuple):
     @property
     def macs(self) -> str:
         """Multiply-adds of one image in millions."""
-        return mean_and_spread([record.macs / 1e6 for record in self.records if record.macs], 0)
+        found = [record.macs / 1e6 for record in self.records if record.macs]
+        return mean_and_spread(found, 0 if max(found, default=0) >= 10 else 2)
 
     @property
     def accuracies(self) -> list[float]:
