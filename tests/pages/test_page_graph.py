@@ -355,6 +355,7 @@ def test_a_search_finds_what_is_inside_a_closed_module(open_page, stack_page):
 def test_every_text_can_be_read_when_all_is_shown(open_page, stack_page, name):
     page = open_page(f"{name}.html")
     page.click("#zoom-fit")
+    settle(page)
     heights = page.locator("#viewport .node text").evaluate_all(
         "found => found.map((text) => text.getBoundingClientRect().height).filter((height) => height > 0)"
     )
