@@ -30,6 +30,12 @@ def interleaved_seconds(runs: Mapping[K, Callable[[], Any]], repeats: int, *, wa
         repeats: number of timed rounds; each starts with another function.
         warm_up: rounds before these that do not count.
     """
+    calls = interleaved_calls(runs, repeats, warm_up=warm_up)
+    return {name: float(np.median(seconds)) for name, seconds in calls.items()}
+
+
+def interleaved_calls(runs: Mapping[K, Callable[[], Any]], repeats: int, *, warm_up: int = 1) -> dict[K, list[float]]:
+    """Returns the seconds of every call of several functions, called in turns as by `interleaved_seconds`."""
     seconds: dict[K, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for number in range(-warm_up, repeats):
@@ -39,7 +45,25 @@ def interleaved_seconds(runs: Mapping[K, Callable[[], Any]], repeats: int, *, wa
             jax.block_until_ready(runs[name]())
             if number >= 0:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+    return seconds
+
+
+def least_seconds(runs: Mapping[K, Callable[[], Any]], repeats: int, *, rounds: int = 5) -> dict[K, float]:
+    """Returns the least seconds of each of several functions, as of one that is called again and again.
+
+    The functions take turns as in `interleaved_seconds`, each with several calls, of which the first does not count: it
+    finds in the caches what another one has left there.
+
+    Args:
+        runs: the functions; what they return is waited for.
+        repeats: number of timed calls in each of the rounds.
+        rounds: how many turns each function has.
+    """
+    seconds: dict[K, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            seconds[name].append(min(interleaved_calls({name: run}, repeats)[name]))
+    return {name: min(values) for name, values in seconds.items()}
 
 
 def in_fresh_process(function: Callable[..., T], *args: Any) -> tuple[T, float]:
