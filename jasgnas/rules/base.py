@@ -212,14 +212,16 @@ def zeros_of(eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
     Where all operands are constants, the results can tell their entries: they may be the indices of a gather.
     """
     results = _zeros_of(eqn, operands)
-    sources = [entries_of(value, aval) for value, aval in zip(operands, eqn.in_avals, strict=True)]
-    if None in sources:
-        return results
+    sources = []
+    for value, aval in zip(operands, eqn.in_avals, strict=True):
+        if (source := entries_of(value, aval)) is None:
+            return results
+        sources.append(source)
 
     @cache
     def computed() -> list[Any]:
         with jax.ensure_compile_time_eval():
-            return eqn.bind(*(source() for source in sources if source))
+            return eqn.bind(*(source() for source in sources))
 
     def entries(index: int) -> Callable[[], Any]:
         return lambda: computed()[index]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jasgnas.program.jaxpr import Equation
-from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, zero_at
+from jasgnas.program.masks import NOTHING, Axes, Layout, Need, Zeros, broken, unknown, zero_at
 from jasgnas.program.sliced import Sliced
 from jasgnas.rules.base import Rule, Sourced, register
 from jasgnas.rules.degrees import Degree, common, is_constant, of_power, of_product
@@ -49,20 +49,21 @@ class Elementwise(Sourced):
     def zeros(self, eqn: Equation, operands: Sequence[Zeros]) -> Sequence[Zeros]:
         ndim = len(eqn.out_avals[0].shape)
         constants = [value.constant for value in operands]
+        is_any_known = any(value is not None for value in constants)
+        if not is_any_known and not any(mask is not None for value in operands for mask in value.axes):
+            return [unknown(ndim)]
         axes: list[np.ndarray | None] = [None] * ndim
         with np.errstate(all="ignore"):
-            is_any_known = any(value is not None for value in constants)
             everywhere = self._settled(eqn, constants) if is_any_known else None
             if not self._is_finite(constants, everywhere):
                 return [broken(ndim)]
-            for axis in range(ndim):
-                for zero_here, region in _regions(operands, axis, ndim):
-                    result = self._settled(eqn, [0 if i in zero_here else value for i, value in enumerate(constants)])
-                    if result is not None and result == 0:
-                        known = axes[axis]
-                        axes[axis] = region if known is None else known | region
-                    elif result is not None and not np.isfinite(result):
-                        return [broken(ndim)]
+            for axis, zero_here, region in _regions(operands, ndim):
+                result = self._settled(eqn, [0 if i in zero_here else value for i, value in enumerate(constants)])
+                if result is not None and result == 0:
+                    known = axes[axis]
+                    axes[axis] = region if known is None else known | region
+                elif result is not None and not np.isfinite(result):
+                    return [broken(ndim)]
         return [zero_at(axes) if everywhere is None else Zeros((None,) * ndim, everywhere)]
 
     def _is_finite(self, constants: Sequence[Any], result: Any) -> bool:
@@ -129,14 +130,16 @@ def _is_nan(value: Any) -> bool:
     return value is not None and bool(np.isnan(value))
 
 
-def _regions(operands: Sequence[Zeros], axis: int, ndim: int) -> Iterator[tuple[set[int], np.ndarray]]:
-    """Yields sets of operands, and the indices of an axis of the result at which all of the set are zero."""
-    masks = {i: m for i, v in enumerate(operands) if len(v.axes) == ndim and (m := v.axes[axis]) is not None}
-    for size in range(1, len(masks) + 1):
-        for chosen in combinations(masks, size):
-            region = reduce(np.logical_and, [masks[i] for i in chosen])
-            if np.count_nonzero(region):
-                yield set(chosen), region
+def _regions(operands: Sequence[Zeros], ndim: int) -> Iterator[tuple[int, tuple[int, ...], np.ndarray]]:
+    """Yields axes of the result with sets of operands, and the indices of the axis at which all of the set are zero."""
+    whole = [(i, value.axes) for i, value in enumerate(operands) if len(value.axes) == ndim]
+    for axis in range(ndim):
+        masks = {i: mask for i, axes in whole if (mask := axes[axis]) is not None}
+        for size in range(1, len(masks) + 1):
+            for chosen in combinations(masks, size):
+                region = reduce(np.logical_and, [masks[i] for i in chosen])
+                if np.count_nonzero(region):
+                    yield axis, chosen, region
 
 
 def _fitted(axes: Axes, operand: Any, result: Any) -> Axes:

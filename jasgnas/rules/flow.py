@@ -71,7 +71,7 @@ class NeedFlow:
     def add(self, atoms: Iterable[Atom], needs: Iterable[Need]) -> "NeedFlow":
         """Records one more need of each of some operands or results; returns itself."""
         for atom, need in zip(atoms, needs, strict=True):
-            if isinstance(atom, int):
+            if isinstance(atom, int) and need != NOTHING:
                 self.needs[atom] = union(self.read(atom), without(need, self.flow.zeros[atom]))
         return self
 
