@@ -217,7 +217,11 @@ ROWS = {
             "SVHN",
             f"{_CIFAR_OURS}; digits are not mirrored",
             native_size=32,
-            sizes=_STACKED_UNETS_SIZES | {"reduced": Size(epochs=5, num_train=8_000, batch_size=64)},
+            sizes=_STACKED_UNETS_SIZES
+            | {
+                "reduced": Size(epochs=5, num_train=8_000, batch_size=64),
+                "control": replace(_CONTROL_STACKED_UNETS, epochs=5, num_train=8_000),
+            },
             full=Figures(0.80, 184, 95.3),
             subnet=Figures(0.37, 115, 96.1),
         ),
