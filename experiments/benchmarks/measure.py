@@ -21,6 +21,9 @@ from experiments.common.text import show
 K = TypeVar("K")
 T = TypeVar("T")
 
+_TURNS = 5
+"""Of each function in `least_seconds`."""
+
 
 def interleaved_seconds(runs: Mapping[K, Callable[[], Any]], repeats: int, *, warm_up: int = 1) -> dict[K, float]:
     """Returns the median seconds of each of several functions, called in turns so that a busy machine slows all alike.
@@ -48,7 +51,7 @@ def interleaved_calls(runs: Mapping[K, Callable[[], Any]], repeats: int, *, warm
     return seconds
 
 
-def least_seconds(runs: Mapping[K, Callable[[], Any]], repeats: int, *, rounds: int = 5) -> dict[K, float]:
+def least_seconds(runs: Mapping[K, Callable[[], Any]], repeats: int) -> dict[K, float]:
     """Returns the least seconds of each of several functions, as of one that is called again and again.
 
     The functions take turns as in `interleaved_seconds`, each with several calls, of which the first does not count: it
@@ -56,11 +59,10 @@ def least_seconds(runs: Mapping[K, Callable[[], Any]], repeats: int, *, rounds: 
 
     Args:
         runs: the functions; what they return is waited for.
-        repeats: number of timed calls in each of the rounds.
-        rounds: how many turns each function has.
+        repeats: number of timed calls in each turn.
     """
     seconds: dict[K, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    for _ in range(_TURNS):
         for name, run in runs.items():
             seconds[name].append(min(interleaved_calls({name: run}, repeats)[name]))
     return {name: min(values) for name, values in seconds.items()}
