@@ -275,7 +275,11 @@ ROWS = {
             "CIFAR-10",
             _ZEN_NAS,
             native_size=32,
-            sizes=_SUPER_RESNET_SIZES | {"reduced": replace(_REDUCED_SUPER_RESNET, target_params=2_000_000 // 16)},
+            sizes=_SUPER_RESNET_SIZES
+            | {
+                "reduced": replace(_REDUCED_SUPER_RESNET, target_params=2_000_000 // 16),
+                "control": replace(_CONTROL_SUPER_RESNET, target_macs=0.6),
+            },
             subnet=Figures(2.0, None, 97.5),
         ),
         Row(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jasgnas.program.jaxpr import Atom, Equation, Program
 from jasgnas.program.masks import Need, Zeros, coarsened
 from jasgnas.rules.degrees import Degree
-from jasgnas.rules.flow import DegreeFlow, NeedFlow, ZeroFlow, propagate_zeros
+from jasgnas.rules.flow import DegreeFlow, NeedFlow, RememberedAnswers, ZeroFlow, propagate_zeros
 
 KINDS = ("stem", "joint", "accessory", "unknown")
 ADDITIVE = ("add", "sub", "add_any", "concatenate", "stack", "loop_state", "loop_rows", "loop_end")
@@ -131,8 +131,11 @@ class Graph:
 
     @cached_property
     def full(self) -> ZeroFlow:
-        """What is zero in the full network, whatever its parameters and inputs are: padding, for example."""
-        return propagate_zeros(self.program)
+        """What is zero in the full network, whatever its parameters and inputs are: padding, for example.
+
+        Values that are computed alike share what is known of them: the masks of all attentions, for example.
+        """
+        return propagate_zeros(self.program, answers=RememberedAnswers())
 
     def zeros_through(self, operators: Iterable[int], known: Mapping[int, Zeros]) -> ZeroFlow:
         """Follows zeros through some operators, given those of variables where more is known than in the full network.

@@ -7,7 +7,7 @@ nested (so that custom gradients and rematerialisation survive evaluation).
 import itertools
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,6 +91,23 @@ class Equation:
         What a function of JAX computes, `jax.nn.relu` for example, was made where that function was called.
         """
         return next(filter(None, map(_user_line, self.sources)), "")
+
+    @cached_property
+    def kind(self) -> Hashable:
+        """All that its rule goes by, besides what is known of its operands: the same for equations that are alike.
+
+        These are the primitive and its parameters, literal operands, shapes and dtypes.
+        """
+        literals = tuple(str(atom.value) for atom in self.inputs if isinstance(atom, Literal))
+        is_literal = tuple(isinstance(atom, Literal) for atom in self.inputs)
+        shapes = tuple((aval.shape, aval.dtype) for aval in (*self.in_avals, *self.out_avals))
+        params = tuple(sorted(self.params.items(), key=lambda item: item[0]))
+        kind = (self.primitive, literals, is_literal, shapes, params)
+        try:
+            hash(kind)
+        except TypeError:  # a parameter is not hashable: it is like no other
+            return self
+        return kind
 
     @cached_property
     def inner(self) -> "list[Program]":

@@ -57,13 +57,17 @@ class Elementwise(Sourced):
             everywhere = self._settled(eqn, constants) if is_any_known else None
             if not self._is_finite(constants, everywhere):
                 return [broken(ndim)]
-            for axis, zero_here, region in _regions(operands, ndim):
-                result = self._settled(eqn, [0 if i in zero_here else value for i, value in enumerate(constants)])
-                if result is not None and result == 0:
-                    known = axes[axis]
-                    axes[axis] = region if known is None else known | region
-                elif result is not None and not np.isfinite(result):
+            for axis, masks in _masks(operands, ndim):
+                result = self._settled(eqn, [0 if i in masks else value for i, value in enumerate(constants)])
+                if result is None or (result != 0 and np.isfinite(result)):
+                    continue
+                region = reduce(np.logical_and, masks.values())
+                if not np.count_nonzero(region):
+                    continue
+                if result != 0:
                     return [broken(ndim)]
+                known = axes[axis]
+                axes[axis] = region if known is None else known | region
         return [zero_at(axes) if everywhere is None else Zeros((None,) * ndim, everywhere)]
 
     def _is_finite(self, constants: Sequence[Any], result: Any) -> bool:
@@ -82,7 +86,9 @@ class Elementwise(Sourced):
             (value, 0) if _is_subnormal(value, aval.dtype) else (value,)
             for value, aval in zip(values, eqn.in_avals, strict=True)
         ]
-        first, *others = (self.at(eqn, chosen) for chosen in product(*choices))
+        first, *others = [self.at(eqn, chosen) for chosen in product(*choices)]
+        if not others and (first is None or first == 0):
+            return first
         dtype = eqn.out_avals[0].dtype
         if any(other is not None and np.isnan(other) for other in others):
             return np.nan
@@ -130,16 +136,14 @@ def _is_nan(value: Any) -> bool:
     return value is not None and bool(np.isnan(value))
 
 
-def _regions(operands: Sequence[Zeros], ndim: int) -> Iterator[tuple[int, tuple[int, ...], np.ndarray]]:
-    """Yields axes of the result with sets of operands, and the indices of the axis at which all of the set are zero."""
+def _masks(operands: Sequence[Zeros], ndim: int) -> Iterator[tuple[int, dict[int, np.ndarray]]]:
+    """Yields axes of the result with every set of operands of which zeros are known on the axis, and their masks."""
     whole = [(i, value.axes) for i, value in enumerate(operands) if len(value.axes) == ndim]
     for axis in range(ndim):
-        masks = {i: mask for i, axes in whole if (mask := axes[axis]) is not None}
+        masks = [(i, mask) for i, axes in whole if (mask := axes[axis]) is not None]
         for size in range(1, len(masks) + 1):
             for chosen in combinations(masks, size):
-                region = reduce(np.logical_and, [masks[i] for i in chosen])
-                if np.count_nonzero(region):
-                    yield axis, chosen, region
+                yield axis, dict(chosen)
 
 
 def _fitted(axes: Axes, operand: Any, result: Any) -> Axes:

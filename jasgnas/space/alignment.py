@@ -11,8 +11,10 @@ to be followed. So it is described as it is, by an array in between that has all
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -24,13 +26,14 @@ from jasgnas.rules import needs_of
 from jasgnas.rules.shape import matched_axes
 from jasgnas.space.groups import NOBODY
 
-T = TypeVar("T")
+_Found = TypeVar("_Found")
 
 Axis = tuple[int, int]
 """Position of an operand, the results counted after the operands, and an axis of it."""
 
 
-class Alignment(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Alignment:
     """Two axes of an equation whose indices belong together, block by block.
 
     Attributes:
@@ -47,11 +50,21 @@ class Alignment(NamedTuple):
     second_blocks: np.ndarray
     is_summed: bool = False
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """Whether each index of the one axis belongs to the same index of the other."""
         index = np.arange(len(self.first_blocks))
         return np.array_equal(self.first_blocks, index) and np.array_equal(self.second_blocks, index)
+
+    @cached_property
+    def links(self) -> np.ndarray:
+        """Pairs of indices that connect each block, int `[2, num_links]`; those of the second axis are counted on."""
+        labels = np.concatenate([self.first_blocks, self.second_blocks])
+        (members,) = np.nonzero(labels != NOBODY)
+        heads = np.zeros(labels.max(initial=NOBODY) + 1, int)
+        heads[labels[members]] = members  # any one of each block
+        links = np.stack([heads[labels[members]], members])
+        return links[:, links[0] != links[1]]
 
 
 class Regrouping(NamedTuple):
@@ -67,35 +80,32 @@ class Regrouping(NamedTuple):
 
 
 class Aligner:
-    """Finds what is aligned in equations; those that are alike are looked at once."""
+    """Finds what is aligned in equations; those that are alike are looked at once.
+
+    They are alike if the same is known of their operands, too: the same object says it, as in `Graph.full`.
+    """
 
     def __init__(self) -> None:
         """Has seen no equation yet."""
-        self._known: dict[Hashable, list[Alignment]] = {}
-        self._alone: dict[Hashable, list[Axis]] = {}
+        # With each finding what it was found from is kept, lest its identity become that of something else.
+        self._found: dict[tuple[Any, ...], tuple[list[Any], Sequence[Zeros]]] = {}
 
     def alignments(self, eqn: Equation, operands: Sequence[Zeros]) -> list[Alignment]:
         """Returns all alignments of an equation that is no reshape, given what is known of its operands."""
-        return _once(self._known, _alignments, eqn, operands)
+        return self._once(_alignments, eqn, operands)
 
     def read_alone(self, eqn: Equation, operands: Sequence[Zeros]) -> list[Axis]:
         """Returns the axes of operands of which a result depends on a single index, given what is known of them."""
-        return _once(self._alone, _read_alone, eqn, operands)
+        return self._once(_read_alone, eqn, operands)
 
-
-def _once(
-    known: dict[Hashable, list[T]],
-    find: Callable[[Equation, Sequence[Zeros]], list[T]],
-    eqn: Equation,
-    operands: Sequence[Zeros],
-) -> list[T]:
-    """Returns what a function finds out about an equation, which is the same for those that are alike."""
-    key = _key(eqn, operands)
-    if key is None:
-        return find(eqn, operands)
-    if key not in known:
-        known[key] = find(eqn, operands)
-    return known[key]
+    def _once(
+        self, find: Callable[[Equation, Sequence[Zeros]], list[_Found]], eqn: Equation, operands: Sequence[Zeros]
+    ) -> list[_Found]:
+        key = (find, eqn.kind, *map(id, operands))
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = (find(eqn, operands), operands)
+        return found[0]
 
 
 def _read_alone(eqn: Equation, operands: Sequence[Zeros]) -> list[Axis]:
@@ -146,23 +156,6 @@ def _products(sizes: Sequence[int]) -> list[int]:
     return [math.prod(sizes[i:]) for i in range(len(sizes), -1, -1)]
 
 
-def _key(eqn: Equation, operands: Sequence[Zeros]) -> Hashable | None:
-    """Returns what the rules can know of an equation, None if that is more than shapes and parameters."""
-    said: list[Hashable] = []
-    for atom, known in zip(eqn.inputs, operands, strict=True):
-        if isinstance(atom, Literal):
-            said.append(str(atom.value))
-        elif known.anywhere or known.entries is not None or known.constant is not None:
-            return None
-    shapes = tuple((aval.shape, aval.dtype) for aval in (*eqn.in_avals, *eqn.out_avals))
-    key = (eqn.primitive, tuple(said), shapes, tuple(sorted(eqn.params.items(), key=lambda item: item[0])))
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
-
-
 def _alignments(eqn: Equation, operands: Sequence[Zeros]) -> list[Alignment]:
     found: list[Alignment] = []
     for number, aval in enumerate(eqn.out_avals):
@@ -183,11 +176,15 @@ def _with_result(eqn: Equation, operands: Sequence[Zeros], number: int, axis: in
         wanted[number] = tuple(mask if i == axis else None for i in range(len(eqn.out_avals[number].shape)))
         return [coarsened(need) for need in needs_of(eqn, operands, wanted)]
 
-    answers = [ask(mask) for mask in digit_masks(size)]
+    masks = list(digit_masks(size))
+    answers = [ask(mask) for mask in masks]
     units: list[list[Need]] = []
     for operand, aval in enumerate(eqn.in_avals):
         for i, n in enumerate(aval.shape):
             if n == 1 or not any(need[operand] != NOTHING and need[operand][i] is not None for need in answers):
+                continue
+            if all(need[operand][i] is mask for need, mask in zip(answers, masks, strict=True)):
+                yield Alignment((operand, i), index, (len(eqn.in_avals) + number, axis), index)
                 continue
             rows = [_row(need[operand], i, n) for need in answers]
             unset, is_set = np.array(rows[0::2]), np.array(rows[1::2])

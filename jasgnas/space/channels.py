@@ -28,7 +28,7 @@ from jasgnas.graph.graph import Graph
 from jasgnas.program.jaxpr import Equation, Program, depending
 from jasgnas.program.masks import NOTHING, coarsened, filled, zero_at
 from jasgnas.rules.base import describe
-from jasgnas.rules.flow import ZeroFlow, all_needed, propagate_needs
+from jasgnas.rules.flow import RememberedAnswers, ZeroFlow, all_needed, propagate_needs
 from jasgnas.space.alignment import Aligner, regrouping
 from jasgnas.space.dimensions import Channels, Dimension, LeafAxis, Place
 from jasgnas.space.groups import NOBODY
@@ -177,7 +177,8 @@ class _Connector:
                 self._factors.append((old, new if each.is_summed else sources[new]))
             if old in apart or new in apart:
                 continue
-            self._connect(self._nodes(old), each.first_blocks, self._nodes(new), each.second_blocks)
+            heads, members = np.concatenate([self._nodes(old), self._nodes(new)])[each.links]
+            self._edges.append((heads, members))
             if not each.is_summed:
                 goes.append((old, new))
                 left.discard(old)
@@ -189,15 +190,6 @@ class _Connector:
     def _places(self, var: int) -> list[Place]:
         axes = range(len(self._program.avals[var].shape))
         return [(var, axis) for axis in axes if (var, axis) in self._first]
-
-    def _connect(self, first: np.ndarray, blocks: np.ndarray, second: np.ndarray, others: np.ndarray) -> None:
-        """Connects the nodes of each block."""
-        members = np.concatenate([first[blocks != NOBODY], second[others != NOBODY]])
-        labels = np.concatenate([blocks[blocks != NOBODY], others[others != NOBODY]])
-        heads = np.zeros(labels.max(initial=NOBODY) + 1, int)
-        heads[labels] = members  # any one of each block
-        is_other = heads[labels] != members
-        self._edges.append((heads[labels][is_other], members[is_other]))
 
     def _reshape(self, eqn: Equation) -> list[tuple[Place, Place]]:
         """Connects axes that a reshape leaves as they are, and notes choices where it merges or splits them."""
@@ -308,8 +300,7 @@ class _Sorter:
             if reason:
                 reasons.update((self._axes[maker][:2], reason) for maker in makers)
                 continue
-            order = {label: i for i, label in reversed(list(enumerate(self._along(makers[0]).tolist())))}
-            group_of[sorted(members, key=order.__getitem__)] = np.arange(start, start + len(members))
+            group_of[members] = np.arange(start, start + len(members))
             paths = tuple(dict.fromkeys(self._leaves[self._axes[maker][0]].path for maker in makers))
             name = paths[0].rpartition("/")[0] or paths[0]
             names[name] = names.get(name, 0) + 1
@@ -329,22 +320,30 @@ class _Sorter:
         leaf, axis, _ = self._axes[number]
         return self._labels[self._graph.program.inputs[leaf], axis]
 
-    def _candidates(self) -> dict[tuple[int, ...], list[int]]:
-        """Returns the components by the axes of leaves that make them."""
-        makers: dict[int, list[int]] = {}
-        for number, (_, _, makes) in enumerate(self._axes):
-            for label in dict.fromkeys(self._along(number).tolist()) if makes else ():
-                makers.setdefault(label, []).append(number)
-        found: dict[tuple[int, ...], list[int]] = {}
-        for label, made_by in makers.items():
-            found.setdefault(tuple(made_by), []).append(label)
+    def _candidates(self) -> dict[tuple[int, ...], np.ndarray]:
+        """Returns the components by the axes of leaves that make them, in the order of the first of these axes."""
+        makers: list[tuple[int, ...]] = [()]
+        made_by = np.zeros(self._num_labels, int)
+        along = {number: self._along(number) for number, (_, _, makes) in enumerate(self._axes) if makes}
+        for number, labels in along.items():
+            own = np.unique(labels)
+            before, each = np.unique(made_by[own], return_inverse=True)
+            made_by[own] = len(makers) + each
+            makers += [(*makers[other], number) for other in before]
+        found: dict[tuple[int, ...], np.ndarray] = {}
+        for number, labels in along.items():
+            labels = labels[np.sort(np.unique(labels, return_index=True)[1])]
+            same, first = np.unique(made_by[labels], return_index=True)
+            for each in same[np.argsort(first)]:
+                if makers[each][0] == number:
+                    found[makers[each]] = labels[made_by[labels] == each]
         return found
 
-    def _why_not(self, makers: Sequence[int], members: Sequence[int]) -> str:
+    def _why_not(self, makers: Sequence[int], members: np.ndarray) -> str:
         """Says why some components are no dimension, as far as that is known without following any zeros."""
-        if not self._ends.isdisjoint(members):
+        if not self._ends.isdisjoint(members.tolist()):
             return "its indices are those of a network input or output"
-        if not self._alone.isdisjoint(members):
+        if not self._alone.isdisjoint(members.tolist()):
             return "one of its indices is read by itself"
         if any(self._axes[maker][0] in self._kept for maker in makers):
             return "keep= names a parameter that makes it"
@@ -362,13 +361,14 @@ def _unproved(graph: Graph, leaves: Sequence[Leaf], channels: Channels) -> tuple
     position = np.arange(len(channels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     failed = [""] * len(sizes)
     found: set[Place] = set()
+    prover = _Prover(graph, leaves, channels)
     for number, marked in enumerate(_separating(sizes.tolist())):
         # Without all channels of a dimension nothing might be needed at all: one is left.
         is_full = np.bincount(dimension_of, marked, len(sizes)) == sizes
         marked &= ~(is_full[dimension_of] & (position == number % sizes[dimension_of]))
         removed = np.concatenate([np.zeros(channels.first, bool), marked, [False]])
         # The last that is needed says most: what is before it is needed for it.
-        needed = list(_needed(graph, leaves, channels, removed))
+        needed = list(prover.needed(removed))
         found.update(place for place, _ in needed)
         for (var, _), groups in sorted(needed, key=lambda found: -found[0][0]):
             for each in np.unique(dimension_of[groups - channels.first]).tolist():
@@ -381,25 +381,42 @@ def _described(graph: Graph, var: int) -> str:
     return f"the result of {describe(maker)}" if maker else "its parameter"
 
 
-def _needed(
-    graph: Graph, leaves: Sequence[Leaf], channels: Channels, removed: np.ndarray
-) -> Iterator[tuple[Place, np.ndarray]]:
-    """Yields the axes along which removed channels are needed though what makes them is zero, and these."""
-    program = graph.program
-    zeros: dict[int, list[np.ndarray | None]] = {}
-    for each in channels.axes:
-        if each.makes:
-            axes = zeros.setdefault(program.inputs[each.leaf], [None] * len(leaves[each.leaf].shape))
-            axes[each.axis] = removed[each.groups]
-    known = {var: zero_at(axes) for var, axes in zeros.items()}
-    flow = ZeroFlow({**graph.full.zeros, **known}).through(depending(program, known))
-    needs = propagate_needs(program, flow, all_needed(program))
-    for (var, axis), groups in channels.places.items():
-        need = coarsened(needs.read(var))
-        if need != NOTHING:
-            left = filled(need[axis], len(groups)) & removed[groups]
-            if np.count_nonzero(left):
-                yield (var, axis), groups[left]
+class _Prover:
+    """Follows the zeros of channels through a network, and what is needed then."""
+
+    def __init__(self, graph: Graph, leaves: Sequence[Leaf], channels: Channels):
+        self._graph, self._leaves, self._channels = graph, leaves, channels
+        self._answers = RememberedAnswers()
+        self._makers = [each for each in channels.axes if each.makes]
+        self._equations = depending(graph.program, {graph.program.inputs[each.leaf] for each in self._makers})
+        self._outputs = [self._answers.one(need) for need in all_needed(graph.program)]
+        # Places with the same channels share one array of them.
+        arrays: dict[bytes, np.ndarray] = {}
+        self._places = [(at, arrays.setdefault(own.tobytes(), own)) for at, own in channels.places.items()]
+
+    def needed(self, removed: np.ndarray) -> Iterator[tuple[Place, np.ndarray]]:
+        """Yields the axes along which removed channels are needed though what makes them is zero, and these."""
+        program = self._graph.program
+        zeros: dict[int, list[np.ndarray | None]] = {}
+        for each in self._makers:
+            masks = zeros.setdefault(program.inputs[each.leaf], [None] * len(self._leaves[each.leaf].shape))
+            masks[each.axis] = removed[each.groups]
+        known = {var: self._answers.one(zero_at(masks)) for var, masks in zeros.items()}
+        flow = ZeroFlow({**self._graph.full.zeros, **known}, answers=self._answers).through(self._equations)
+        needs = propagate_needs(program, flow, self._outputs)
+        # Needs that are the same object are looked at once.
+        left: dict[tuple[int, int, int], np.ndarray] = {}
+        for (var, axis), groups in self._places:
+            need = needs.read(var)
+            if need == NOTHING:
+                continue
+            key = id(need), axis, id(groups)
+            if key not in left:
+                axes = coarsened(need)
+                assert axes != NOTHING
+                left[key] = groups[filled(axes[axis], len(groups)) & removed[groups]]
+            if left[key].size:
+                yield (var, axis), left[key]
 
 
 def _separating(sizes: Sequence[int]) -> Iterator[np.ndarray]:
