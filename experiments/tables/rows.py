@@ -183,6 +183,17 @@ _CONTROL_SUPER_RESNET = Size(
     target_macs=0.35,
     options={"width": 0.125, "depth": 0.4},
 )
+# Three cells and few images: even so a step takes about a second of a core, most of it in depthwise convolutions.
+_CONTROL_DARTS = Size(
+    epochs=1,
+    num_train=2_048,
+    num_test=2_000,
+    batch_size=16,
+    workers=0,
+    target_macs=0.6,
+    auxiliary_weight=0.0,
+    options={"features": 4, "num_cells": 3},
+)
 _SMOKE_DARTS = replace(
     _SMOKE,
     num_train=128,
@@ -251,6 +262,7 @@ ROWS = {
                     auxiliary_weight=0.0,
                     options={"features": 8},
                 ),
+                "control": replace(_CONTROL_DARTS, image_size=24),
                 "smoke": replace(_SMOKE_DARTS, image_size=48),
             },
             full=Figures(4.05, 614, 74.6),
@@ -317,6 +329,7 @@ ROWS = {
             sizes={
                 "full": Size(),
                 "reduced": Size(epochs=20, num_train=100_000, num_test=10_000, batch_size=256),
+                "control": replace(_CONTROL_DARTS, image_size=64),
                 "smoke": replace(_SMOKE_DARTS, image_size=64),
             },
             subnet=Figures(4.8, 547, 75.3, 92.5),
