@@ -94,7 +94,10 @@ class _Choice(NamedTuple):
 
 
 class _Connector:
-    """Connects the nodes of a program. A node is an index of an axis of a variable."""
+    """Connects the nodes of a program. A node is an index of an axis of a variable.
+
+    Axes that are the same axis, such as those before and after an activation, have the same nodes: most have.
+    """
 
     def __init__(self, graph: Graph, leaves: Sequence[Leaf], aligner: Aligner, apart: frozenset[Place]):
         """Prepares the nodes; the factors `apart` are not connected with what they are multiplied with."""
@@ -106,10 +109,6 @@ class _Connector:
         self._program = graph.program
         self._first: dict[Place, int] = {}
         self._num_nodes = 0
-        for var, aval in self._program.avals.items():
-            for axis, size in enumerate(aval.shape):
-                if size > 1:
-                    self._first[var, axis] = self._reserve(size)
         self._edges: list[tuple[np.ndarray, np.ndarray]] = []
         self._choices: list[_Choice] = []
         self._mixed: list[Place] = []
@@ -121,6 +120,7 @@ class _Connector:
         for eqn in self._program.equations:
             passed += self._reshape(eqn) if eqn.primitive == "reshape" else self._align(eqn)
             self._alone += self._read_alone(eqn)
+        first_of = {place: self._nodes(place)[0] for var in self._program.avals for place in self._places(var)}
         self._choose()
         independent, makes = self._graph.independent, set()
         for old, new in reversed(passed):
@@ -128,7 +128,10 @@ class _Connector:
                 makes.add(old)
         labels = self._components()
         alone = {int(label) for place in self._alone for label in labels[self._nodes(place)]}
-        return _Connected({p: labels[self._nodes(p)] for p in self._first}, makes, labels.max(initial=0) + 1, alone)
+        # Places with the same nodes share one array.
+        arrays = {first: labels[self._nodes(place)] for place, first in first_of.items()}
+        found = {place: arrays[first] for place, first in first_of.items()}
+        return _Connected(found, makes, labels.max(initial=0) + 1, alone)
 
     def factors_after(self, needed: Collection[Place]) -> set[Place]:
         """Returns the factors that come from what is needed, where parameters make the other factor zero by themselves.
@@ -148,15 +151,22 @@ class _Connector:
         """Returns the axes of operands of which an equation reads a single index."""
         operands = [self._graph.full.read(atom) for atom in eqn.inputs]
         found = [(eqn.inputs[operand], axis) for operand, axis in self._aligner.read_alone(eqn, operands)]
-        return [(var, axis) for var, axis in found if isinstance(var, int) and (var, axis) in self._first]
+        return [(var, axis) for var, axis in found if isinstance(var, int)]
 
-    def _reserve(self, size: int) -> int:
+    def _reserve(self, size: int) -> np.ndarray:
         self._num_nodes += size
-        return self._num_nodes - size
+        return np.arange(self._num_nodes - size, self._num_nodes)
 
     def _nodes(self, place: Place) -> np.ndarray:
-        first = self._first[place]
-        return np.arange(first, first + self._program.avals[place[0]].shape[place[1]])
+        size = self._program.avals[place[0]].shape[place[1]]
+        if place not in self._first:
+            self._first[place] = self._reserve(size)[0]
+        return np.arange(self._first[place], self._first[place] + size)
+
+    def _identify(self, place: Place, nodes: np.ndarray) -> None:
+        """Says that the nodes of a place are these."""
+        if self._first.setdefault(place, nodes[0]) != nodes[0]:
+            self._edges.append((self._nodes(place), nodes))
 
     def _align(self, eqn: Equation) -> list[tuple[Place, Place]]:
         """Connects what an equation aligns; returns which axes of operands go to which of results."""
@@ -177,8 +187,12 @@ class _Connector:
                 self._factors.append((old, new if each.is_summed else sources[new]))
             if old in apart or new in apart:
                 continue
-            heads, members = np.concatenate([self._nodes(old), self._nodes(new)])[each.links]
-            self._edges.append((heads, members))
+            if each.is_identity:
+                known, unknown = (new, old) if new in self._first else (old, new)
+                self._identify(unknown, self._nodes(known))
+            else:
+                heads, members = np.concatenate([self._nodes(old), self._nodes(new)])[each.links]
+                self._edges.append((heads, members))
             if not each.is_summed:
                 goes.append((old, new))
                 left.discard(old)
@@ -188,8 +202,7 @@ class _Connector:
         return goes
 
     def _places(self, var: int) -> list[Place]:
-        axes = range(len(self._program.avals[var].shape))
-        return [(var, axis) for axis in axes if (var, axis) in self._first]
+        return [(var, axis) for axis, size in enumerate(self._program.avals[var].shape) if size > 1]
 
     def _reshape(self, eqn: Equation) -> list[tuple[Place, Place]]:
         """Connects axes that a reshape leaves as they are, and notes choices where it merges or splits them."""
@@ -197,17 +210,23 @@ class _Connector:
             return []
         variables = (eqn.inputs[0], eqn.outputs[0])
         sizes, axes = regrouping(eqn)
-        virtual = [np.arange(first, first + size) for size in sizes for first in [self._reserve(size)]]
-        consists: dict[Place, tuple[int, ...]] = {}
-        for (position, axis), parts in axes.items():
-            place = variables[position], axis
-            nodes = self._nodes(place)
-            consists[place] = parts
-            indices = np.unravel_index(np.arange(len(nodes)), [sizes[part] for part in parts])
-            if len(parts) == 1:
-                self._edges.append((nodes, virtual[parts[0]]))
+        consists = {(variables[position], axis): parts for (position, axis), parts in axes.items()}
+        virtual: dict[int, np.ndarray] = {}
+        for place, parts in consists.items():
+            if len(parts) > 1:
+                continue
+            if parts[0] in virtual:
+                self._identify(place, virtual[parts[0]])
             else:
-                self._choices.append(_Choice(nodes, [virtual[part] for part in parts], indices))
+                virtual[parts[0]] = self._nodes(place)
+        for place, parts in consists.items():
+            if len(parts) > 1:
+                runs = [sizes[part] for part in parts]
+                for part, size in zip(parts, runs, strict=True):
+                    if part not in virtual:
+                        virtual[part] = self._reserve(size)
+                indices = np.unravel_index(np.arange(math.prod(runs)), runs)
+                self._choices.append(_Choice(self._nodes(place), [virtual[part] for part in parts], indices))
         before, after = ({p: own for p, own in consists.items() if p[0] == var} for var in variables)
         self._mixed += [place for place in self._places(variables[0]) if place not in before]
         return [(old, new) for old, own in before.items() for new, others in after.items() if {*own} & {*others}]
@@ -307,8 +326,11 @@ class _Sorter:
             name = name if names[name] == 1 else f"{name}.{names[name]}"
             dimensions.append(Dimension(name, paths, len(members), range(start, start + len(members))))
             start += len(members)
-        places = {place: group_of[labels] for place, labels in self._labels.items()}
-        places = {place: groups for place, groups in places.items() if (groups != NOBODY).any()}
+        # Places with the same components share one array of groups.
+        groups_of = {id(labels): group_of[labels] for labels in self._labels.values()}
+        places = {place: groups_of[id(labels)] for place, labels in self._labels.items()}
+        in_any = {id(groups) for groups in groups_of.values() if (groups != NOBODY).any()}
+        places = {place: groups for place, groups in places.items() if id(groups) in in_any}
         axes = [
             LeafAxis(leaf, axis, makes, places[self._graph.program.inputs[leaf], axis])
             for leaf, axis, makes in self._axes
@@ -390,9 +412,6 @@ class _Prover:
         self._makers = [each for each in channels.axes if each.makes]
         self._equations = depending(graph.program, {graph.program.inputs[each.leaf] for each in self._makers})
         self._outputs = [self._answers.one(need) for need in all_needed(graph.program)]
-        # Places with the same channels share one array of them.
-        arrays: dict[bytes, np.ndarray] = {}
-        self._places = [(at, arrays.setdefault(own.tobytes(), own)) for at, own in channels.places.items()]
 
     def needed(self, removed: np.ndarray) -> Iterator[tuple[Place, np.ndarray]]:
         """Yields the axes along which removed channels are needed though what makes them is zero, and these."""
@@ -404,9 +423,9 @@ class _Prover:
         known = {var: self._answers.one(zero_at(masks)) for var, masks in zeros.items()}
         flow = ZeroFlow({**self._graph.full.zeros, **known}, answers=self._answers).through(self._equations)
         needs = propagate_needs(program, flow, self._outputs)
-        # Needs that are the same object are looked at once.
+        # Places with the same channels and the same need are looked at once.
         left: dict[tuple[int, int, int], np.ndarray] = {}
-        for (var, axis), groups in self._places:
+        for (var, axis), groups in self._channels.places.items():
             need = needs.read(var)
             if need == NOTHING:
                 continue
