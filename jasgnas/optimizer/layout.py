@@ -297,11 +297,11 @@ _MOST_RANGES = 32
 
 def without_groups(layout: GroupLayout, xs: list[jax.Array], is_gone: jax.Array) -> list[jax.Array]:
     """Returns the grouped leaves of parameters or gradients with some groups, bool `[num_groups]`, set to zero."""
-    marked = jnp.append(is_gone, False)  # NOBODY takes the last entry
+    marked = jnp.append(is_gone, False)[None]  # NOBODY takes the last entry
     left = list(xs)
     for index, leaf in enumerate(layout.leaves):
         for each in leaf.owners:
-            left[index] = _cleared(left[index], each.over(marked[each.groups], left[index].ndim))
+            left[index] = _cleared(left[index], *_values_of(each, marked, left[index].ndim))
     return left
 
 
@@ -314,36 +314,49 @@ def move_groups(layout: GroupLayout, xs: list[jax.Array], us: list[jax.Array], m
         us: grouped leaves of the updates, in a dtype as wide as the parameters'.
         moves: what becomes of each group.
     """
+    bounds = jnp.zeros_like(moves.scale) if moves.bounds is None else moves.bounds
     # The last entry is for NOBODY.
-    scale = jnp.append(jnp.where(moves.zero, 1, moves.scale), 1)
-    shift = jnp.append(jnp.where(moves.zero, -1, moves.shift), 0)
-    zero = jnp.append(moves.zero, False)
-    bounds = None if moves.bounds is None else jnp.append(moves.bounds, jnp.inf)
+    columns = [
+        jnp.append(jnp.where(moves.zero, 1, moves.scale), 1),
+        jnp.append(jnp.where(moves.zero, -1, moves.shift), 0),
+        jnp.append(moves.zero, False),
+        jnp.append(bounds, jnp.inf),
+    ]
     # Keeps the compiler from doing the arithmetic on groups again for every single parameter.
-    scale, shift, zero = jax.lax.optimization_barrier((scale, shift, zero))
+    values = jax.lax.optimization_barrier(jnp.stack([column.astype(layout.dtype) for column in columns]))
     moved = []
     for leaf, x, u in zip(layout.leaves, xs, us, strict=True):
         first, *others = leaf.owners
-        scale_of, shift_of, is_zero = (_values_of(first, values, x.ndim) for values in (scale, shift, zero))
-        least = None if bounds is None or not others else _values_of(first, bounds, x.ndim)
+        scale, shift, zero, least = _values_of(first, values, x.ndim)
+        is_zero = zero != 0
         for each in others:
-            assert bounds is not None
-            assert least is not None
-            bound = _values_of(each, bounds, x.ndim)
-            is_zero_too, is_less = _values_of(each, zero, x.ndim), bound < least
-            scale_of = jnp.where(is_less, _values_of(each, scale, x.ndim), scale_of)
-            shift_of = jnp.where(is_less, _values_of(each, shift, x.ndim), shift_of)
-            is_zero, least = is_zero | is_zero_too, jnp.minimum(bound, least)
+            own_scale, own_shift, own_zero, bound = _values_of(each, values, x.ndim)
+            is_less = bound < least
+            scale, shift = jnp.where(is_less, own_scale, scale), jnp.where(is_less, own_shift, shift)
+            is_zero, least = is_zero | (own_zero != 0), jnp.minimum(bound, least)
         if others:
-            scale_of, shift_of = jnp.where(is_zero, 1, scale_of), jnp.where(is_zero, -1, shift_of)
+            scale, shift = jnp.where(is_zero, 1, scale), jnp.where(is_zero, -1, shift)
         # Cleared, not multiplied by zero: x − x is exactly zero in every dtype, even where u is not finite.
-        moved.append((scale_of * _cleared(u, is_zero) + shift_of * x).astype(u.dtype))
+        moved.append((scale * _cleared(u, is_zero) + shift * x).astype(u.dtype))
     return moved
 
 
-def _values_of(owners: Owners, values: jax.Array, ndim: int) -> jax.Array:
-    """Returns the value of the group that each entry belongs to, given those of all groups and one for no group."""
-    return owners.over(values[owners.groups % len(values)], ndim)
+def _values_of(owners: Owners, values: jax.Array, ndim: int) -> list[jax.Array]:
+    """Returns several values of the group that each entry belongs to, in shapes that broadcast against the leaf.
+
+    They are looked up in one list of places, of two at least. What is taken from a single place is written into the
+    loop over the leaf, so that a compiler sees as many different loops as there are leaves: some 15 ms for each, where
+    leaves of one shape could have the same.
+
+    Args:
+        owners: to which group each entry belongs.
+        values: `[num_values, num_groups + 1]`, those of each group, and of no group.
+        ndim: number of axes of the leaf.
+    """
+    num_values, size = values.shape
+    places = np.arange(max(num_values, 2)) % num_values * size
+    found = values.reshape(-1)[np.add.outer(places, owners.groups % size)]
+    return [owners.over(each, ndim) for each in found[:num_values]]
 
 
 def _cleared(x: jax.Array, is_zero: jax.Array) -> jax.Array:
