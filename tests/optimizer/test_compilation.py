@@ -1,0 +1,46 @@
+"""What the program of an update consists of: leaves of one shape share their loops, so that more leaves cost little."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jasgnas
+from tests.networks import optimized
+
+
+def branches(params, x):
+    return sum(jnp.tanh(x @ kernel) for kernel in params)
+
+
+def loops_of(num_branches):
+    """Returns how many loops the program of an update has, and how many different ones, each compiled once."""
+    params, x = [jnp.ones((16, 16))] * num_branches, jnp.ones((2, 16))
+    space = jasgnas.search_space(branches, x, params=params)
+    assert len(space.groups) == num_branches
+    last = jasgnas.h2spg(space, learning_rate=0.1, target_groups=2, warmup_steps=4, projection_steps=4, score="gate")
+    tx = optax.chain(optax.sgd(0.1, momentum=0.9), last)
+
+    def update(grads, state, params):
+        updates, state = tx.update(grads, state, params, grad=grads)
+        return optax.apply_updates(params, updates), state
+
+    with optimized():
+        text = jax.jit(update).lower(params, tx.init(params), params).compile().as_text()
+    bodies = dict(re.findall(r"^%([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    called = [bodies[name] for name in re.findall(r" fusion\(.*?calls=%([\w.\-]+)", text)]
+    return len(called), len(set(map(unnamed, called)))
+
+
+def unnamed(body):
+    """Numbers the values of a loop anew, and leaves out where it came from."""
+    numbers: dict[str, str] = {}
+    body = re.sub(r", metadata=\{[^}]*\}", "", body)
+    return re.sub(r"%[\w.\-]+", lambda name: numbers.setdefault(name[0], f"%{len(numbers)}"), body)
+
+
+def test_more_leaves_of_one_shape_bring_no_loops_that_are_not_there_yet():
+    (few, few_kinds), (many, many_kinds) = loops_of(13), loops_of(26)
+    assert many >= few + 3 * 13  # each leaf is summed, moved and applied
+    assert many_kinds < few_kinds + 13 // 2
