@@ -45,6 +45,8 @@ class Size:
     """Height and width to bring the images to."""
     batch_size: int | None = None
     """Images per step."""
+    learning_rate: float | None = None
+    """The peak of the learning rate, in place of the recipe's share for such a batch."""
     workers: int | None = None
     """Processes that decode and augment."""
     target_sparsity: float | None = None
@@ -53,6 +55,8 @@ class Size:
     """Most parameters that the sub-network may have, a number or a fraction, in place of the row's own target."""
     target_macs: int | float | None = None
     """The same for its multiply-adds."""
+    drop_path: float | None = None
+    """Probability of dropping a path, in place of the recipe's."""
     auxiliary_weight: float | None = None
     """Weight of the auxiliary classifier's loss. Where images become small, there is no place for this classifier."""
     options: dict[str, Option] = dataclasses.field(default_factory=dict)
@@ -80,6 +84,8 @@ class Size:
         zoom = (self.image_size or native_size) / native_size
         data, optimizer, h2spg = config.data, config.optimizer, config.h2spg
         model = replace(config.model, options=config.model.options | self.options)
+        if self.drop_path is not None:
+            model = replace(model, drop_path=self.drop_path)
         if self.auxiliary_weight is not None:
             model = replace(model, auxiliary_weight=self.auxiliary_weight)
         augmentation = replace(
@@ -102,7 +108,7 @@ class Size:
             ),
             optimizer=replace(
                 optimizer,
-                learning_rate=optimizer.learning_rate * (batch_size / config.batch_size),
+                learning_rate=self.learning_rate or optimizer.learning_rate * (batch_size / config.batch_size),
                 warmup_epochs=min(optimizer.warmup_epochs, epochs / 10),
             ),
             h2spg=h2spg,
@@ -183,16 +189,19 @@ _CONTROL_SUPER_RESNET = Size(
     target_macs=0.35,
     options={"width": 0.125, "depth": 0.4},
 )
-# Three cells and few images: even so a step takes about a second of a core, most of it in depthwise convolutions.
+# Two cells: more take minutes to compile, and are slow, as gradients of depthwise convolutions are. A thousand steps
+# are few for a network whose sums of all operations make for large outputs in the beginning: no paths are dropped.
 _CONTROL_DARTS = Size(
-    epochs=1,
-    num_train=2_048,
+    epochs=2,
+    num_train=8_000,
     num_test=2_000,
     batch_size=16,
+    learning_rate=0.01,
     workers=0,
     target_macs=0.6,
+    drop_path=0.0,
     auxiliary_weight=0.0,
-    options={"features": 4, "num_cells": 3},
+    options={"features": 4, "num_cells": 2},
 )
 _SMOKE_DARTS = replace(
     _SMOKE,
