@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,28 +24,46 @@ from jasgnas.space.mixtures import resolve_mixture
 NETWORKS = (("resnet18_cifar", 256), ("demo_net", 256), ("vit_s16", 64), ("stacked_unets", 256))
 """Names and batch sizes, in order of value."""
 
-_CALLS = 10
-"""Steps, or forward passes, that are started one after the other before the last one is waited for."""
-
-_ROUNDS = 5
 _WARMUP_STEPS = _PROJECTION_STEPS = 10_000
 _NUM_CLASSES = 10
 _LEARNING_RATE = 1e-3
 _WIDTH, _DEPTH = 1_000, 100
 
 
+class Repeats(NamedTuple):
+    """How often everything is timed.
+
+    Attributes:
+        calls: steps, or forward passes, that are started one after the other before the last one is waited for.
+        rounds: how many times that is done.
+    """
+
+    calls: int = 10
+    rounds: int = 5
+
+
 def measurements(*, tiny: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yields name and work of each measurement, which returns its figures."""
     dtype = "float32" if tiny else "bfloat16"  # a CPU takes minutes to compile bfloat16
+    repeats = Repeats(calls=2, rounds=1) if tiny else Repeats()  # and a tenth of a second and more for a step
     for name, batch_size in (("demo_net", 4),) if tiny else NETWORKS:
-        yield f"{name}, batch {batch_size}", partial(measure_network, name, batch_size, dtype)
+        yield f"{name}, batch {batch_size}", partial(measure_network, name, batch_size, dtype, repeats)
         if name == NETWORKS[0][0] or tiny:
             width, depth = (10, 4) if tiny else (_WIDTH, _DEPTH)
-            yield f"selection among {width * depth:,} channels", partial(measure_selection, width, depth)
+            yield (
+                f"selection among {width * depth:,} channels",
+                partial(measure_selection, width, depth, repeats.rounds),
+            )
 
 
-def measure_network(name: str, batch_size: int, dtype: str) -> dict[str, Any]:
+def measure_network(name: str, batch_size: int, dtype: str, repeats: Repeats) -> dict[str, Any]:
     """Measures training steps and forward passes of a network and of a random sub-network, computed in a dtype.
+
+    Args:
+        name: name of the network in the zoo.
+        batch_size: images of a step.
+        dtype: name of the dtype.
+        repeats: how often everything is timed.
 
     Returns:
         Milliseconds of a training step, called one by one and many in one call: plain, with H2SPG in each of its
@@ -96,12 +114,12 @@ def measure_network(name: str, batch_size: int, dtype: str) -> dict[str, Any]:
     def compiled_forward(network: nnx.Module) -> Any:
         arguments = jax.device_put(Network.variables(network), jax.devices()[0]), options.normalised(batch.images)
         executable = jax.jit(Network(network).evaluate).lower(*arguments).compile()
-        return partial(_repeated, partial(executable, *arguments))
+        return partial(_repeated, partial(executable, *arguments), repeats.calls)
 
     steps = {key: compiled(key) for key in ("plain", "H2SPG")}  # one by one: their times of compilation are compared
     with ThreadPoolExecutor() as pool:
         sub = pool.submit(compiled, "sub-network")
-        in_one_call = pool.map(lambda key: compiled(key, _CALLS)[0], states)
+        in_one_call = pool.map(lambda key: compiled(key, repeats.calls)[0], states)
         forward = dict(zip(("full", "sub-network"), pool.map(compiled_forward, (model, subnet)), strict=True))
         joined = dict(zip(states, in_one_call, strict=True))
         steps["sub-network"] = sub.result()
@@ -117,17 +135,17 @@ def measure_network(name: str, batch_size: int, dtype: str) -> dict[str, Any]:
     for phase, (number, redundant) in phases.items():
         there = momentum, state._replace(step=jnp.int32(number), redundant=jnp.asarray(redundant))
         starts[f"H2SPG, {phase}"] = "H2SPG", initial["H2SPG"]._replace(opt_state=there)
-    runs = {name: _Training(steps[key][0], start, batch, _CALLS) for name, (key, start) in starts.items()}
+    runs = {name: _Training(steps[key][0], start, batch, repeats.calls) for name, (key, start) in starts.items()}
     joined_runs = {name: _Training(joined[key], start, batch, 1) for name, (key, start) in starts.items()}
-    seconds = interleaved_seconds(runs, _ROUNDS)
-    joined_seconds = interleaved_seconds(joined_runs, _ROUNDS)
-    forward_seconds = interleaved_seconds(forward, _ROUNDS)
+    seconds = interleaved_seconds(runs, repeats.rounds)
+    joined_seconds = interleaved_seconds(joined_runs, repeats.rounds)
+    forward_seconds = interleaved_seconds(forward, repeats.rounds)
     return {
         "macs_share": macs[1] / macs[0],
         "removed": len(removed),
-        "step_ms": {key: 1e3 * value / _CALLS for key, value in seconds.items()},
-        "joined_step_ms": {key: 1e3 * value / _CALLS for key, value in joined_seconds.items()},
-        "forward_ms": {key: 1e3 * value / _CALLS for key, value in forward_seconds.items()},
+        "step_ms": {key: 1e3 * value / repeats.calls for key, value in seconds.items()},
+        "joined_step_ms": {key: 1e3 * value / repeats.calls for key, value in joined_seconds.items()},
+        "forward_ms": {key: 1e3 * value / repeats.calls for key, value in forward_seconds.items()},
         "compile_seconds": {key: value for key, (_, value) in steps.items()},
         "temporary_mib": {key: each.memory_analysis().temp_size_in_bytes / 2**20 for key, (each, _) in steps.items()},
     }
@@ -147,11 +165,11 @@ class _Training:
         return metrics
 
 
-def _repeated(call: Callable[[], Any]) -> Any:
-    return [call() for _ in range(_CALLS)][-1]
+def _repeated(call: Callable[[], Any], number: int) -> Any:
+    return [call() for _ in range(number)][-1]
 
 
-def measure_selection(width: int, depth: int) -> dict[str, Any]:
+def measure_selection(width: int, depth: int, rounds: int) -> dict[str, Any]:
     """Measures one selection by cost among the channels of a stack of dense layers, to half of its multiply-adds."""
     with jax.default_device(jax.devices("cpu")[0]):
         layers = nnx.eval_shape(lambda: _Stack(width, depth, nnx.Rngs(0)))
@@ -163,7 +181,7 @@ def measure_selection(width: int, depth: int) -> dict[str, Any]:
     started = time.perf_counter()
     jax.block_until_ready(select(scores))
     first = time.perf_counter() - started
-    seconds = interleaved_seconds({"": lambda: select(scores)}, _ROUNDS)[""]
+    seconds = interleaved_seconds({"": lambda: select(scores)}, rounds)[""]
     return {"groups": len(space.groups), "ms": 1e3 * seconds, "first_call_seconds": first}
 
 
