@@ -179,7 +179,7 @@ class _Heats:
             self._begun.append((variant, seed, self._begin(variant, seed)))
         while self._begun:
             self._end_first()
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _length(self, variant: Variant) -> int | None:
         """Returns the number of epochs, None if it follows from trainings that have not ended."""

@@ -3,6 +3,9 @@
 import dataclasses
 import gzip
 import json
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +127,28 @@ def test_no_time_left_trains_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "gpu.jsonl", "smoke", "command")
     Races([RACES[0].small], journal, lambda data: open_dataset(data.name, None, data.image_size)).run(Deadline(0))
     assert not (tmp_path / "gpu.jsonl").exists()
+
+
+def test_the_command_does_not_wait_for_programs_it_has_no_time_for(tmp_path: Path) -> None:
+    code = """
+        import threading
+        from experiments.gpu import __main__ as command, training
+
+        begun = threading.Event()
+
+        def compile_forever(*_):
+            begun.set()
+            threading.Event().wait()
+
+        training.Trainer.compile = compile_forever
+        command.Races.run = lambda *_: begun.wait()
+        command.main()
+    """
+    options = ["--scale", "smoke", "--parts", "training", "--results", str(tmp_path)]
+    command = [sys.executable, "-c", textwrap.dedent(code), *options]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "gpu-smoke.md").exists() and str(tmp_path) in done.stdout
 
 
 def test_files_are_read_as_they_are_published(tmp_path: Path) -> None:
