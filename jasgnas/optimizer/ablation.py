@@ -83,7 +83,9 @@ class Loss(NamedTuple):
         sets = jnp.concatenate([jnp.zeros_like(gone[:own]), gone])
 
         def evaluated(index: jax.Array, losses: jax.Array) -> jax.Array:
-            left = without_groups(self.layout, xs, sets[index])
+            # Otherwise a compiler makes room for what of the parameters does not depend on the index, before the loop.
+            inside, is_gone = jax.lax.optimization_barrier((xs, sets[index]))
+            left = without_groups(self.layout, inside, is_gone)
             return losses.at[index].set(self.of_params(with_grouped_leaves(self.layout, self.params, left)))
 
         dtype = jax.eval_shape(self.of_params, self.params).dtype

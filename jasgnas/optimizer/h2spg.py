@@ -402,8 +402,13 @@ class _Method:
         since = step - state.selected_at
         strengths = shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
         # Parameters and updates are read again only where something can move.
+        may_move = since >= 0
+        if loss is not None:
+            # A number always, which a compiler does not know: nothing moves before the loss is evaluated. If parameters
+            # are to be written where the old ones lie, it would else make a copy of these for the evaluation.
+            may_move &= jnp.isfinite(state.measured_rise)
         us, zero = jax.lax.cond(
-            since >= 0,
+            may_move,
             lambda: self._move(layout, xs, us, state, sums, alpha * strengths),
             lambda: (us, state.zero),
         )

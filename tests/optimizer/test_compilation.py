@@ -1,10 +1,14 @@
-"""What the program of an update consists of: leaves of one shape share their loops, so that more leaves cost little."""
+"""What the program of an update consists of.
+
+Leaves of one shape share their loops, so that more leaves cost little; to evaluate the loss copies no parameters.
+"""
 
 import re
 
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import jasgnas
 from tests.networks import optimized
@@ -44,3 +48,35 @@ def test_more_leaves_of_one_shape_bring_no_loops_that_are_not_there_yet():
     (few, few_kinds), (many, many_kinds) = loops_of(13), loops_of(26)
     assert many >= few + 3 * 13  # each leaf is summed, moved and applied
     assert many_kinds < few_kinds + 13 // 2
+
+
+AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True} if jax.__version__.startswith("0.10.") else None
+"""Loops as they are compiled without the options of conftest.py."""
+
+
+@pytest.mark.parametrize("score", ["ablation", "gate"])
+def test_loss_is_evaluated_with_one_more_copy_of_the_parameters_at_most(score):
+    """Each group is masked where the loss is evaluated without it; beside that there are the gradients, as always."""
+    params, x = [0.1 * jnp.ones((256, 256))] * 4, jnp.ones((2, 256))
+    space = jasgnas.search_space(branches, x, params=params)
+    last = jasgnas.h2spg(space, learning_rate=0.1, target_groups=2, warmup_steps=40, projection_steps=4, score=score)
+    plain = optax.sgd(0.1, momentum=0.9)
+
+    def compiled(tx):
+        def step(params, state):
+            def loss_fn(params):
+                return jnp.mean(branches(params, x) ** 2)
+
+            loss, grads = jax.value_and_grad(loss_fn)(params)
+            updates, state = tx.update(grads, state, params, grad=grads, value=loss, value_fn=loss_fn)
+            return optax.apply_updates(params, updates), state
+
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params))
+        return lowered.compile(compiler_options=AS_FOR_USERS)
+
+    with optimized():
+        simple, program = compiled(optax.with_extra_args_support(plain)), compiled(optax.chain(plain, last))
+    size = sum(leaf.nbytes for leaf in params)
+    sizes = [each.memory_analysis().temp_size_in_bytes for each in (simple, program)]
+    assert sizes[1] <= sizes[0] + 1.2 * size
+    assert not re.findall(r"f32\[256,256\]\S* copy\(", program.as_text())
