@@ -372,8 +372,7 @@ class _Method:
         if self.inner is not None:
             given = {"grad": grad, "value": value, "value_fn": value_fn}
             handed_on = extra | {name: each for name, each in given.items() if each is not None}
-            grad = updates
-            updates, state = self._descend(layout, updates, state, params, handed_on)
+            updates, grad, state = self._descend(layout, updates, state, params, handed_on)
         if not self.train_gates:
             updates = without_updates(updates, self.candidates.gate_leaves)
         if state.remainder.is_final:
@@ -426,8 +425,8 @@ class _Method:
         state: H2SPGState,
         params: optax.Params,
         handed_on: Mapping[str, Any],
-    ) -> tuple[optax.Updates, H2SPGState]:
-        """Returns the updates of `inner`, and the state with its own; gradients of frozen groups are masked."""
+    ) -> tuple[optax.Updates, optax.Updates, H2SPGState]:
+        """Returns the updates of `inner`, the gradients with those of frozen groups masked, and the state."""
         assert self.inner is not None
         check_updates(layout, params, grads)
         gs = grouped_leaves(layout, grads)
@@ -436,7 +435,7 @@ class _Method:
         frozen = jax.lax.cond(jnp.any(zero), lambda: without_groups(layout, gs, zero), lambda: gs)
         masked = with_grouped_leaves(layout, grads, frozen)
         updates, inner = self.inner.update(masked, state.inner, params, **handed_on)
-        return updates, state._replace(inner=inner)
+        return updates, masked, state._replace(inner=inner)
 
     def _resolved_score(self, grad: Any, loss: Loss | None) -> Score:
         """Returns the score that is asked for, or the best that what is given allows."""
