@@ -54,13 +54,15 @@ AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True} if jax.__version__.startswi
 """Loops as they are compiled without the options of conftest.py."""
 
 
-@pytest.mark.parametrize("score", ["ablation", "gate"])
-def test_loss_is_evaluated_with_one_more_copy_of_the_parameters_at_most(score):
+@pytest.mark.parametrize(("score", "around"), [("ablation", False), ("gate", False), ("gate", True)])
+def test_loss_is_evaluated_with_one_more_copy_of_the_parameters_at_most(score, around):
     """Each group is masked where the loss is evaluated without it; beside that there are the gradients, as always."""
     params, x = [0.1 * jnp.ones((256, 256))] * 4, jnp.ones((2, 256))
     space = jasgnas.search_space(branches, x, params=params)
-    last = jasgnas.h2spg(space, learning_rate=0.1, target_groups=2, warmup_steps=40, projection_steps=4, score=score)
     plain = optax.sgd(0.1, momentum=0.9)
+    inner = plain if around else None
+    options = {"learning_rate": 0.1, "target_groups": 2, "warmup_steps": 40, "projection_steps": 4, "score": score}
+    h2spg = jasgnas.h2spg(space, inner=inner, **options)
 
     def compiled(tx):
         def step(params, state):
@@ -68,14 +70,16 @@ def test_loss_is_evaluated_with_one_more_copy_of_the_parameters_at_most(score):
                 return jnp.mean(branches(params, x) ** 2)
 
             loss, grads = jax.value_and_grad(loss_fn)(params)
-            updates, state = tx.update(grads, state, params, grad=grads, value=loss, value_fn=loss_fn)
+            given = {} if around else {"grad": grads}
+            updates, state = tx.update(grads, state, params, value=loss, value_fn=loss_fn, **given)
             return optax.apply_updates(params, updates), state
 
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params))
         return lowered.compile(compiler_options=AS_FOR_USERS)
 
     with optimized():
-        simple, program = compiled(optax.with_extra_args_support(plain)), compiled(optax.chain(plain, last))
+        simple = compiled(optax.with_extra_args_support(plain))
+        program = compiled(h2spg if around else optax.chain(plain, h2spg))
     size = sum(leaf.nbytes for leaf in params)
     sizes = [each.memory_analysis().temp_size_in_bytes for each in (simple, program)]
     assert sizes[1] <= sizes[0] + 1.2 * size
