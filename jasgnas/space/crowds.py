@@ -72,9 +72,12 @@ class Crowds:
         chosen = (np.flatnonzero([own == each for own in texts]) for each in dict.fromkeys(texts))
         return [Crowds(self.members[own], self.limits[own], tuple(self.names[i] for i in own)) for own in chosen]
 
-    def excess(self, gone: jax.Array) -> jax.Array:
-        """Returns how many groups of each crowd are too many beside those gone, bool `[num_groups]`; int `[num]`."""
-        return jnp.sum(jnp.asarray(self.members) & ~gone, axis=1) - self.limits
+    def excess(self, gone: Any) -> Any:
+        """Returns how many groups of each crowd are too many beside those gone, bool `[num_groups]`; int `[num]`.
+
+        Of a NumPy array it is one, also while a caller is traced.
+        """
+        return (self.members & ~gone).sum(axis=1) - self.limits
 
     def is_due(self, gone: jax.Array, group: jax.Array) -> jax.Array:
         """Tells whether a group, int32, belongs to a crowd that is too large beside those gone."""
@@ -83,7 +86,7 @@ class Crowds:
     def require_reachable(self, gone: Sequence[int]) -> None:
         """Raises a `TargetError` if of any crowd more stay than may, though as many groups are gone as can be."""
         removed = np.isin(np.arange(self.members.shape[1]), gone)
-        excess = np.asarray(self.excess(jnp.asarray(removed)))
+        excess = self.excess(removed)
         if np.any(excess > 0):
             worst = int(np.argmax(excess))
             name = " with ".join(filter(None, self.names[worst]))

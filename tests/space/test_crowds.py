@@ -4,6 +4,7 @@ import re
 from functools import reduce
 from operator import add
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -174,3 +175,28 @@ def test_what_cannot_be_met_is_said(space):
         space.select(scores, at_most={"x/**": 1})
     with pytest.raises(ArgumentError, match="must map patterns"):
         space.select(scores, at_most=1)
+
+
+@pytest.mark.parametrize("target", [{}, {"target_groups": 7}, {"target_params": 0.5}, {"target_macs": 0.5}])
+def test_a_transformation_may_be_made_while_its_caller_is_traced(space, target):
+    rng = np.random.default_rng(0)
+    params = {name: {op: {"w": rng.normal(size=(3, 3)).astype(np.float32)} for op in OPS} for name in EDGES}
+
+    def selected(params):
+        tx = jasgnas.h2spg(
+            space,
+            learning_rate=0.1,
+            at_most={"{edge}/*/w": 1},
+            warmup_steps=1,
+            projection_steps=1,
+            score="magnitude",
+            **target,
+        )
+        state = tx.init(params)
+        for _ in range(2):
+            _, state = tx.update(params, state, params)
+        return state.redundant
+
+    expected = selected(params)
+    assert int(expected.sum()) >= 6
+    np.testing.assert_array_equal(jax.jit(selected)(params), expected)
