@@ -102,6 +102,7 @@ _REGISTRY: dict[str, _Entry] = {
     "mobilenet_v2": _Entry(MobileNetV2, _LARGE),
     "mobilenet_v3_large": _Entry(MobileNetV3, _LARGE),
     "mobilenet_v3_small": _Entry(partial(MobileNetV3, spec=MOBILENET_V3_SMALL), _LARGE),
+    "nasbench201": _Entry(NasBench201, _SMALL),
     "resnet18": _Entry(ResNet, _LARGE),
     "resnet18_cifar": _Entry(partial(ResNet, num_classes=10, small_images=True), _SMALL),
     "resnet50": _Entry(partial(ResNet, depths=(3, 4, 6, 3), block=BottleneckBlock), _LARGE),

@@ -23,6 +23,7 @@ SMALL = [
     ("darts_8", {"num_cells": 3, "features": 4, "genotype": Genotype(_NORMAL, _REDUCTION)}, (4, 8, 8, 3)),
     ("super_resnet", {"depths": (1, 1), "widths": (8, 16)}, (4, 8, 8, 3)),
     ("regnet_y_200mf_cifar", {"config": RegNetConfig(2, 8, 8.0, 2.0, 8, 0.25)}, (4, 8, 8, 3)),
+    ("nasbench201", {"features": 4, "num_cells": 1}, (4, 8, 8, 3)),
     ("resnet18_cifar", {"depths": (1, 1)}, (4, 8, 8, 3)),
     ("resnet50", {"depths": (1, 1)}, (4, 32, 32, 3)),
     ("densenet121", {"depths": (1, 2), "growth": 8}, (4, 32, 32, 3)),

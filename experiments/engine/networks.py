@@ -130,10 +130,13 @@ def create_module(config: Config, num_classes: int, image_shape: Sequence[int]) 
 
 
 def inference_params(module: nnx.Module) -> int:
-    """Returns the number of parameters that inference has a use for: all but those of an auxiliary classifier."""
+    """Returns the number of parameters that inference has a use for: no auxiliary classifier's, and no gates.
+
+    Gates that stay are 1 as long as they are not trained, and none is left in the end.
+    """
     params = nnx.state(module, nnx.Param)
-    auxiliary = params.get("auxiliary", {})
-    return jasgnas.count_params(module) - sum(leaf.size for leaf in jax.tree.leaves(auxiliary))
+    unused = jax.tree.leaves([params.get(name, {}) for name in ("auxiliary", "gates")])
+    return jasgnas.count_params(module) - sum(leaf.size for leaf in unused)
 
 
 def _check_images(config: Config, module: nnx.Module, image_shape: Sequence[int]) -> None:

@@ -145,6 +145,32 @@ def _with_gates(config: Config) -> Config:
 DARTS_8_STL10_GATED = _with_gates(DARTS_8_STL10)
 DARTS_14_IMAGENET_GATED = _with_gates(DARTS_14_IMAGENET)
 
+CELL_OPERATION = "**/cells/*/edges/{edge}/{op}/**"
+"""The paths of an operation of NAS-Bench-201, the same one in every cell."""
+CELL_EDGE = "**/cells/*/edges/{edge}/**"
+"""The paths of all operations of an edge."""
+CELL_OTHERS = "reductions/*"
+"""What is no part of a cell."""
+
+NASBENCH201_CIFAR10 = Config(
+    output_dir=Path("runs/nasbench201-cifar10"),
+    model=ModelConfig("nasbench201", gated=True),
+    data=DataConfig("cifar10", augmentation=_CROP_FLIP),
+    optimizer=OptimizerConfig(learning_rate=0.05, nesterov=True, clip_norm=5.0),
+    h2spg=H2SPGConfig(
+        at_most={CELL_EDGE: 1},
+        tie=(CELL_OPERATION,),
+        keep=(CELL_OTHERS,),
+        score="gate",
+        warmup_fraction=0.7,
+        projection_fraction=0.2,
+    ),
+    epochs=50,
+    batch_size=128,
+)
+"""The super-network of NAS-Bench-201 (arXiv 2001.00326) until one operation of each edge is left, the same one in every
+cell; a row of ours. Operations do much the same, and their scores need a long warm-up to come apart."""
+
 Presets = Mapping[str, tuple[str, Config]]
 """Description and settings by name."""
 
@@ -162,6 +188,7 @@ PRESETS: Presets = {
     "super-resnet-2m-cifar10": ("SuperResNet on CIFAR-10, 2 million parameters left", SUPER_RESNET_2M_CIFAR10),
     "resnet18-cifar10": ("ResNet-18 on CIFAR-10, blocks and channels", RESNET18_CIFAR10),
     "regnet-cifar10": ("RegNet X-200MF on CIFAR-10", REGNET_CIFAR10),
+    "nasbench201-cifar10": ("NAS-Bench-201's super-network on CIFAR-10, until it is one cell", NASBENCH201_CIFAR10),
     "darts-14-imagenet": ("DARTS super-network of 14 cells on ImageNet", DARTS_14_IMAGENET),
     "darts-14-imagenet-gated": (
         "the same with gates on skips, until two inputs of each node are left",

@@ -5,9 +5,10 @@ import os
 import re
 import shlex
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from experiments.common.cli import parse, run_command
 from experiments.common.errors import ConfigError
@@ -101,9 +102,29 @@ def _open(config: Gpu, name: str, size: int | None) -> Dataset:
 
 
 def main() -> None:
-    """Does what the command line asks for."""
-    run_command(lambda: run(parse(Gpu, "gpu"), _command()))
-    # What is still being compiled is for trainings that there is no time for; an ordinary end would wait for it.
+    """Does what the command line asks for, and ends when the minutes are over."""
+    run_command(lambda: _run_in_time(parse(Gpu, "gpu")))
+    _end()
+
+
+def _run_in_time(config: Gpu) -> None:
+    """Runs, or writes the tables when the minutes are over and ends there, whatever is under way."""
+
+    def stop() -> None:
+        print(f"The time is over. Written in {write_page(config.results, config.scale)}")
+        _end()
+
+    timer = threading.Timer(60 * config.minutes, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        run(config, _command())
+    finally:
+        timer.cancel()
+
+
+def _end() -> NoReturn:
+    """Ends at once: an ordinary end would wait for what is compiled for trainings that there is no time for."""
     sys.stdout.flush()
     os._exit(0)
 

@@ -20,7 +20,6 @@ from packaging.utils import canonicalize_name
 
 from experiments.common.errors import ConfigError, OutputError
 from experiments.common.files import write_atomically
-from experiments.data.datasets import NORMALISATION
 
 WITH_JAX = ("jax", "jaxlib", "numpy", "scipy", "ml-dtypes", "opt-einsum")
 """Packages that a machine with jax has."""
@@ -58,6 +57,8 @@ class Bundle:
     """Files of the data sets by name, such as `fashion_mnist FOLDER cifar10 TAR`."""
     python: str = "3.12"
     """Version of that machine's Python, on Linux and x86-64."""
+    also: tuple[str, ...] = ()
+    """Further packages by name and version, such as `analog-nasbench==0.1.3`, without what they need in turn."""
     present: Path | None = None
     """File with the packages that are there, as `pip freeze` prints them; by default those that jax brings along."""
 
@@ -66,22 +67,21 @@ def run(config: Bundle) -> None:
     """Makes the folder.
 
     Raises:
-        ConfigError: the folder is there, or a data set has no known name or no files.
+        ConfigError: the folder is there, or files of a data set are not.
         OutputError: a wheel could not be had.
     """
     if config.folder.exists():
         raise ConfigError(f"{config.folder} is there already: give a new folder")
     for name, path in config.data.items():
-        if name not in NORMALISATION or not path.exists():
-            raise ConfigError(
-                f"{name} {path}: expected one of {', '.join(NORMALISATION)} and the folder or tar of its files"
-            )
+        if not path.exists():
+            raise ConfigError(f"{name} {path}: expected the folder or tar of the data set's files, and it is not there")
     present: set[str] = {canonicalize_name(name) for name in WITH_JAX}
     if config.present is not None:
         present |= set(_frozen(config.present.read_text()))
     folder = config.folder / "wheels"
     folder.mkdir(parents=True)
-    _download(sorted(set(needed("jasgnas", _EXTRA, config.python)) - present), config.python, folder)
+    wanted = _installed(sorted(set(needed("jasgnas", _EXTRA, config.python)) - present))
+    _download([*wanted, *config.also], config.python, folder)
     root = Path(__file__).parents[2]
     for name in _CODE:
         shutil.copytree(
@@ -129,12 +129,16 @@ def _frozen(text: str) -> Iterator[str]:
             yield canonicalize_name(found[0])
 
 
-def _download(names: list[str], python: str, folder: Path) -> None:
-    """Fetches the wheels of the versions that are installed here."""
+def _installed(names: list[str]) -> list[str]:
+    """Returns the names with the versions that are installed here."""
     try:
-        wanted = [f"{name}=={version(name)}" for name in names]
+        return [f"{name}=={version(name)}" for name in names]
     except PackageNotFoundError as error:
         raise OutputError(f"{error} is not installed here: `pip install -e '.[{_EXTRA}]'`") from None
+
+
+def _download(wanted: list[str], python: str, folder: Path) -> None:
+    """Fetches wheels."""
     if not wanted:
         return
     platforms = [part for name in _PLATFORMS for part in ("--platform", name)]

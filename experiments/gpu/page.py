@@ -135,6 +135,12 @@ def _training(lines: Sequence[Line]) -> Iterator[str]:
     yield markdown_table(
         ("row", "variant", "epochs", "seeds", "accuracy", "params", "macs", "time", "s / epoch"), *rows
     )
+    if cells := [line for line in lines if "cell" in line.figures]:
+        yield (
+            "Cells of NAS-Bench-201 that were found, with accuracy on CIFAR-10 and rank among all 15,625 where the "
+            "published table was at hand:"
+        )
+        yield markdown_table(("variant", "seed", "cell", "accuracy, %", "rank"), *map(_cell, cells))
     checked = [line for line in lines if "subnet_error" in line.figures]
     if checked:
         worst = max(line.figures["subnet_error"] for line in checked)
@@ -155,3 +161,10 @@ def _row(row: str, variant: str, found: list[dict[str, Any]], full: list[dict[st
     time = np.median([f["train_seconds"] for f in found]) / np.median([f["train_seconds"] for f in full])
     seconds = ", ".join(f"{each:.2f}" for each in np.median([f["epoch_seconds"] for f in found], axis=0))
     return row, variant, epochs, str(len(found)), mean_text(accuracies), *shares, f"{time:.2f}", seconds
+
+
+def _cell(line: Line) -> tuple[str, ...]:
+    f = line.figures
+    looked_up = (f"{f['cell_accuracy']:.2f}", f"{f['cell_rank']:,}") if "cell_accuracy" in f else ("", "")
+    # The bars of a cell would be those of the table.
+    return f["variant"], str(f["seed"]), f["cell"].replace("|", r"\|"), *looked_up

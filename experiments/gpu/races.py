@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jasgnas
+from experiments.common.errors import DataError
 from experiments.data import Dataset
 from experiments.engine.config import Config, DataConfig
-from experiments.engine.presets import DIGITS
+from experiments.engine.presets import DIGITS, PRESETS
 from experiments.gpu.journal import Journal
-from experiments.gpu.training import ERASING, FULL, SLIMMING, Program, Trainer, Training, Variant
+from experiments.gpu.training import CELLS, ERASING, FULL, SLIMMING, Program, Trainer, Training, Variant
+from experiments.nasbench201.search import cell_without
+from experiments.nasbench201.table import look_up, read_table
 from experiments.tables.rows import ROWS, Size
+from models.nasbench201 import cell_to_string
 
 SEEDS = (0, 1, 2)
 LEAST_EPOCHS = 2
@@ -50,6 +54,7 @@ class Race(NamedTuple):
         native_size: height and width of the images that they are for.
         smoke: how it is made small, to try the command out.
         variants: ways to train it, the full network first.
+        read: returns further figures of what was found, given the space and the indices of the groups that are gone.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Race(NamedTuple):
     native_size: int
     smoke: Size
     variants: tuple[Variant, ...]
+    read: Callable[[jasgnas.SearchSpace, list[int]], dict[str, Any]] = lambda space, removed: {}
 
     @property
     def small(self) -> "Race":
@@ -71,26 +77,55 @@ class Race(NamedTuple):
 _SMOKE = Size(epochs=2, num_train=64, num_test=64, batch_size=16, image_size=16)
 
 
-def _row(name: str, variants: tuple[Variant, ...] = ERASING, **h2spg: Any) -> Race:
-    """Returns a row of the tables, computed in bfloat16, with a target that random selections can be held against."""
+def _row(name: str, variants: tuple[Variant, ...] = ERASING, *, dataset: str | None = None, **h2spg: Any) -> Race:
+    """Returns a row of the tables, computed in bfloat16, with a target that random selections can be held against.
+
+    Args:
+        name: name of the row.
+        variants: ways to train it.
+        dataset: the images to take in the place of its own; the name says so.
+        **h2spg: the target, and what else differs.
+    """
     row = ROWS[name]
     smoke = replace(_SMOKE, options=row.sizes["smoke"].options)
     config = replace(
         row.config,
         model=replace(row.config.model, dtype="bfloat16"),
+        data=replace(row.config.data, name=dataset or row.config.data.name),
         h2spg=replace(row.config.h2spg.with_target(), **h2spg),
     )
-    return Race(name, config, row.native_size, smoke, variants)
+    return Race(f"{name}-on-{dataset}" if dataset else name, config, row.native_size, smoke, variants)
+
+
+def _cells() -> Race:
+    """Returns the search of NAS-Bench-201's cells at the width that it was published with, computed in bfloat16."""
+    name = "nasbench201-cifar10"
+    config = PRESETS[name][1]
+    smoke = replace(_SMOKE, options={"features": 4, "num_cells": 1})
+    return Race(name, replace(config, model=replace(config.model, dtype="bfloat16")), 32, smoke, CELLS, _cell_left)
+
+
+def _cell_left(space: jasgnas.SearchSpace, removed: list[int]) -> dict[str, Any]:
+    """Returns the cell, and its published accuracy where the table is at hand."""
+    cell = cell_without(space, removed)
+    try:
+        table = read_table()
+    except DataError:  # its package is not installed; the cell can be looked up anywhere
+        return {"cell": cell_to_string(cell)}
+    found = look_up(table, cell)
+    return {"cell": found["cell"], "cell_accuracy": found["accuracy"], "cell_rank": found["rank"]}
 
 
 RACES = (
     # The papers' sets meet these: 454,458 of 818,250 parameters, and here 0.630 of the multiply-adds.
     _row("demonet-fashion-mnist", target_params=0.56),
     _row("stacked-unets-cifar10", target_macs=0.64),
+    _row("super-resnet-1m-cifar10", target_macs=0.35),
+    _row("regnet-cifar10", target_macs=0.6),
+    _row("stacked-unets-svhn", dataset="svhn_test10k", target_macs=0.64),
     # Convolutions of bfloat16 want multiples of eight channels.
     _row("resnet18-cifar10", SLIMMING, target_macs=0.5, multiple_of=8),
-    _row("regnet-cifar10", target_macs=0.6),
-    _row("super-resnet-1m-cifar10", target_macs=0.35),
+    _cells(),
 )
 """In order of value."""
 
@@ -262,6 +297,7 @@ class _Heats:
             "num_groups": len(space.groups),
             "selected_at": int(h2spg.selected_at),
         }
+        figures |= self._race.read(space, removed)
         return figures if training.subnet_error is None else figures | {"subnet_error": training.subnet_error}
 
 

@@ -25,7 +25,7 @@ from experiments.data import Dataset, EvalBatches
 from experiments.data.augment import uniforms
 from experiments.data.pipeline import changed_batch, drawn_shares, epoch_order, mean_color
 from experiments.engine.config import Config
-from experiments.engine.networks import Network, create_module
+from experiments.engine.networks import Network, create_module, inference_params
 from experiments.engine.optimizers import add_h2spg, make_optimizer, make_schedule, round_ends
 from experiments.engine.runs import make_space
 from experiments.engine.steps import StepOptions, TrainState, init_state, make_train_step
@@ -66,6 +66,10 @@ SLIMMING = (
     Variant("random erase and slim", "random", "both"),
     Variant("erase and slim, equal time", "default", "both", as_long_as=_BOTH.name),
 )
+
+_CELL = Variant("h2spg", "gate")
+CELLS = (FULL, _CELL, Variant("random", "random"), Variant("h2spg, equal time", "gate", as_long_as=_CELL.name))
+"""Where operations of a cell do much the same, and what a batch says of one of them is little."""
 
 
 class Places(NamedTuple):
@@ -110,7 +114,7 @@ class Program(NamedTuple):
     Attributes:
         recipe: the training.
         network: the full network, or a smaller one.
-        size: its parameters and multiply-adds.
+        size: its parameters, without gates, and multiply-adds.
         epoch: makes the steps of an epoch, given the state, which it keeps, the learning rates, the places and the
             seed; returns the state and the mean loss.
         logits: returns those of the test images, given the variables.
@@ -182,7 +186,9 @@ class Trainer:
         self._train = jax.device_put(dataset.train.load(np.arange(len(dataset.train))))
         self._test = jax.device_put(np.stack([batch.images for batch in EvalBatches(dataset.test, _TEST_BATCH)]))
         self._labels = dataset.test.load(np.arange(len(dataset.test)))[1]
-        self._space = lru_cache(partial(make_space, self._module, dataset.image_shape, tie=config.h2spg.tie))
+        self._space = lru_cache(
+            partial(make_space, self._module, dataset.image_shape, tie=config.h2spg.tie, keep=config.h2spg.keep)
+        )
         self._rates = lru_cache(self._make_rates)
         self._shrunk: dict[tuple[Any, ...], Future[Program]] = {}
         self._lock = threading.Lock()
@@ -233,7 +239,7 @@ class Trainer:
         return Program(
             recipe,
             network,
-            (jasgnas.count_params(module), jasgnas.count_macs(module, self._images)),
+            (inference_params(module), jasgnas.count_macs(module, self._images)),
             lambda *each: epoch(*each, *self._train),
             lambda variables: logits(variables, self._test),
             seconds,

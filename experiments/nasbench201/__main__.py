@@ -11,9 +11,8 @@ from experiments.common.cli import check_names, parse, run_command
 from experiments.common.lines import append_json_line
 from experiments.nasbench201.page import rises_table, write_page
 from experiments.nasbench201.search import Search, Settings
-from experiments.nasbench201.table import Table, read_table
+from experiments.nasbench201.table import Table, look_up, read_table
 from jasgnas.optimizer.scores import SCORES
-from models.nasbench201 import Cells, cell_to_string
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ def _search(command: Command, table: Table) -> None:
     trainings += [(score, command.seeds[0]) for score in command.other_scores]
     for number, (score, seed) in enumerate(trainings):
         found = search.train(seed, score)
-        looked_up = _looked_up(table, found.cell)
+        looked_up = look_up(table, found.cell)
         line = {"score": score, "seed": seed, **looked_up, "loss": found.loss, "seconds": found.seconds}
         line |= {"rises": found.rises, "settings": settings}
         print(_row(score, seed, looked_up), f"{found.seconds:.0f} s", rises_table(line), sep="\n", flush=True)
@@ -69,7 +68,7 @@ def _search(command: Command, table: Table) -> None:
         if number < len(command.seeds):
             accuracies.append(looked_up["accuracy"])
     for seed in command.seeds:
-        print(_row("random", seed, _looked_up(table, search.random_cell(seed))))
+        print(_row("random", seed, look_up(table, search.random_cell(seed))))
     of_random = table.of_random_choice
     median, ninetieth, best = map(table.percentile, (50, 90, 100))
     print(
@@ -77,11 +76,6 @@ def _search(command: Command, table: Table) -> None:
         f"{of_random.mean():.2f} %, median {statistics.median(of_random):.2f} %. All cells: median {median:.2f} %, "
         f"90th percentile {ninetieth:.2f} %, best {best:.2f} %."
     )
-
-
-def _looked_up(table: Table, cell: Cells) -> dict[str, Any]:
-    accuracy = table.accuracy(cell)
-    return {"cell": cell_to_string(cell), "accuracy": accuracy, "rank": table.rank(accuracy)}
 
 
 def _row(score: str, seed: int, found: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from functools import cached_property, lru_cache
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,16 +19,10 @@ from experiments.data import Augmentation, Dataset, TrainBatches, open_dataset
 from experiments.data.files import read_files
 from experiments.engine.config import Config
 from experiments.engine.networks import Network
+from experiments.engine.presets import CELL_EDGE, CELL_OPERATION, CELL_OTHERS
 from experiments.engine.steps import StepOptions, TrainStep, init_state, make_train_step
 from jasgnas.space.ties import PathPattern
 from models.nasbench201 import EDGES, Cells, NasBench201
-
-OPERATION = "**/cells/*/edges/{edge}/{op}/**"
-"""The paths of an operation, the same one in every cell."""
-EDGE = "**/cells/*/edges/{edge}/**"
-"""The paths of all operations of an edge."""
-OTHERS = "reductions/*"
-"""What is no part of a cell."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +88,20 @@ class Found(NamedTuple):
     seconds: float
 
 
+def operations(space: jasgnas.SearchSpace) -> list[tuple[str, str]]:
+    """Returns the edge, as `0_1`, and the name of the operation that each group is, in a space as `Search` makes it."""
+    pattern = PathPattern(CELL_OPERATION)
+    found = (dict(pattern.captures(group.paths) or ()) for group in space.groups)
+    return [(each["edge"], each["op"]) for each in found]
+
+
+def cell_without(space: jasgnas.SearchSpace, removed: Iterable[int]) -> Cells:
+    """Returns the operation that is left on each edge, given the indices of the groups that are gone."""
+    gone = set(removed)
+    left = {edge: name for index, (edge, name) in enumerate(operations(space)) if index not in gone}
+    return {(source, target): left.get(f"{source}_{target}", "none") for source, target in EDGES}
+
+
 class Search:
     """Trains super-networks of one size, each with a seed and a score of its own.
 
@@ -116,25 +125,12 @@ class Search:
         image = jax.ShapeDtypeStruct((1, *self._dataset.image_shape), jnp.float32)
         self._image = image
         self._steps = lru_cache(self._make_steps)
-        self.space = jasgnas.search_space(self._module(0), image, tie=OPERATION, keep=OTHERS)
-
-    @cached_property
-    def operations(self) -> list[tuple[str, str]]:
-        """The edge, as `0_1`, and the name of the operation that each group is."""
-        pattern = PathPattern(OPERATION)
-        found = (dict(pattern.captures(group.paths) or ()) for group in self.space.groups)
-        return [(each["edge"], each["op"]) for each in found]
-
-    def cell_without(self, removed: np.ndarray) -> Cells:
-        """Returns the operation that is left on each edge, given the groups that are gone, bool `[num_groups]`."""
-        left = {edge: name for (edge, name), gone in zip(self.operations, removed.tolist(), strict=True) if not gone}
-        return {(source, target): left.get(f"{source}_{target}", "none") for source, target in EDGES}
+        self.space = jasgnas.search_space(self._module(0), image, tie=CELL_OPERATION, keep=CELL_OTHERS)
 
     def random_cell(self, seed: int) -> Cells:
         """Returns the cell that is left if scores are random numbers."""
         scores = np.random.default_rng(seed).uniform(size=len(self.space.groups))
-        removed = self.space.select(scores, at_most={EDGE: 1})
-        return self.cell_without(np.isin(np.arange(len(scores)), removed))
+        return cell_without(self.space, self.space.select(scores, at_most={CELL_EDGE: 1}))
 
     def train(self, seed: int, score: str) -> Found:
         """Trains a super-network once, until one operation of each edge is left, or none.
@@ -155,10 +151,10 @@ class Search:
             raise DivergedError(f"the loss of step {int(np.argmin(np.isfinite(values))) + 1} is not finite")
         end = jasgnas.h2spg_state(state.opt_state)
         assert np.array_equal(end.zero, end.redundant)
-        rises = {"/".join(each): -float(own) for each, own in zip(self.operations, end.scores, strict=True)}
+        rises = {"/".join(each): -float(own) for each, own in zip(operations(self.space), end.scores, strict=True)}
         before = values[:warmup]
         loss = float(before[-max(1, len(before) // 10) :].mean())
-        return Found(self.cell_without(np.asarray(end.zero)), rises, loss, time.perf_counter() - started)
+        return Found(cell_without(self.space, np.flatnonzero(end.zero)), rises, loss, time.perf_counter() - started)
 
     def _make_steps(self, score: str) -> tuple[optax.GradientTransformation, TrainStep]:
         """Returns the optimizer and the step of all trainings by one score, compiled once for all seeds."""
@@ -172,7 +168,7 @@ class Search:
             jasgnas.h2spg(
                 self.space,
                 learning_rate=schedule,
-                at_most={EDGE: 1},
+                at_most={CELL_EDGE: 1},
                 warmup_steps=warmup,
                 projection_steps=projection,
                 periods=settings.periods,

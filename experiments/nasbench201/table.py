@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.errors import DataError
-from models.nasbench201 import EDGES, NUM_NODES, OPERATIONS, Cells
+from models.nasbench201 import EDGES, NUM_NODES, OPERATIONS, Cells, cell_to_string
 
 _PACKAGE, _FILE = "analognasbench", "data.anb"
 _RECORDS = ("Architecture", "DriftMeasurement")
@@ -84,6 +84,12 @@ def read_table(path: Path | None = None) -> Table:
             "of the images: its operations or edges are in another order than those of analog-nasbench 0.1.3"
         )
     return Table(found)
+
+
+def look_up(table: Table, cell: Cells) -> dict[str, Any]:
+    """Returns what a record says of a cell: the cell as the paper writes it, its accuracy and rank."""
+    accuracy = table.accuracy(cell)
+    return {"cell": cell_to_string(cell), "accuracy": accuracy, "rank": table.rank(accuracy)}
 
 
 def _installed() -> Path:

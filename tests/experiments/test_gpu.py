@@ -20,7 +20,7 @@ from experiments.data import Augmentation, TrainBatches, open_dataset
 from experiments.data.datasets import ArrayImages, Dataset
 from experiments.data.files import read_files
 from experiments.data.pipeline import changed_batch, mean_color
-from experiments.engine.config import Config, H2SPGConfig, ModelConfig
+from experiments.engine.config import Config, DataConfig, H2SPGConfig, ModelConfig
 from experiments.engine.networks import Network, create_module
 from experiments.engine.optimizers import make_optimizer, make_schedule
 from experiments.engine.steps import StepOptions, init_state, make_train_step
@@ -29,6 +29,7 @@ from experiments.gpu.journal import Journal, read_lines
 from experiments.gpu.page import write_page
 from experiments.gpu.races import RACES, Deadline, Races
 from experiments.gpu.training import FULL, Trainer, Variant
+from tests.experiments.raw_images import class_folders, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,17 @@ def test_no_time_left_trains_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "gpu.jsonl").exists()
 
 
+def test_a_row_without_images_is_said_and_passed_over(tmp_path: Path) -> None:
+    def open_nothing(data: DataConfig) -> Dataset:
+        raise DataError(f"no images for {data.name}")
+
+    journal = Journal(tmp_path / "gpu.jsonl", "full", "command")
+    Races(RACES[:2], journal, open_nothing).run(Deadline(1))
+    assert {line.name: line.figures for line in read_lines(tmp_path / "gpu.jsonl")} == {
+        race.name: {"fault": f"DataError: no images for {race.config.data.name}"} for race in RACES[:2]
+    }
+
+
 def test_the_command_does_not_wait_for_programs_it_has_no_time_for(tmp_path: Path) -> None:
     code = """
         import threading
@@ -145,10 +157,31 @@ def test_the_command_does_not_wait_for_programs_it_has_no_time_for(tmp_path: Pat
         command.main()
     """
     options = ["--scale", "smoke", "--parts", "training", "--results", str(tmp_path)]
+    assert str(tmp_path) in outcome(code, options)
+    assert (tmp_path / "gpu-smoke.md").exists()
+
+
+def outcome(code: str, options: list[str]) -> str:
+    """What a program prints that ends by itself and without a fault."""
     command = [sys.executable, "-c", textwrap.dedent(code), *options]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "gpu-smoke.md").exists() and str(tmp_path) in done.stdout
+    return done.stdout
+
+
+def test_the_command_ends_when_the_minutes_are_over_whatever_is_under_way(tmp_path: Path) -> None:
+    code = """
+        import threading
+        from experiments.gpu import __main__ as command
+
+        forever = threading.Event().wait
+        command.measurements = lambda tiny: [("done", lambda: {"ms": 1.5}), ("never done", forever)]
+        command.main()
+    """
+    options = ["--scale", "smoke", "--parts", "speed", "--minutes", "0.1", "--results", str(tmp_path)]
+    assert f"The time is over. Written in {tmp_path}" in outcome(code, options)
+    assert [line.name for line in read_lines(tmp_path / "gpu.jsonl")] == ["done"]
+    assert (tmp_path / "gpu-smoke.md").exists()
 
 
 def test_files_are_read_as_they_are_published(tmp_path: Path) -> None:
@@ -167,6 +200,32 @@ def test_files_are_read_as_they_are_published(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.test.load(np.arange(5))[1], range(5))
     with pytest.raises(DataError, match="cifar10"):
         read_files("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6, 6, 3)])
+def test_colours_of_other_images_are_measured(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    splits = {"train": 3, "test": 2}
+    write_folder(tmp_path / "own", class_folders(splits, ["a", "b"], shape, "png"))
+    dataset = read_files("own", tmp_path)
+    images = dataset.train.load(np.arange(6))[0] / 255
+    assert images.shape == (6, 6, 6, 3 if shape[2:] else 1) and dataset.num_classes == 2
+    np.testing.assert_allclose(dataset.normalisation, [images.mean((0, 1, 2)), images.std((0, 1, 2))], rtol=1e-6)
+
+
+def test_rows_are_those_of_the_papers_and_the_search_for_a_cell() -> None:
+    assert [race.name for race in RACES] == [
+        "demonet-fashion-mnist",
+        "stacked-unets-cifar10",
+        "super-resnet-1m-cifar10",
+        "regnet-cifar10",
+        "stacked-unets-svhn-on-svhn_test10k",
+        "resnet18-cifar10",
+        "nasbench201-cifar10",
+    ]
+    for race in RACES:
+        assert race.config.model.dtype == "bfloat16" and race.config.data.name in race.name.replace("-", "_")
+        assert race.variants[0] == FULL and any(each.as_long_as for each in race.variants)
+        assert any(each.score == "random" for each in race.variants)
 
 
 def test_bundle_collects_what_the_command_imports() -> None:

@@ -15,6 +15,9 @@ import pytest
 from flax import nnx
 
 from experiments.common.errors import ConfigError, DataError
+from experiments.engine.networks import create_module
+from experiments.engine.runs import make_space
+from experiments.gpu.races import RACES
 from experiments.nasbench201 import table as tables
 from experiments.nasbench201.__main__ import Command, run
 from experiments.nasbench201.search import Settings
@@ -106,6 +109,22 @@ def test_what_is_no_such_table_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "_PACKAGE", "no_such_package")
     with pytest.raises(DataError, match="pip install --no-deps analog-nasbench"):
         read_table()
+
+
+def test_the_row_of_the_gpu_command_reads_the_cell_off_and_looks_it_up(path, monkeypatch):
+    race = next(race for race in RACES if race.name == "nasbench201-cifar10").small
+    shape, h2spg = (16, 16, 1), race.config.h2spg
+    space = make_space(create_module(race.config, 10, shape), shape, tie=h2spg.tie, keep=h2spg.keep)
+    assert len(space.groups) == 6 * (len(OPERATIONS) - 1), "an operation of an edge is one decision in all cells"
+    gone = [group.index for group in space.groups if "0_3" in group.paths[0] or "nor_conv_3x3" not in group.paths[0]]
+    cell = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|none~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+    with monkeypatch.context() as without:
+        without.setattr(tables, "_PACKAGE", "no_such_package")
+        assert race.read(space, gone) == {"cell": cell}
+    monkeypatch.setattr(tables, "_installed", lambda: path)
+    table = read_table(path)
+    accuracy = table.accuracy(cell_from_string(cell))
+    assert race.read(space, gone) == {"cell": cell, "cell_accuracy": accuracy, "cell_rank": table.rank(accuracy)}
 
 
 def test_one_training_leaves_one_operation_of_each_edge(path, tmp_path, capsys):

@@ -30,6 +30,7 @@ SMALL: dict[str, tuple[dict[str, Any], int | None, tuple[tuple[int, ...], str]]]
     "super-resnet-1m-cifar10": (OVERRIDES["super_resnet"], 8_000, ((32, 32, 3), "jpg")),
     "super-resnet-2m-cifar10": (OVERRIDES["super_resnet"], 8_000, ((32, 32, 3), "jpg")),
     "regnet-cifar10": ({"config": RegNetConfig(4, 8, 8.0, 2.0, 8)}, None, ((32, 32, 3), "jpg")),
+    "nasbench201-cifar10": (OVERRIDES["nasbench201"], None, ((32, 32, 3), "jpg")),
     "darts-14-imagenet": (OVERRIDES["darts_8"], 18_000, ((120, 90, 3), "jpg")),
 }
 
