@@ -253,11 +253,11 @@ class _Heats:
 
     def _shrunk(self, training: Training) -> Training:
         # What the full network returns is asked for while there is one.
-        logits = self._trainer.test(training)[0] if training.seed == SEEDS[0] else None
+        logits = self._trainer.logits(training) if training.seed == SEEDS[0] else None
         smaller = self._trainer.shrunk(training)
         if logits is None:
             return smaller
-        error = float(np.abs(self._trainer.test(smaller)[0] - logits).max() / np.abs(logits).max())
+        error = float(np.abs(self._trainer.logits(smaller) - logits).max() / np.abs(logits).max())
         return smaller._replace(subnet_error=error)
 
     def _end_first(self) -> None:
@@ -278,7 +278,7 @@ class _Heats:
             "dtype": self._race.config.model.dtype,
             "epochs": recipe.epochs,
             "steps": recipe.epochs * trainer.steps_per_epoch,
-            "accuracy": trainer.test(training)[1],
+            "accuracy": trainer.accuracy(training),
             "train_seconds": training.seconds,
             "epoch_seconds": training.epoch_seconds,
             "shrinks_after": recipe.shrinks_after,

@@ -293,11 +293,21 @@ class Trainer:
                 coming.set_exception(error)
         return training._replace(program=coming.result(), state=jax.device_put(state, jax.devices()[0]))
 
-    def test(self, training: Training) -> tuple[np.ndarray, float]:
-        """Returns the logits of the test images, float32 `[size, classes]`, and the accuracy in percent."""
-        logits = training.program.logits(training.state.result)
-        values = np.asarray(logits).reshape(-1, logits.shape[-1])[: len(self._labels)]
-        return values, 100 * float(np.mean(values.argmax(axis=1) == self._labels))
+    def accuracy(self, training: Training) -> float:
+        """Returns the share of test images that are told right, in percent, by averaged weights if there are some."""
+        logits = self._logits(training.program, training.state.result)
+        return 100 * float(np.mean(logits.argmax(axis=1) == self._labels))
+
+    def logits(self, training: Training) -> np.ndarray:
+        """Returns the logits of the test images, float32 `[size, classes]`, by the weights themselves.
+
+        Of a group that is zero the average is not: it goes there later.
+        """
+        return self._logits(training.program, training.state.variables)
+
+    def _logits(self, program: Program, variables: Any) -> np.ndarray:
+        logits = program.logits(variables)
+        return np.asarray(logits).reshape(-1, logits.shape[-1])[: len(self._labels)]
 
     def _test_logits(self, network: Network, variables: Any, images: jax.Array) -> jax.Array:
         return jax.lax.map(lambda each: network.evaluate(variables, self._options.normalised(each)), images)
