@@ -259,10 +259,13 @@ def _name(found: Recognised, part: Part) -> str:
     name = found.network.model.part_name(found.original.get(part.path, part.path))
     if name and is_name(name) and name not in ("Dict", "List", "SubNetwork"):
         return name
-    *_, key = ["", *(key for key in part.path.split("/") if not key.isdecimal())]
-    words = [word for word in re.split(r"\W|_", key) if word]
-    name = "".join(word[0].upper() + word[1:] for word in words) or "Network"
-    return _singular(name) if part.path.rpartition("/")[2].isdecimal() else name
+    keys = part.path.split("/")
+    # One of several things is called after them: edges/0_1 is an edge, as blocks/3 is a block.
+    *_, key = ["network", *(key for key in keys if not key[:1].isdecimal())]
+    words = [word for word in re.split(r"\W|_", key or "network") if word]
+    name = "".join(word[0].upper() + word[1:] for word in words)
+    name = _singular(name) if keys[-1][:1].isdecimal() else name
+    return name if is_name(name) else f"Part{name}"
 
 
 def _singular(name: str) -> str:

@@ -1,6 +1,7 @@
 """Networks written as source compute what they compute, whatever they are written in."""
 
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -70,6 +71,29 @@ def test_equal_blocks_are_a_class_and_a_loop():
     source = jasgnas.to_source(model, jnp.ones((2, 6)))
     assert source.count("class ") == 2 and "for block in self.blocks:" in source
     assert_same(model, source, X[:, :1] + jnp.ones((1, 6)) * jnp.arange(6))
+
+
+class Keyed(nnx.Module):
+    """Parts under keys that no class can be called by."""
+
+    def __init__(self, rngs):
+        def part(size):
+            return nnx.Dict(norm=nnx.LayerNorm(6, rngs=rngs), fc=nnx.Linear(6, size, rngs=rngs))
+
+        self.edges = nnx.Dict({"0_1": part(6), "1_2": part(6), "none": part(6), "_1": part(6), "?": part(6)})
+
+    def __call__(self, x):
+        for name, part in self.edges.items():
+            with jax.named_scope(f"edges/{name}"):
+                x = x + jnp.tanh(part.fc(part.norm(x)))
+        return x
+
+
+def test_keys_that_are_no_names_become_classes_with_names():
+    model = build(Keyed)
+    source = jasgnas.to_source(model, jnp.ones((2, 6)))
+    assert_same(model, source, X[:, :1] + jnp.ones((1, 6)) * jnp.arange(6))
+    assert {*re.findall(r"class (\w+)", source)} == {"Edge", "PartNone", "Part1", "Part", "Edges", "Keyed"}
 
 
 class Narrowed(nnx.Module):
