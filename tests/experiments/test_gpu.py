@@ -126,6 +126,22 @@ def test_journal_keeps_what_is_done_and_passes_over_a_line_that_was_cut_off(tmp_
         Journal(path, "smoke", "command")
 
 
+def test_page_shows_cells_and_what_was_looked_up(tmp_path: Path) -> None:
+    full = {"row": "cells", "variant": "full", "seed": 0, "epochs": 2, "accuracy": 50.0, "train_seconds": 4.0}
+    full |= {"epoch_seconds": [2.0], "size": [8, 80], "full_size": [8, 80]}
+    cell = {**full, "variant": "h2spg", "size": [4, 20], "cell": "|none~0|+|skip_connect~0|none~1|"}
+    known = {**cell, "variant": "random", "cell_accuracy": 93.256, "cell_rank": 1234}
+    journal = Journal(tmp_path / "gpu.jsonl", "full", "command")
+    for figures in (full, cell, known):
+        journal.do("training", figures["variant"], lambda figures=figures: figures)  # type: ignore[misc]
+    rows = [line.split(" | ") for line in write_page(tmp_path, "full").read_text().splitlines() if "none~0" in line]
+    own = r"\|none~0\|+\|skip_connect~0\|none~1\|"
+    assert [[each.strip("| ") for each in row] for row in rows] == [
+        ["h2spg", "0", own.strip("|"), "", ""],
+        ["random", "0", own.strip("|"), "93.26", "1,234"],
+    ]
+
+
 def test_no_time_left_trains_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "gpu.jsonl", "smoke", "command")
     Races([RACES[0].small], journal, lambda data: open_dataset(data.name, None, data.image_size)).run(Deadline(0))
