@@ -35,7 +35,10 @@ def carried(
         is_leaf: nodes that are not looked into.
     """
     result = _Carrier(paths, move, is_leaf).walk(tree, (), False)
-    return type(tree)() if result is GONE else result
+    if result is not GONE:
+        return result
+    empty: Any = type(tree)
+    return empty({}) if isinstance(tree, Mapping) else None  # nothing is left of a model with one array
 
 
 def pruned(tree: Any, arrays: Mapping[str, Any]) -> Any:

@@ -72,6 +72,7 @@ def select_redundant(
     take: TakeFn,
     fallback: jax.Array,
     accepted: jax.Array,
+    is_due: IsDueFn = lambda accepted, group: True,
 ) -> jax.Array:
     """Returns a valid set of groups that meets a target, chosen greedily by falling score.
 
@@ -88,12 +89,18 @@ def select_redundant(
         take: the target.
         fallback: bool `[num_groups]`, a valid set that meets the target and contains `accepted`.
         accepted: bool `[num_groups]`, a valid set that must be part of the result.
+        is_due: tells of a group whether the target wants it beside those accepted before; what it does not want must
+            not stand in the way of what it does.
 
     Returns:
         The selected groups, bool `[num_groups]`.
     """
     order = falling_order(scores, accepted)
-    selected, is_met = take(order, accept_greedily(graph, jnp.asarray(critical), order))
+
+    def is_wanted(beside: jax.Array, group: jax.Array) -> jax.Array:
+        return accepted[group] | is_due(beside, group)
+
+    selected, is_met = take(order, accept_greedily(graph, jnp.asarray(critical), order, is_wanted))
     return accepted | jax.lax.cond(is_met, lambda: selected, lambda: take(order, jnp.asarray(fallback))[0])
 
 
@@ -139,6 +146,12 @@ def take_number(
     candidates = jnp.atleast_2d(of_kinds & eligible)[:, order]
     taken = jnp.any(candidates & (jnp.cumsum(candidates, axis=1) <= jnp.reshape(num, (-1, 1))), axis=0)
     return jnp.zeros_like(eligible).at[order].set(taken), jnp.sum(taken) == jnp.sum(jnp.asarray(num))
+
+
+def is_lacking(of_kinds: ArrayLike, num: ArrayLike, accepted: jax.Array, group: jax.Array) -> jax.Array:
+    """Tells whether a group, int32, is of a kind of which fewer are accepted than `num`; arguments as `take_number`."""
+    kinds = jnp.atleast_2d(jnp.asarray(of_kinds))
+    return jnp.any(kinds[:, group] & (jnp.sum(kinds & accepted, axis=1) < jnp.reshape(num, -1)))
 
 
 def take_to_size(

@@ -17,19 +17,21 @@ from jasgnas.space.candidates import Candidates
 from jasgnas.space.crowds import AtMost, Crowds, find_crowds
 from jasgnas.space.latency import FEMTOSECONDS, LatencyTable
 from jasgnas.space.selection import (
+    IsDueFn,
     Selection,
     SizeCosts,
     TakeFn,
     accept_greedily,
     falling_order,
     first_possible,
+    is_lacking,
     select_redundant,
     take_number,
     take_to_size,
     to_digits,
 )
 from jasgnas.space.sizes import UNITS
-from jasgnas.space.validity import DependenceGraph, largest_removal
+from jasgnas.space.validity import DependenceGraph, is_valid, largest_removal
 
 GROUP_TARGETS = ("target_groups", "target_sparsity")
 SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS} | {
@@ -106,7 +108,7 @@ class Target:
             return select_by_cost(self.graph, critical, self.costs, scores, size, share, planned, accepted, is_fixed)
         order = falling_order(scores, accepted)
         if hierarchical:
-            found = select_redundant(self.graph, critical, scores, self.take(-1), planned, accepted)
+            found = select_redundant(self.graph, critical, scores, self.take(-1), planned, accepted, self._is_due())
         else:
             found = accepted | self.take(-1)(order, jnp.ones_like(planned))[0]
         planned = jnp.where(is_fixed, planned, found)
@@ -139,6 +141,12 @@ class Target:
         is_met = jnp.all(crowds.excess(start) <= 0) & self.take(-1)(more, largest)[1]
         start = jax.lax.cond(is_met, lambda: start, lambda: thin_out(planned))
         return start, jnp.where(is_met, largest, planned)
+
+    def _is_due(self) -> IsDueFn:
+        """Returns what tells whether a group is wanted beside others: of a kind of which enough go, no more are."""
+        if self.costs is not None:
+            return lambda accepted, group: True
+        return partial(is_lacking, self.of_kinds, jnp.asarray(self.amounts)[-1])
 
     def take(self, number: int | jax.Array) -> TakeFn:
         """Returns the function that takes what must be gone by the end of a round, -1 for the last one."""
@@ -258,6 +266,8 @@ def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int,
     removals = _largest_removals(candidates, of_kinds) if hierarchical else [tuple(range(candidates.num_groups))]
     reached = [of_kinds[:, list(each)].sum(1) for each in removals]
     largest = next((each for each, most in zip(removals, reached, strict=True) if np.all(most >= numbers)), None)
+    if largest is None and len(kinds) > 1 and hierarchical and np.all(np.max(reached, axis=0) >= numbers):
+        largest = _with_enough_of_each(candidates, of_kinds, numbers)
     if largest is None or not kinds or np.any(numbers < 0):
         words = [f"{asked.get(kind, 0)} of {number} {kind}s" for kind, number in available.items()]
         wanted = " and ".join(words) if len(words) > 1 else f"{sum(asked.values())} of {candidates.num_groups} groups"
@@ -277,6 +287,29 @@ def _largest_removals(candidates: Candidates, of_kinds: np.ndarray) -> list[tupl
     for kind in of_kinds if len(candidates.numbers()) > 1 else ():
         found.append(largest_removal(candidates.dependence, candidates.num_structures, np.where(kind, 64, 1).tolist()))
     return found
+
+
+def _with_enough_of_each(candidates: Candidates, of_kinds: np.ndarray, numbers: np.ndarray) -> tuple[int, ...] | None:
+    """Returns a valid set with so many groups of each kind where one can be found that way, and None where it cannot.
+
+    Groups of the kind of which the fewest are to go are accepted one by one, as long as enough of the others can go
+    beside them. For example, of a chain of residual blocks either a block or the skip around it can go: sets of most
+    groups are all blocks or all skips, and one with two blocks and a skip is found so.
+    """
+    graph, num = candidates.dependence, candidates.num_structures
+    first = int(np.argmin(numbers))
+    sizes = np.where(of_kinds[first], 1, 64).tolist()
+    gone: list[int] = []
+    for group in np.flatnonzero(of_kinds[first]).tolist():
+        if not is_valid(graph, np.isin(np.arange(num), [*gone, group])):
+            continue
+        found = largest_removal(graph, num, sizes, [*gone, group])
+        enough = of_kinds[:, list(found)].sum(1) >= numbers
+        if np.all(enough):
+            return found
+        if np.all(np.delete(enough, first)):
+            gone.append(group)
+    return None
 
 
 def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, hierarchical: bool) -> Target:

@@ -11,7 +11,7 @@ x / x, or the product of two concatenations of which complementary ranges are le
 running and looking (tests/whole/test_generated.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import reduce
 from operator import and_, or_
 from typing import NamedTuple
@@ -81,7 +81,9 @@ def is_valid(graph: DependenceGraph, removed: np.ndarray) -> bool:
     return bool(alive_vertices(graph, removed)[graph.required].all())
 
 
-def largest_removal(graph: DependenceGraph, num_groups: int, sizes: Sequence[int] | None = None) -> tuple[int, ...]:
+def largest_removal(
+    graph: DependenceGraph, num_groups: int, sizes: Sequence[int] | None = None, gone: Collection[int] = ()
+) -> tuple[int, ...]:
     """Returns a valid removal, as large as it can find, as sorted group indices.
 
     A vertex is kept alive by sets of groups: one that needs all of its inputs by every union of sets that keep
@@ -94,6 +96,7 @@ def largest_removal(graph: DependenceGraph, num_groups: int, sizes: Sequence[int
         graph: what depends on what.
         num_groups: number of groups.
         sizes: how much each group counts, to about a part in `_MAX_WIDTH` of the largest; None counts them equally.
+        gone: a valid set of groups that the removal contains.
 
     Returns:
         The groups to remove; empty if the network needs every one of them.
@@ -110,6 +113,8 @@ def largest_removal(graph: DependenceGraph, num_groups: int, sizes: Sequence[int
             fed = [0]
         else:
             fed = _smallest(groups for sender in alternatives for groups in sender)
+        if group in gone:
+            fed = []  # nothing keeps it alive
         keepers.append([groups | masks[group] for groups in fed] if group >= 0 else fed)
     needed_groups = _needing_all([keepers[output] for output in graph.required])[0]
     removed = np.array([not needed_groups & mask for mask in masks], dtype=bool)

@@ -1,5 +1,6 @@
 """Targets in parameters and multiply-adds: what `h2spg` leaves of a network, counted in the constructed sub-network."""
 
+import itertools
 from functools import cache
 
 import jax
@@ -172,3 +173,68 @@ def test_rounds_keep_what_has_gone_already():
     # 556e9 are gone with group 3 alone, the rest takes all others but the last.
     assert [np.flatnonzero(state.redundant).tolist() for state in states] == [[], [3], [3], *[[0, 1, 2, 3]] * 3]
     assert [int(state.phase) for state in states] == [0, 1, 1, 1, DONE, DONE]
+
+
+@cache
+def gated_chain():
+    """Three residual blocks, of each of which either the block or the skip around it can go."""
+
+    def chain(params, x):
+        x = x @ params["stem"]
+        for block in "abc":
+            x = x + jnp.tanh(x @ params[block])
+        return x @ params["head"]
+
+    x, params = jnp.ones((2, 6)), {name: jnp.ones((6, 6)) for name in ("stem", "a", "b", "c", "head")}
+    fn, params = jasgnas.gated(chain, x, params=params)
+    return params, jasgnas.search_space(fn, x, params=params)
+
+
+NUMBERS = [
+    dict(zip(("structure", "gate"), pair, strict=True)) for pair in itertools.product(range(4), repeat=2) if any(pair)
+]
+
+
+@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
+def test_so_many_of_each_kind_go_wherever_that_is_possible(numbers):
+    _, space = gated_chain()
+    kinds = [group.kind for group in space.groups]
+    assert sorted(kinds) == ["gate"] * 3 + ["structure"] * 3
+
+    def has_enough(groups):
+        return all([kinds[group] for group in groups].count(kind) >= number for kind, number in numbers.items())
+
+    every = itertools.chain.from_iterable(itertools.combinations(range(6), size) for size in range(7))
+    if not any(space.is_valid(groups) and has_enough(groups) for groups in every):
+        with pytest.raises(TargetError, match="cannot remove"):
+            space.select(np.zeros(6), target_groups=numbers)
+        return
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scores = rng.permutation(6).astype(float)
+        removed = space.select(scores, target_groups=numbers)
+        assert space.is_valid(removed) and has_enough(removed) and len(removed) == sum(numbers.values())
+        # By falling score what may go beside those before, unless enough of its kind do: that is the choice wherever it
+        # ends with enough of each.
+        greedy = []
+        for group in np.argsort(-scores).tolist():
+            is_full = [kinds[each] for each in greedy].count(kinds[group]) == numbers[kinds[group]]
+            if not is_full and space.is_valid([*greedy, group]):
+                greedy.append(group)
+        assert not has_enough(greedy) or removed == tuple(sorted(greedy))
+
+
+def test_h2spg_takes_so_many_of_each_kind():
+    params, space = gated_chain()
+    tx = h2spg(
+        space,
+        learning_rate=0.1,
+        target_groups={"structure": 1, "gate": 2},
+        warmup_steps=2,
+        projection_steps=2,
+        score=order_of([5.0, 3, 4, 2, 1, 0]),
+    )
+    _, states = train(tx, params, 5)
+    # The first block goes, and then no skip around it.
+    gone = [space.groups[index].name for index in np.flatnonzero(states[-1].zero)]
+    assert gone == ["a", "gates/c/input0", "gates/head/input0"] and int(states[-1].phase) == DONE
