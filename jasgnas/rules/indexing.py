@@ -110,6 +110,10 @@ class Scatter(PassThrough):
         ndim = len(array.axes)
         if self._applies(eqn):
             return [unknown(ndim)]
+        if array.is_infinite and not updates.is_infinite and eqn.primitive in ("scatter-max", "scatter-min"):
+            # The largest of a segment, as `jax.ops.segment_max` has it: infinite where a segment is empty, which is
+            # either not read or taken care of by the network.
+            return [unknown(ndim)]
         if array.is_infinite or updates.is_infinite:
             return [broken(ndim)]
         # What is written may fall on any entry, or on none.

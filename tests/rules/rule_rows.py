@@ -578,6 +578,10 @@ INDEXING = [
         row("scatter", f"apply {f.__name__}", lambda x, i, f=f: x.at[i].apply(f), B, np.zeros(2, np.int32))
         for f in (jnp.cos, jnp.sin, jnp.zeros_like, jnp.ones_like)
     ],
+    *[
+        row(f"scatter-{name}", "of segments", lambda x, i, f=f: f(x, i, 5), B, np.array([0, 3], np.int32))
+        for name, f in (("max", jax.ops.segment_max), ("min", jax.ops.segment_min))
+    ],
     row("scatter", "apply to columns", lambda x, i: x.at[:, i].apply(jnp.exp), B, np.zeros(2, np.int32)),
 ]
 

@@ -59,7 +59,8 @@ def graph_attention(p, x, senders, receivers):
     x = x @ p["in"]
     h = x @ p["project"]
     scores = jax.nn.leaky_relu(jnp.concatenate([h[senders], h[receivers]], -1) @ p["score"])
-    weights = jnp.exp(scores)
+    # The largest of a segment starts at minus infinity, as in `jraph.segment_softmax`.
+    weights = jnp.exp(scores - jax.ops.segment_max(scores, receivers, 7)[receivers])
     total = jax.ops.segment_sum(weights, receivers, 7)
     h = jax.ops.segment_sum((weights / (total[receivers] + 1e-9))[:, None] * h[senders], receivers, 7)
     x = x + h @ p["update"]
