@@ -13,6 +13,7 @@ import numpy as np
 
 from jasgnas.bridge.carry import carried, pruned
 from jasgnas.errors import ArgumentError, TreeMismatchError
+from jasgnas.program.jaxpr import abstract
 from jasgnas.pytree import leaves_by_path, path_str
 
 
@@ -240,7 +241,7 @@ class Model(ABC):
     ) -> Any:
         """Returns an optimizer state for the parameters of a sub-network, see `carried`."""
         del subnet
-        return carried(state, {leaf.path for leaf in self.leaves}, move, is_leaf=is_leaf)
+        return carried(state, {leaf.path: leaf.shape for leaf in self.leaves}, move, is_leaf=is_leaf)
 
 
 def positional_names(called: Callable[..., Any]) -> tuple[str, ...]:
@@ -253,7 +254,7 @@ def positional_names(called: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def abstracted(tree: Any) -> Any:
-    """Returns shapes and dtypes of a pytree of arrays, concrete or abstract.
+    """Returns shapes and dtypes of a pytree of arrays, concrete or abstract; dtypes as JAX has them.
 
     Raises:
         ArgumentError: a leaf is no array.
@@ -261,7 +262,7 @@ def abstracted(tree: Any) -> Any:
     others = [f"{path} ({value!r})" for path, value in leaves_by_path(tree).items() if not hasattr(value, "dtype")]
     if others:
         raise ArgumentError(f"every leaf of a model must be an array, but not so {', '.join(others)}: use jnp.asarray")
-    return jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), tree)
+    return jax.tree.map(abstract, tree)
 
 
 def matched(leaves: Sequence[Leaf], tree: Any) -> list[Any]:
@@ -288,4 +289,5 @@ def matched(leaves: Sequence[Leaf], tree: Any) -> list[Any]:
 
 def is_variables(holder: Any) -> bool:
     """Tells whether something is the variables of a Linen module: collections, of which `params` is one."""
-    return isinstance(holder, Mapping) and "params" in holder
+    is_mapping = isinstance(holder, Mapping) and "params" in holder
+    return is_mapping and all(isinstance(collection, Mapping) for collection in holder.values())

@@ -1,9 +1,11 @@
 """Trees that hold arrays of a network, carried over to its sub-network."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import jax
+import numpy as np
 import optax
 from jax.tree_util import GetAttrKey, SequenceKey
 
@@ -17,7 +19,7 @@ GONE: Final = object()
 
 def carried(
     tree: Any,
-    paths: Collection[str],
+    shapes: Mapping[str, tuple[int, ...]],
     move: Callable[[str | None, Any], Any],
     *,
     is_leaf: Callable[[Any], bool] = lambda _: False,
@@ -29,21 +31,24 @@ def carried(
 
     Args:
         tree: parameters, or a tree in which nodes are like them: an optimizer state, averaged parameters.
-        paths: paths of the network's leaves.
+        shapes: shapes of the network's leaves, by path.
         move: what becomes of the array at a path, or of the empty node in its place, `GONE` if nothing; the path is
             None for what lies at none.
         is_leaf: nodes that are not looked into.
     """
-    result = _Carrier(paths, move, is_leaf).walk(tree, (), False)
+    result = _Carrier(shapes, move, is_leaf).walk(tree, (), False)
     if result is not GONE:
         return result
     empty: Any = type(tree)
+    if isinstance(tree, defaultdict):
+        return defaultdict(tree.default_factory)
     return empty({}) if isinstance(tree, Mapping) else None  # nothing is left of a model with one array
 
 
 def pruned(tree: Any, arrays: Mapping[str, Any]) -> Any:
     """Returns a tree of parameters with the arrays of a sub-network, without what it does not have."""
-    return carried(tree, leaves_by_path(tree), lambda path, node: node if path is None else arrays.get(path, GONE))
+    shapes = {path: np.shape(leaf) for path, leaf in leaves_by_path(tree).items()}
+    return carried(tree, shapes, lambda path, node: node if path is None else arrays.get(path, GONE))
 
 
 class _Carrier:
@@ -54,14 +59,17 @@ class _Carrier:
     """
 
     def __init__(
-        self, paths: Collection[str], move: Callable[[str | None, Any], Any], is_leaf: Callable[[Any], bool]
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        move: Callable[[str | None, Any], Any],
+        is_leaf: Callable[[Any], bool],
     ) -> None:
-        self._paths = paths
+        self._shapes = shapes
         self._move = move
         self._is_leaf = is_leaf
         # The leaves at and below each path of the network.
         self._below: dict[str, list[str]] = {}
-        for path in paths:
+        for path in shapes:
             keys = path.split("/")
             for length in range(len(keys) + 1):
                 self._below.setdefault("/".join(keys[:length]), []).append(path)
@@ -103,7 +111,8 @@ class _Carrier:
             for key, child in children:
                 yield from self._verdicts(child, (*keys, *key))
         elif children is None:
-            yield path in self._paths
+            # A single number is none of an array's: the step counter of Adam is not what a parameter `count` has there.
+            yield path in self._shapes and (np.shape(node) != () or self._shapes[path] == ())
         elif isinstance(node, optax.MaskedNode):
             yield path in self._below
         elif path in self._below:
@@ -121,5 +130,7 @@ def _put_together(node: Any, children: list[tuple[Keys, Any]], treedef: Any, val
         return jax.tree.unflatten(treedef, [None if value is GONE else value for value in values])
     named = zip((key[-1].key for key, _ in children), values, strict=True)
     left = {key: value for key, value in named if value is not GONE}
+    if isinstance(node, defaultdict):
+        return defaultdict(node.default_factory, left) if left else GONE
     kind: Any = type(node)
     return kind(left) if left else GONE

@@ -86,7 +86,7 @@ class EquinoxModel(Model):
     @staticmethod
     def recipe_of(subnet: Any) -> "tuple[Any, EquinoxModel] | None":
         """Returns what a sub-network computes with."""
-        return (subnet._recipe, subnet._full) if isinstance(subnet, SubNetwork) else None
+        return (subnet._jasgnas_recipe, subnet._jasgnas_full) if isinstance(subnet, SubNetwork) else None
 
     def part_name(self, path: str) -> str:
         """Returns the class of a part."""
@@ -205,7 +205,7 @@ class EquinoxModel(Model):
             if not isinstance(node, type(self.rest)):
                 return move(path, node)
             module = subnet[0] if isinstance(subnet, tuple) else subnet
-            return _subnet_of(tree_map_with_path(move_leaf, node), module._recipe, self)
+            return _subnet_of(tree_map_with_path(move_leaf, node), module._jasgnas_recipe, self)
 
         return super().carry(state, subnet, move_node, is_whole)
 
@@ -218,29 +218,29 @@ class SubNetwork(Shown, eqx.Module):
     or not there.
     """
 
-    _recipe: Recipe = eqx.field(static=True, init=False, repr=False)
-    _full: EquinoxModel = eqx.field(static=True, init=False, repr=False)
+    _jasgnas_recipe: Recipe = eqx.field(static=True, init=False, repr=False)
+    _jasgnas_full: EquinoxModel = eqx.field(static=True, init=False, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the full module would: where it has a state, the last argument, the new state comes second."""
-        full = replace(self._full, rest=_rest(self._full.full(self)))
+        full = replace(self._jasgnas_full, rest=_rest(self._jasgnas_full.full(self)))
         if full.state is None:
-            return self._recipe.apply(full, full.tree(self), args, kwargs)[0]
+            return self._jasgnas_recipe.apply(full, full.tree(self), args, kwargs)[0]
         if not (args and isinstance(args[-1], eqx.nn.State)):
             raise ArgumentError("the last positional argument must be the state, as construct_subnet returned it")
         state = args[-1]
-        outputs, changed = self._recipe.apply(full, full.tree((self, state)), args[:-1], kwargs)
+        outputs, changed = self._jasgnas_recipe.apply(full, full.tree((self, state)), args[:-1], kwargs)
         return outputs, _filled(state, full.tree((self, state)) | changed, _STATE)
 
     def __reduce__(self) -> Any:
         """Pickles a module of the full class: the class of the sub-network is made anew."""
-        return _subnet_of, (self._full.full(self), self._recipe, self._full)
+        return _subnet_of, (self._jasgnas_full.full(self), self._jasgnas_recipe, self._jasgnas_full)
 
 
 def _subnet_of(module: Any, recipe: Recipe, full: EquinoxModel) -> SubNetwork:
     """Returns a sub-network with the fields of a module."""
     kind: Any = type(full.rest)
-    return _with_fields(_subclass(kind), module, _recipe=recipe, _full=full)
+    return _with_fields(_subclass(kind), module, _jasgnas_recipe=recipe, _jasgnas_full=full)
 
 
 def _with_fields(cls: type, module: Any, **further: Any) -> Any:

@@ -54,6 +54,11 @@ class LinenModel(Model):
         """
         if not is_variables(variables):
             raise ArgumentError("expected variables={'params': …, …}, as module.init(…) returns them")
+        if both := sorted(set(variables) & set(variables["params"]) - {"params"}):
+            raise ArgumentError(
+                f"{', '.join(both)} is a collection of variables and a submodule at once: paths could not tell them "
+                "apart. Give the submodule another name"
+            )
         tree = abstracted(_as_tree(variables))
         return cls(module, method, tree, tuple(name for name in variables if name != "params"))
 

@@ -49,7 +49,7 @@ class NNXModel(Model):
     @staticmethod
     def recipe_of(subnet: Any) -> "tuple[Any, NNXModel] | None":
         """Returns what a sub-network computes with."""
-        return (subnet._recipe, subnet._full) if isinstance(subnet, SubNetwork) else None
+        return (subnet._jasgnas_recipe, subnet._jasgnas_full) if isinstance(subnet, SubNetwork) else None
 
     @staticmethod
     def parameters(holder: Any) -> Any:
@@ -154,8 +154,8 @@ class NNXModel(Model):
         graphdef, state = nnx.split(holder)
         # A sub-network may be one of this model, or be this model.
         full = replace(self, graphdef=graphdef)
-        if isinstance(holder, SubNetwork) and holder._full.leaves == self.leaves:
-            full = holder._full
+        if isinstance(holder, SubNetwork) and holder._jasgnas_full.leaves == self.leaves:
+            full = holder._jasgnas_full
         children = _left_of(holder, pruned(state, arrays)) | {key: _gates(gates) for key, gates in added.items()}
         return SubNetwork(children, recipe, full)
 
@@ -184,7 +184,7 @@ class NNXModel(Model):
             if isinstance(node, nnx.Module):
                 moved = {path: move(path, array) for path, array in leaves_by_path(nnx.state(node)).items()}
                 left = {path: array for path, array in moved.items() if array is not GONE}
-                return self.wrap_subnet(subnet._recipe, node, left)
+                return self.wrap_subnet(subnet._jasgnas_recipe, node, left)
             if not isinstance(node, nnx.Variable):
                 return move(path, node)
             array = move(path, node.get_value())
@@ -348,15 +348,15 @@ class SubNetwork(Shown, _Part):
             full: the full module's description, in the mode to start in.
         """
         super().__init__(children)
-        self._recipe = recipe
-        self._full = full
+        self._jasgnas_recipe = recipe
+        self._jasgnas_full = full
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the full module would; running statistics and random states are updated."""
         if _is_tabulated(self):
             _list_parts(self)
         state = nnx.state(self)
-        outputs, changed = self._recipe.apply(self._full, leaves_by_path(state), args, kwargs)
+        outputs, changed = self._jasgnas_recipe.apply(self._jasgnas_full, leaves_by_path(state), args, kwargs)
         if changed:
             nnx.update(self, pruned(state, changed))
         return outputs
@@ -367,7 +367,7 @@ class SubNetwork(Shown, _Part):
         """Sets attributes of the layers of the full module, as `.train()` and `.eval()` do; arrays are refused."""
         if arrays := [name for name, value in attributes.items() if nnx.is_data(value)]:
             raise ArgumentError(f"{', '.join(arrays)} would be arrays of the full model, which a sub-network has not")
-        self._full = self._full.changed(
+        self._jasgnas_full = self._jasgnas_full.changed(
             lambda module: module.set_attributes(
                 *filters, raise_if_not_found=raise_if_not_found, graph=graph, **attributes
             )
@@ -375,4 +375,4 @@ class SubNetwork(Shown, _Part):
 
     def set_view(self, **settings: Any) -> None:
         """Changes the layers of the full module as `nnx.view` does, which calls this."""
-        self._full = self._full.changed(lambda module: nnx.view(module, **settings))
+        self._jasgnas_full = self._jasgnas_full.changed(lambda module: nnx.view(module, **settings))

@@ -123,13 +123,19 @@ def _name(graph: Graph, leaves: Sequence[Leaf], stem: Operator | None) -> str:
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    """Returns a name with another number at its end until none is taken that is, or lies below, or above it."""
-    place, separator, last = name.rpartition("/")
-    stem = last.rstrip("0123456789") if last.startswith("input") else f"{last}_"
-    number = 0 if last.startswith("input") else 2
+    """Returns a name with another number at its end until none is taken that is, or lies below, or above it.
+
+    Where a taken name lies above it, the number is there: beside `first`, `first/pool` becomes `first_2/pool`.
+    """
+    above = [each for each in taken if name.startswith(f"{each}/")]
+    keys = name.split("/")
+    place = min([len(each.split("/")) for each in above], default=len(keys)) - 1
+    own = keys[place]
+    stem = own.rstrip("0123456789") if own.startswith("input") else f"{own}_"
+    number = 0 if own.startswith("input") else 2
     unique = name
     while any(f"{each}/".startswith(f"{unique}/") or f"{unique}/".startswith(f"{each}/") for each in taken):
-        unique = f"{place}{separator}{stem}{number}"
+        unique = "/".join([*keys[:place], f"{stem}{number}", *keys[place + 1 :]])
         number += 1
     taken.add(unique)
     return unique
