@@ -47,10 +47,15 @@ class Call:
     @property
     def paths(self) -> tuple[str, ...]:
         """Where each array stands among the arguments: `0` or `0/image` for positional ones, `mask` for named ones."""
+        return tuple(path_str(keys[1:]) for keys in self.keys)
+
+    @property
+    def keys(self) -> tuple[tuple[Any, ...], ...]:
+        """The keys of each array in `(args, kwargs)`."""
         static = dict(self.static)
         indices = jax.tree.unflatten(self.treedef, range(self.treedef.num_leaves))
         flat = jax.tree_util.tree_leaves_with_path(indices)
-        return tuple(path_str(keys[1:]) for keys, index in flat if index not in static)
+        return tuple(keys for keys, index in flat if index not in static)
 
     @property
     def variants(self) -> "tuple[Call, ...]":

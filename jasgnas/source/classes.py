@@ -9,7 +9,7 @@ from typing import Any
 from flax import nnx
 
 from jasgnas.source.norms import NARROW_NORMS
-from jasgnas.source.tree import Constructor, Part, is_name
+from jasgnas.source.tree import Constructor, Part, is_name, quoted
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class ClassMaker:
         new = Class(name, list(parts), sorted(names.values(), key=lambda each: bool(each.default)), body=tuple(body))
         for key, child in parts[0].children.items():
             text = self._made(child, key, texts)
-            new.init.append(f"self.{key} = {text}" if is_name(key) else f'setattr(self, "{key}", {text})')
+            new.init.append(f"self.{key} = {text}" if is_name(key) else f"setattr(self, {quoted(key)}, {text})")
         self.classes.append(new)
         self._declared[name] = new.parameters
         for part, row in zip(parts, zip(*columns.values(), strict=True) if columns else [()] * len(parts), strict=True):
@@ -185,7 +185,7 @@ class ClassMaker:
             return f"nnx.data({{{', '.join(f'{key}: {text}' for key, text in made.items())}}})"
         if all(map(is_name, made)):
             return f"nnx.Dict({', '.join(f'{key}={text}' for key, text in made.items())})"
-        return f"nnx.Dict({{{', '.join(f'{key!r}: {text}' for key, text in made.items())}}})".replace("'", '"')
+        return f"nnx.Dict({{{', '.join(f'{quoted(key)}: {text}' for key, text in made.items())}}})"
 
 
 def _runs(texts: list[str]) -> list[str]:

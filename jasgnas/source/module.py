@@ -2,10 +2,11 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
 from jasgnas.errors import SourceError
 from jasgnas.program.jaxpr import key_implementation
@@ -18,7 +19,7 @@ from jasgnas.source.parts import Bodies, Body
 from jasgnas.source.primitives import dtype_text
 from jasgnas.source.recognised import Recognised
 from jasgnas.source.sizes import is_symbolic
-from jasgnas.source.tree import Constructor, Part, is_name, tree_of
+from jasgnas.source.tree import Constructor, Part, is_name, quoted, tree_of
 
 _IMPORTS = {
     "operator": "import operator\n",
@@ -105,8 +106,23 @@ def _arguments(found: Recognised) -> dict[str, tuple[int, ...]]:
         first = path.partition("/")[0]
         if first.isdecimal():
             first = names[int(first)] if int(first) < len(names) else f"x{first}"
-        arguments.setdefault(first if is_name(first) else "x", []).append(position)
-    return {name: tuple(positions) for name, positions in arguments.items()}
+        arguments.setdefault(first, []).append(position)
+    taken = set(arguments)
+    return {_argument_name(name, taken): tuple(positions) for name, positions in arguments.items()}
+
+
+def _argument_name(name: str, taken: set[str]) -> str:
+    """Returns what an argument is called: as in the network, or another name where that is none for a method's."""
+    if is_name(name) and name != "self":
+        return name
+    return _unused(("x", *(f"x{number}" for number in range(2, 1000))), taken)
+
+
+def _unused(names: Iterable[str], taken: set[str]) -> str:
+    """Returns the first of some names that is not taken, and takes it."""
+    name = next(each for each in names if each not in taken)
+    taken.add(name)
+    return name
 
 
 def _declared(arguments: dict[str, tuple[int, ...]]) -> str:
@@ -118,9 +134,22 @@ def _array_texts(found: Recognised, arguments: dict[str, tuple[int, ...]]) -> li
     texts = [""] * len(found.network.call.paths)
     for name, positions in arguments.items():
         for position in positions:
-            _, *keys = found.network.call.paths[position].split("/")
-            texts[position] = name + "".join(f"[{key}]" if key.isdecimal() else f'["{key}"]' for key in keys)
+            texts[position] = name + "".join(map(_index_text, found.network.call.keys[position][2:]))
     return texts
+
+
+def _index_text(key: Any) -> str:
+    """Returns how what is below a node of a pytree is got at."""
+    match key:
+        case SequenceKey(idx=index):
+            return f"[{index}]"
+        case GetAttrKey(name=name):
+            return f".{name}"
+        case DictKey(key=str(name)):
+            return f"[{quoted(name)}]"
+        case DictKey(key=int(number)):
+            return f"[{number}]"
+    raise SourceError(f"an input under the key {key} of a container cannot be written: give dictionaries or tuples")
 
 
 def _whole(flow: Flow, found: Recognised) -> Body:
@@ -144,17 +173,18 @@ def _method(
         var: Expression(f"{part.access(path)}[...]", ATOM) for var, path in flow.paths.items() if _is_below(path, part)
     }
     lines: list[str] = []
+    sizes = {str(size): str(size) for aval in found.network.call.avals for size in aval.shape if is_symbolic(size)}
     if arguments is None:
         texts = list(_argument_names(len(body.inputs)))
     else:
         texts = _array_texts(found, arguments)
-        number = len(texts)
+        taken = {*arguments, *sizes}
         for position, text in enumerate(texts):
-            if not is_name(text):
-                texts[position] = f"x{position}" if number > 1 else "x"
+            if not is_name(text) or text in sizes:
+                first = f"x{position}" if len(texts) > 1 else "x"
+                texts[position] = _unused((first, *(f"x{number}" for number in range(1000))), taken)
                 lines.append(f"{texts[position]} = {text}")
     names = dict(zip(body.inputs, texts, strict=True))
-    sizes = {str(size): str(size) for aval in found.network.call.avals for size in aval.shape if is_symbolic(size)}
     writer = BodyWriter(leaves, part.access, lambda items: _loop_of(part, items), sizes)
     written, results = writer.lines(body.steps, names, body.outputs)
     for size in sizes:
@@ -345,7 +375,7 @@ def _tree_text(tree: Any, results: Sequence[Expression]) -> str:
             case _Text() | None:
                 return str(node)
             case dict() if type(node) is dict and all(isinstance(key, str) for key in node):
-                return f"{{{', '.join(f'{chr(34)}{key}{chr(34)}: {text(value)}' for key, value in node.items())}}}"
+                return f"{{{', '.join(f'{quoted(key)}: {text(value)}' for key, value in node.items())}}}"
             case list() if type(node) is list:
                 return f"[{', '.join(map(text, node))}]"
             case tuple() if type(node) is tuple:

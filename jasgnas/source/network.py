@@ -125,6 +125,9 @@ def _traced(model: Model, call: Call, leaves: tuple[Leaf, ...], apply_of: Callab
         traces = [_trace(apply, variant, avals, leaves) for apply, variant in modes]
     if len(variants) > 1 and traces[0].changed and not traces[1].changed:
         traces.reverse()  # the call as given is the one in training mode
+    if traces[0].out_tree != traces[1].out_tree:
+        why_one_mode = "there it returns something of another structure"
+        traces = traces[:1] * 2
     call = Call(tuple(avals), call.static, call.treedef)
     return Network(model, leaves, call, model.call_names(), why_fixed, why_one_mode, *traces)
 

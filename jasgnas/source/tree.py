@@ -1,8 +1,14 @@
 """The parts of a network by path: layers, variables, and what holds them."""
 
+import json
 import keyword
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from flax import nnx
+
+from jasgnas.errors import SourceError
 
 
 @dataclass(frozen=True)
@@ -55,23 +61,43 @@ class Part:
             elif is_name(key):
                 text += f".{key}"
             else:
-                text = f'getattr({text}, "{key}")' if node.is_module else f'{text}["{key}"]'
+                text = f"getattr({text}, {quoted(key)})" if node.is_module else f"{text}[{quoted(key)}]"
             node = node.children.get(key, Part(""))
         return text
 
 
 def is_name(key: str) -> bool:
-    """Tells whether a key can be the name of an attribute."""
-    return key.isidentifier() and not keyword.iskeyword(key)
+    """Tells whether a key can be the name of an attribute, and stays what it is as one."""
+    return key.isidentifier() and not keyword.iskeyword(key) and unicodedata.normalize("NFKC", key) == key
+
+
+def quoted(text: str) -> str:
+    """Returns a text as Python writes it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def tree_of(constructors: Iterable[tuple[str, Constructor]]) -> Part:
-    """Puts layers and variables into the tree of their paths."""
+    """Puts layers and variables into the tree of their paths.
+
+    Raises:
+        SourceError: a key is empty, an array and what holds others have one path, or a part is to be an attribute that
+            every module of Flax has.
+    """
     root = Part("")
     for path, constructor in constructors:
         node = root
         keys = path.split("/")
+        if len(keys) > 1 and "" in keys:
+            raise SourceError(f"a part at {path!r} cannot be written: give it a name, which is empty now")
+        if taken := [key for key in keys if hasattr(nnx.Module, key)]:
+            raise SourceError(
+                f"{path} cannot be written: {taken[0]} is an attribute of every nnx.Module. Give it another name"
+            )
         for depth, key in enumerate(keys):
             node = node.children.setdefault(key, Part("/".join(keys[: depth + 1])))
+            if node.constructor is not None:
+                raise SourceError(f"{path} cannot be written: {node.path} is an array by itself. Give it another name")
+        if node.children:
+            raise SourceError(f"{path} cannot be written: others lie below it. Give it another name")
         node.constructor = constructor
     return root

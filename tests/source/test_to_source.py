@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -254,3 +255,106 @@ def test_sizes_that_are_fixed_are_named():
         source = jasgnas.to_source(averaged, X, params=params)
     assert "alone" in source.partition("import")[0]
     assert error(loaded(source, params)(X), averaged(params, X)) < 1e-6
+
+
+W, V, H = (
+    jax.random.normal(key, (4, size))
+    for key, size in zip(jax.random.split(jax.random.key(1), 3), (4, 4, 2), strict=True)
+)
+
+
+class Valued(NamedTuple):
+    """Its first field has the name by which variables hold their arrays."""
+
+    value: Any
+    w: Any
+
+
+class Pair(NamedTuple):
+    """Two inputs in one."""
+
+    first: Any
+    second: Any
+
+
+def two_branches(params, first, second):
+    return (first @ params["a"] + jnp.tanh(second @ params["b"])) @ params["h"]
+
+
+def reshaped(params, batch):
+    return two_branches(params, batch.reshape(batch.shape[0], -1), batch.reshape(batch.shape[0], -1))
+
+
+def of_two_sizes(params, batch, x):
+    return two_branches(params, batch.reshape(batch.shape[0], -1), x)
+
+
+def with_self(params, self, x):
+    return two_branches(params, self, x)
+
+
+@pytest.mark.parametrize(
+    ("fn", "inputs"),
+    [
+        (reshaped, (X.reshape(6, 2, 2),)),
+        (of_two_sizes, (X.reshape(6, 2, 2), X)),
+        (with_self, (X, X + 1)),
+        (lambda params, x: two_branches(params, x["0"], x["1"]), ({"0": X, "1": X + 1},)),
+        (lambda params, x: two_branches(params, x[0], x[1]), ({0: X, 1: X + 1},)),
+        (lambda params, x: two_branches(params, *x), ([X, X + 1],)),
+        (lambda params, x: two_branches(params, x.first, x.second), (Pair(X, X + 1),)),
+        (lambda params, x: {'"q"': two_branches(params, x['"\n'], x["\\"])}, ({'"\n': X, "\\": X + 1},)),
+    ],
+    ids=["batch", "batch and x", "self", "digits", "numbers", "list", "named tuple", "quotes"],
+)
+def test_inputs_are_got_at_as_they_are_given(fn, inputs):
+    params = {"a": W, "b": V, "h": H}
+    written = nnx.merge(*nnx.split(module_of(jasgnas.to_source(fn, *inputs, params=params))))
+    nnx.update(written, params)
+    written.eval()
+    assert error(written(*inputs), fn(params, *inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("key", ['"', "a\nb", "back\\slash", "\u00b5", "\ufb01", "class", "a b"])
+def test_any_key_names_a_parameter(key):
+    def fn(params, x):
+        return two_branches({"a": params[key], **params}, x, x)
+
+    params = {key: W, "b": V, "h": H}
+    written = module_of(jasgnas.to_source(fn, X, params=params))
+    assert set(nnx.to_pure_dict(nnx.state(written))) == set(params)
+    nnx.update(written, params)
+    assert error(written(X), fn(params, X)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"": {"w": W}}, "a part at '/w' cannot be written: give it a name"),
+        ({"eval": {"w": W}}, "eval is an attribute of every nnx.Module"),
+        (
+            {"a": Valued(W, V)},
+            "a/w cannot be written: a is an array by itself|a cannot be written: others lie below it",
+        ),
+    ],
+    ids=["empty", "method", "value"],
+)
+def test_names_that_a_module_cannot_have_are_refused(params, match):
+    def fn(params, x):
+        return sum(x @ each for each in jax.tree.leaves(params))
+
+    with pytest.raises(jasgnas.SourceError, match=match):
+        jasgnas.to_source(fn, X, params=params)
+
+
+def test_a_flag_that_changes_what_is_returned_is_no_mode():
+    def fn(params, x, features=False):
+        y = two_branches(params, x, x)
+        return (y, x) if features else y
+
+    params = {"a": W, "b": V, "h": H}
+    for features in (False, True):
+        with pytest.warns(jasgnas.OneModeWarning, match="another structure"):
+            written = module_of(jasgnas.to_source(fn, X, params=params, features=features))
+        nnx.update(written, params)
+        assert error(written(X), fn(params, X, features=features)) < 1e-5
