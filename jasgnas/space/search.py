@@ -225,7 +225,8 @@ class SearchSpace:
         """Returns the parameters and multiply-adds that are left without some groups, at most.
 
         Branches that only the removed groups made use of are gone too. Nothing is constructed: the count follows the
-        dependence graph, and is exact unless a branch is left with nothing but its biases.
+        dependence graph. It is exact unless a branch is left with nothing but its biases, or features of a layer that
+        stays have lost their use; then less is left than it says.
         """
         sizes = self.candidates.subnet_size(self.removed(indices))
         return sizes["params"], sizes["macs"]
