@@ -628,6 +628,12 @@ def search_space(
         DisconnectedOutputError: a network output does not depend on the input.
         NoRemovableStructureError: nothing can be removed.
     """
+    for name, value in {"structures": structures, "channels": channels}.items():
+        if not isinstance(value, bool):
+            raise ArgumentError(
+                f"{name} must be True or False, got a {type(value).__name__}: an argument of the network with this name "
+                "can be given by position alone"
+            )
     if not (structures or channels):
         raise ArgumentError("structures=False leaves nothing to search for without channels=True")
     with collector_paused():

@@ -188,3 +188,14 @@ def test_parameters_of_numpy_in_double_precision_can_be_loaded_into_their_model(
     jasgnas.save(tmp_path / "saved", sub_fn, left)
     loaded, arrays = jasgnas.load(tmp_path / "saved", fn, params=params)
     np.testing.assert_allclose(loaded(arrays, X), fn(zeroed, X), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["structures", "channels"])
+def test_arguments_of_a_network_with_names_of_options_are_told(name):
+    params = {"a": A, "b": B, "h": H}
+
+    def fn(params, x, **others):
+        return two_branches(params["a"], params["b"], params["h"], x + others[name])
+
+    with pytest.raises(jasgnas.ArgumentError, match=f"{name} must be True or False, got a ArrayImpl.*by position"):
+        jasgnas.search_space(fn, X, params=params, **{name: X})
