@@ -631,8 +631,8 @@ def search_space(
     for name, value in {"structures": structures, "channels": channels}.items():
         if not isinstance(value, bool):
             raise ArgumentError(
-                f"{name} must be True or False, got a {type(value).__name__}: an argument of the network with this name "
-                "can be given by position alone"
+                f"{name} must be True or False, got a {type(value).__name__}: an argument of the network that has this "
+                "name can be given by position alone"
             )
     if not (structures or channels):
         raise ArgumentError("structures=False leaves nothing to search for without channels=True")

@@ -144,7 +144,7 @@ class Target:
 
     def _is_due(self) -> IsDueFn:
         """Returns what tells whether a group is wanted beside others: of a kind of which enough go, no more are."""
-        if self.costs is not None:
+        if self.of_kinds is None:
             return lambda accepted, group: True
         return partial(is_lacking, self.of_kinds, jnp.asarray(self.amounts)[-1])
 
