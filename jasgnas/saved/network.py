@@ -105,6 +105,7 @@ def exported_network(
         ExportError: JAX cannot export the network, or not with these symbols.
     """
     args, kwargs = array_arguments(call, list(map(raw_aval, symbolic_avals(call, symbolic))))
+    exported = None
     try:
         exported = export.export(jax.jit(network), platforms=PLATFORMS)(dict(params), *args, **kwargs)
         return exported, bytes(exported.serialize())
@@ -112,7 +113,9 @@ def exported_network(
         if isinstance(error, JasgnasError) and not isinstance(error, RuleError):
             raise
         advice = "JAX says what it cannot export, which is to be written in another way"
-        if symbolic:
+        if exported is not None:
+            advice = "JAX stores inputs and outputs in lists, tuples and dictionaries whose keys are texts"
+        elif symbolic:
             advice = (
                 f"it was exported with symbolic={tuple(symbolic)!r}, for any size of these axes. Name those that may "
                 "have any size, as in symbolic=('0:0',), or export for the shapes of the example inputs alone: "

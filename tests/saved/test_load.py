@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -203,6 +204,25 @@ def test_a_model_with_a_fixed_batch(tmp_path):
     assert not list(tmp_path.iterdir())
     network = jasgnas.load(jasgnas.save(tmp_path / "network", *subnet, symbolic=()))
     np.testing.assert_allclose(network(X), fixed_batch(params, X), rtol=1e-6)
+
+
+class Result(NamedTuple):
+    """What JAX does not know how to store."""
+
+    y: jax.Array
+
+
+@pytest.mark.parametrize("wrap", [lambda y: {0: y}, Result], ids=["number as key", "named tuple"])
+def test_what_cannot_be_stored_has_nothing_to_do_with_sizes(tmp_path, wrap):
+    params = {"a": jnp.full((4, 4), 0.3), "b": jnp.zeros((4, 4))}
+
+    def fn(params, x):
+        return wrap(jnp.tanh(x @ params["a"]) + x @ params["b"])
+
+    space = jasgnas.search_space(fn, X, params=params)
+    with pytest.raises(jasgnas.ExportError, match="dictionaries whose keys are texts") as caught:
+        jasgnas.save(tmp_path / "network", *jasgnas.construct_subnet(space, params))
+    assert "symbolic" not in str(caught.value)
 
 
 def test_inputs_of_another_shape_are_those_of_the_check(saved, tmp_path):
