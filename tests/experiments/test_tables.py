@@ -241,7 +241,8 @@ def test_rows_are_trained_as_they_say(name: str) -> None:
 
 
 def test_presets_are_the_rows_and_the_main_job_and_cell_searches() -> None:
-    assert set(PRESETS) == {*ROWS, "digits", "darts-8-stl10-gated", "darts-14-imagenet-gated"}
+    searches = {"darts-8-stl10-gated", "darts-14-imagenet-gated", "nasbench201-cifar10"}
+    assert set(PRESETS) == {*ROWS, "digits", *searches}
 
 
 def test_random_score_selects_valid_sets_that_the_seed_decides() -> None:
