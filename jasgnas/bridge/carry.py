@@ -99,9 +99,26 @@ class _Carrier:
         return next((keys[start:] for start in starts if self._lies_at(node, keys[start:])), None)
 
     def _lies_at(self, node: Any, keys: Keys) -> bool:
-        """Tells whether a node lies in the network at some keys."""
+        """Tells whether a node lies in the network at some keys.
+
+        Single numbers in the places of arrays do only where there is one for each parameter, as NovoGrad has them: the
+        step counter of Adam is not what belongs to a parameter called `count`.
+        """
         verdicts = self._verdicts(node, keys)
-        return next(verdicts, False) and all(verdicts)
+        if not (next(verdicts, False) and all(verdicts)):
+            return False
+        children, _ = self._children_of(node)
+        prefix = path_str(keys)
+        below = {path.removeprefix(prefix).strip("/").partition("/")[0] for path in self._below[prefix]}
+        is_whole = {path_str(key) for key, _ in children or ()} == below
+        return is_whole or not self._holds_numbers(node, keys)
+
+    def _holds_numbers(self, node: Any, keys: Keys) -> bool:
+        """Tells whether a single number is where the network has an array."""
+        children, _ = self._children_of(node)
+        if children is not None:
+            return any(self._holds_numbers(child, (*keys, *key)) for key, child in children)
+        return getattr(node, "shape", None) == () != self._shapes.get(path_str(keys), ())
 
     def _verdicts(self, node: Any, keys: Keys) -> Iterator[bool]:
         """Tells of the arrays and empty nodes in a node at some keys whether they lie where the network has leaves."""
@@ -111,8 +128,7 @@ class _Carrier:
             for key, child in children:
                 yield from self._verdicts(child, (*keys, *key))
         elif children is None:
-            # A single number is none of an array's: the step counter of Adam is not what a parameter `count` has there.
-            yield path in self._shapes and (np.shape(node) != () or self._shapes[path] == ())
+            yield path in self._shapes
         elif isinstance(node, optax.MaskedNode):
             yield path in self._below
         elif path in self._below:
