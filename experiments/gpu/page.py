@@ -138,7 +138,8 @@ def _training(lines: Sequence[Line]) -> Iterator[str]:
     if cells := [line for line in lines if "cell" in line.figures]:
         yield (
             "Cells of NAS-Bench-201 that were found, with accuracy on CIFAR-10 and rank among all 15,625 where the "
-            "published table was at hand:"
+            "published table was at hand. There is no budget: of each edge one operation is left, or none, and random "
+            "cells are as large as they happen to be:"
         )
         yield markdown_table(("variant", "seed", "cell", "accuracy, %", "rank"), *map(_cell, cells))
     checked = [line for line in lines if "subnet_error" in line.figures]

@@ -39,10 +39,7 @@ def carried(
     result = _Carrier(shapes, move, is_leaf).walk(tree, (), False)
     if result is not GONE:
         return result
-    empty: Any = type(tree)
-    if isinstance(tree, defaultdict):
-        return defaultdict(tree.default_factory)
-    return empty({}) if isinstance(tree, Mapping) else None  # nothing is left of a model with one array
+    return _mapping_like(tree, {}) if isinstance(tree, Mapping) else None  # nothing is left of a model with one array
 
 
 def pruned(tree: Any, arrays: Mapping[str, Any]) -> Any:
@@ -146,7 +143,12 @@ def _put_together(node: Any, children: list[tuple[Keys, Any]], treedef: Any, val
         return jax.tree.unflatten(treedef, [None if value is GONE else value for value in values])
     named = zip((key[-1].key for key, _ in children), values, strict=True)
     left = {key: value for key, value in named if value is not GONE}
+    return _mapping_like(node, left) if left else GONE
+
+
+def _mapping_like(node: Mapping[Any, Any], left: dict[Any, Any]) -> Any:
+    """Returns a mapping of the same kind with other entries."""
     if isinstance(node, defaultdict):
-        return defaultdict(node.default_factory, left) if left else GONE
+        return defaultdict(node.default_factory, left)
     kind: Any = type(node)
-    return kind(left) if left else GONE
+    return kind(left)
