@@ -15,9 +15,11 @@ missing = [f"--{name}={value}" for name, value in FLAGS.items() if name not in g
 os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A change is not to blame for examples that nobody had drawn before it: in CI they are the same in every run.
+IS_CI = bool(os.environ.get("CI"))
 # Before other processes start, which inherit it: what the networks of test_generated.py that are new in this run are
 # drawn with.
-os.environ.setdefault("JASGNAS_SEED", str(random.randrange(1, 2**16)))
+os.environ.setdefault("JASGNAS_SEED", "1" if IS_CI else str(random.randrange(1, 2**16)))
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -26,7 +28,7 @@ from jax._src import pjit  # noqa: E402
 from jax._src.interpreters import pxla  # noqa: E402
 
 # No test is timed: a compilation may fall into any example.
-hypothesis.settings.register_profile("jasgnas", deadline=None)
+hypothesis.settings.register_profile("jasgnas", deadline=None, derandomize=IS_CI)
 hypothesis.settings.load_profile("jasgnas")
 
 # JAX keeps up to 2048 programs as MLIR, each in a context of its own, and MLIR looks through all contexts of a process

@@ -1,9 +1,9 @@
 """Networks that nobody thought of: random graphs of operators, each searched, reduced and compared.
 
-The first forty are the same in every run. The others are new in every run: pytest's header and the output of a failed
-test name the seed that draws them again, `JASGNAS_SEED=7 pytest tests/whole/test_generated.py`. More of them are tried
-with `JASGNAS_NETWORKS=1000`, and more with channels with `JASGNAS_CHANNELS=1000`. Each takes about half a second: NumPy
-computes most of it, since XLA would spend seconds on compiling operators at new shapes.
+The first forty are the same in every run. The others are new in every run, but where the variable CI is set: pytest's
+header and the output of a failed test name the seed that draws them again, `JASGNAS_SEED=7 pytest tests`. More of them
+are tried with `JASGNAS_NETWORKS=1000`, and more with channels with `JASGNAS_CHANNELS=1000`. Each takes about half a
+second: NumPy computes most of it, since XLA would spend seconds on compiling operators at new shapes.
 """
 
 import os
@@ -567,9 +567,9 @@ class Brute:
 
     def __init__(self, network, x):
         self.network = network
-        # Inputs of either sign alone, too: the least entry of what a relu returns is hardly ever but zero. And inputs of
-        # which another channel is the largest in each example: the index of the largest is hardly ever another one
-        # where the channels of all examples are about as large.
+        # Inputs of either sign alone, too: the least entry of what a relu returns is hardly ever but zero. And inputs
+        # of which another channel is the largest in each example: where the channels of all examples are about as
+        # large, the index of the largest hardly varies.
         spread = 4 * random_input((BATCH, 1, 1, x.shape[-1]), x.dtype, 7)
         shifts = (0.0, 0.0, 3.0, -3.0, spread, -spread)
         self.draws = [(draw_params(network, 1000 + seed), x + shift) for seed, shift in enumerate(shifts)]
@@ -597,7 +597,11 @@ class Brute:
             # What a gated cell takes of its input is a product, lost without the factor that it makes of it.
             lost |= full is not None and op.kind == "recurrent" and not np.any(params[op.params[0]])
             for seen, found, tokens in ((shown, present, True), (values, depends, False)):
-                made = computed_by_numpy(op.kind, self.network.operands(op, params, seen), op.options)
+                operands = self.network.operands(op, params, seen)
+                if op.kind == "mean":
+                    made = weighted_mean(*operands)
+                else:
+                    made = computed_by_numpy(op.kind, operands, op.options)
                 if tokens and op.kind == "class token":
                     token = random_input((BATCH, 1, made[0].shape[-1]), x.dtype)
                     made = [np.concatenate([token, made[0][:, 1:]], 1)]
@@ -606,6 +610,12 @@ class Brute:
                 seen += made
                 found += [not lost and varies(y) for y in made]
         return np.array(present), np.array(depends)
+
+
+def weighted_mean(x):
+    """A mean in which some pixels count for more: the plain one of an instance norm is its bias, whatever it reads."""
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, (*x.shape[1:-1], 1))
+    return [np.mean(x * weights, tuple(range(1, x.ndim - 1)))]
 
 
 def varies(y):
