@@ -342,7 +342,8 @@ class _Reader:
         if (remainder := self._remainder(segment)) is not None:
             # Where nothing is left there is a constant from the start, which no removal takes from those that read it.
             return read._replace(
-                present=[[each] for each in remainder] or [[]], varying=[([each], [each]) for each in remainder]
+                present=[[*through, each] for through, each in remainder] or [[]],
+                varying=[([*through, each], [each]) for through, each in remainder],
             )
         if (keepers := self._survival.keepers(segment, results)) is None:
             return read
@@ -363,9 +364,8 @@ class _Reader:
 
     def _cell(self, unit: Cell) -> Section:
         if unit.var in self._inputs:
-            return _INPUT if self._inputs[unit.var] else _CONSTANT
-        operator = self._graph.operator_of[self._producer[unit.var]]
-        return self._ask(self._graph.segment_of[operator], {unit.var: unit.need})
+            return self._section_of(unit.var)
+        return self._ask(self._segment_with(unit.var), {unit.var: unit.need})
 
     def _of_iterations(self, segment: Segment, results: Needs) -> list[Section] | None:
         """Returns what some entries of the results of a loop that has been unfolded are, None of another segment."""
@@ -385,21 +385,34 @@ class _Reader:
             for atom in atoms
         ]
 
-    def _remainder(self, segment: Segment) -> list[Section] | None:
+    def _remainder(self, segment: Segment) -> list[tuple[list[Section], Section]] | None:
         """Returns what is left of a sum that takes away again what it adds, None if there is no such in a segment.
 
-        A variable inside a segment comes and goes with it.
+        Each part with those that it reaches the sum through. A variable inside a segment comes and goes with it.
         """
         results = (var for operator in reversed(segment.operators) for var in self._graph.results(operator))
         for left in map(self._sums.remainder, results):
-            if left is None:
+            if left is None or segment.index in (self._segment_with(addend.var) for addend in left):
                 continue
-            computed = [self._graph.operator_of[self._producer[var]] for var in left if var in self._producer]
-            segments = dict.fromkeys(self._graph.segment_of[operator] for operator in computed)
-            if segment.index not in segments:
-                inputs = [_INPUT if self._inputs[var] else _CONSTANT for var in left if var not in self._producer]
-                return [*(self._ask(each, self._all_results(each)) for each in segments), *inputs]
+            parts: dict[tuple[Section, ...], None] = {}
+            for var, maps in left:
+                through = {self._segment_with(each) for each in maps} - {segment.index}
+                parts[self._section_of(var), *map(self._ask_whole, sorted(through))] = None
+            return [(through, part) for part, *through in parts]
         return None
+
+    def _section_of(self, var: int) -> Section:
+        """Asks for all results of the segment that a variable is in, unless it is a network input."""
+        if var in self._inputs:
+            return _INPUT if self._inputs[var] else _CONSTANT
+        return self._ask_whole(self._segment_with(var))
+
+    def _ask_whole(self, segment: int) -> Section:
+        return self._ask(segment, self._all_results(segment))
+
+    def _segment_with(self, var: int) -> int:
+        """Returns the segment that a variable is computed in."""
+        return self._graph.segment_of[self._graph.operator_of[self._producer[var]]] if var in self._producer else INPUT
 
     def _results(self, segment: int) -> tuple[int, ...]:
         return self._graph.results(self._graph.segments[segment].operators[-1])

@@ -20,7 +20,8 @@ such as two dense layers with one kernel. Where nothing is found, validity is ju
 """
 
 import heapq
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
 from typing import NamedTuple
@@ -43,6 +44,8 @@ _WEIGHTS = {
 _RESHAPES = ("reshape", "squeeze")
 _PRODUCTS = ("mul", "div", "dot_general")
 _MAPS = (*_RESHAPES, *_PRODUCTS, "concatenate", "pad", "slice", "split")
+# More ways through linear maps into one sum are not told apart.
+_MOST_WAYS = 64
 
 
 class _Term(NamedTuple):
@@ -63,6 +66,38 @@ class _Term(NamedTuple):
     def outermost(self) -> int:
         """The variable that varies with the network input if the term does."""
         return self.var if self.product is None else self.product
+
+
+class Addend(NamedTuple):
+    """A variable that a sum is made of.
+
+    Attributes:
+        var: the variable.
+        maps: the results of linear maps that it reaches the sum through: without one of them it is not there.
+    """
+
+    var: int
+    maps: tuple[int, ...] = ()
+
+
+@dataclass
+class _Whole:
+    """What a whole is made of.
+
+    Attributes:
+        left: the addends.
+        maps: those that are linear maps, with their operands.
+        gone: variables that are added and taken away again.
+    """
+
+    left: dict[Addend, None] = field(default_factory=dict)
+    maps: dict[_Term, list[_Term]] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+
+    @property
+    def cancels(self) -> bool:
+        """Tells whether anything is gone."""
+        return not self.gone <= {left.var for left in self.left}
 
 
 class Sums:
@@ -92,8 +127,8 @@ class Sums:
         self._constant: set[int] = set()
         self._num_judged = 0
 
-    def remainder(self, result: int) -> list[int] | None:
-        """Returns the variables that a sum is made of if it takes away again any that it adds, otherwise None.
+    def remainder(self, result: int) -> list[Addend] | None:
+        """Returns what a sum is made of if it takes away again any that it adds, otherwise None.
 
         Variables that do not depend on the network input are left out.
 
@@ -102,31 +137,61 @@ class Sums:
         """
         if result not in self._takes_away:
             return None
-        wholes = [_Term(result, tuple(range(self._rank(result))))]
-        found: dict[int, None] = {}
-        gone: set[int] = set()
-        for whole in wholes:
-            # A variable's turn is before all that it is computed from: the weights of its terms are complete then.
-            weights = {whole.var: {whole: Fraction(1)}}
-            pending = [(-self._position.get(whole.var, -1), whole.var)]
-            while pending:
-                _, var = heapq.heappop(pending)
-                for term, weight in weights.pop(var).items():
-                    if term.outermost in self._independent:
-                        continue
-                    if weight == 0:
-                        gone.add(term.outermost)
-                    elif (addends := self._addends(term)) is not None:
-                        for addend, factor in addends:
-                            if addend.var not in weights:
-                                heapq.heappush(pending, (-self._position.get(addend.var, -1), addend.var))
-                            known = weights.setdefault(addend.var, {})
-                            known[addend] = known.get(addend, Fraction(0)) + weight * factor
-                    elif operands := self._operands(term):
-                        wholes += [operand for operand in operands if operand not in wholes]
-                    else:
-                        found[term.outermost] = None
-        return list(found) if gone - found.keys() else None
+        top = _Term(result, tuple(range(self._rank(result))))
+        wholes = {top: self._combined(top)}
+        pending = [top]
+        while pending:
+            for operands in wholes[pending.pop()].maps.values():
+                new = [operand for operand in operands if operand not in wholes]
+                wholes |= {operand: self._combined(operand) for operand in new}
+                pending += new
+        # An operand's turn is before that of the map that it is an operand of.
+        for whole in sorted(wholes, key=lambda term: self._position.get(term.var, -1)):
+            self._look_into_maps(wholes, whole)
+        return list(wholes[top].left) if wholes[top].cancels else None
+
+    def _combined(self, whole: _Term) -> _Whole:
+        """Returns what a whole is made of, without looking into linear maps."""
+        found = _Whole()
+        # A variable's turn is before all that it is computed from: the weights of its terms are complete then.
+        weights = {whole.var: {whole: Fraction(1)}}
+        pending = [(-self._position.get(whole.var, -1), whole.var)]
+        while pending:
+            _, var = heapq.heappop(pending)
+            for term, weight in weights.pop(var).items():
+                if term.outermost in self._independent:
+                    continue
+                if weight == 0:
+                    found.gone.add(term.outermost)
+                elif (addends := self._addends(term)) is not None:
+                    for addend, factor in addends:
+                        if addend.var not in weights:
+                            heapq.heappush(pending, (-self._position.get(addend.var, -1), addend.var))
+                        known = weights.setdefault(addend.var, {})
+                        known[addend] = known.get(addend, Fraction(0)) + weight * factor
+                elif operands := self._operands(term):
+                    found.maps[term] = operands
+                else:
+                    found.left[Addend(term.outermost)] = None
+        return found
+
+    def _look_into_maps(self, wholes: Mapping[_Term, _Whole], whole: _Term) -> None:
+        """Adds to what is left of a whole what is left of its linear maps' operands, where anything of these goes."""
+        found = wholes[whole]
+        for term, operands in found.maps.items():
+            inner = [wholes[operand] for operand in operands]
+            if any(each.cancels for each in inner):
+                for each in inner:
+                    found.gone |= each.gone
+                    found.left |= {left._replace(maps=(term.var, *left.maps)): None for left in each.left}
+            else:
+                found.left[Addend(term.outermost)] = None
+        if len(found.left) > _MOST_WAYS:
+            # Then a variable counts only while all are there that it may come through: in doubt a set is not valid.
+            through: dict[int, dict[int, None]] = {}
+            for left in found.left:
+                through.setdefault(left.var, {}).update(dict.fromkeys(left.maps))
+            found.left = {Addend(var, tuple(maps)): None for var, maps in through.items()}
 
     def _addends(self, term: _Term) -> list[tuple[_Term, Fraction]] | None:
         """Returns the terms of the same whole that a term is the weighted sum of, or None if it is no such sum."""

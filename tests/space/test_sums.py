@@ -17,7 +17,7 @@ def remainder(fn, num_inputs=ADDENDS):
     """The inputs that the result of a function is made of, by number, or None if nothing is taken away again."""
     program = inline(trace(fn, *[jax.ShapeDtypeStruct((2,), jnp.float32)] * num_inputs))
     found = Sums(program).remainder(program.outputs[0])
-    return None if found is None else sorted(map(program.inputs.index, found))
+    return None if found is None else sorted(program.inputs.index(addend.var) for addend in found)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,10 @@ def test_what_remains_of_sums_along_axes_is_what_has_a_derivative(fn, expected):
             independent.update(eqn.outputs)
     found = Sums(program, independent).remainder(program.outputs[0])
     if expected == "q":
-        assert len(found) == 1 and found[0] not in program.inputs  # the slice of q
+        assert len(found) == 1 and found[0].var not in program.inputs  # the slice of q
     else:
-        assert found == (None if expected is None else [program.inputs[leaves + i] for i in expected])
+        variables = None if found is None else [addend.var for addend in found]
+        assert variables == (None if expected is None else [program.inputs[leaves + i] for i in expected])
     weights = jax.random.normal(keys[2], jax.eval_shape(fn, PARAMS, *inputs).shape)
     slopes = jax.grad(lambda xs: jnp.sum(weights * fn(PARAMS, *xs)))(inputs)
     moving = [i for i, slope in enumerate(slopes) if jnp.abs(slope).max() > 1e-5]
@@ -181,3 +182,36 @@ def test_a_factor_that_never_varies_is_not_lost(has_bias):
     zeroed = space.zero(params, [branch])
     sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed)
     assert error(sub_fn(sub_params, x), network(zeroed, x)) < 1e-6
+
+
+def gated(p, h):
+    return jax.nn.silu(h @ p["gate"]) * (h @ p["up"])
+
+
+def beside_itself(p, h):
+    return jnp.concatenate([jnp.tanh(h), h], -1)
+
+
+@pytest.mark.parametrize("branch", [gated, beside_itself])
+def test_what_reaches_a_sum_through_a_layer_is_gone_with_it(branch):
+    """Of the mean of h + branch(h) the branch alone varies, and nothing of the branch does without its last layer."""
+    x = random_input((4, 5, 3))
+    shapes = {name: (3, 3) for name in ("first", "gate", "up", "other", "head")}
+    shapes |= dict.fromkeys(("last", "largest"), (6 if branch is beside_itself else 3, 3))
+    params = {name: random_input(shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())}
+    params |= {"scale": jnp.arange(1.0, 4), "bias": jnp.arange(3.0) - 1.5}
+
+    def network(p, x):
+        h = norm(x @ p["first"]) * p["scale"] + p["bias"]
+        made = branch(p, h)
+        least = jnp.min(x, SPACE) @ p["other"] + jnp.max(made, SPACE) @ p["largest"]
+        return (mean(h + made @ p["last"]) + least) @ p["head"]
+
+    space = jasgnas.search_space(network, x, params=params)
+    index = {name: group.index for group in space.structures for name in group.paths}
+    others = [index["other"], index["largest"]]
+    for removed in ([index["last"]], others, [*others, index["last"]]):
+        zeroed = space.zero(params, removed)
+        varies = error(network(zeroed, x), network(zeroed, -x * x)) > 1e-3
+        assert space.is_valid(removed) == varies, removed
+    assert space.is_valid(others) and not space.is_valid([*others, index["last"]])
