@@ -9,6 +9,7 @@ to 3 of its scale and bias join the group of a, and with them its result is zero
 channels, so nothing of it joins; but the columns 0 to 3 of its kernel then meet zeros alone, and are idle.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -49,6 +50,8 @@ class Effect(NamedTuple):
 def effects_of_parts(graph: Graph, effects: Iterable[Effect]) -> dict[tuple[int, int], np.ndarray]:
     """Returns what zero ranges do to parts of leaves, wherever these are read.
 
+    Of a leaf that stacks several layers an index goes from all of them or from none.
+
     Args:
         graph: the network.
         effects: what they do to the parts that single operators read.
@@ -59,10 +62,28 @@ def effects_of_parts(graph: Graph, effects: Iterable[Effect]) -> dict[tuple[int,
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     for effect in effects:
         found.setdefault((effect.part, effect.axis), []).append(effect.groups)
+    by_part = _agreed(found, {part: len(users) for part, users in graph.users.items()})
+    stacked: dict[tuple[int, int], list[np.ndarray]] = {}
+    for (part, axis), groups in by_part.items():
+        stacked.setdefault((graph.parts[part].leaf, axis), []).append(groups)
+    by_leaf = _agreed(stacked, Counter(part.leaf for part in graph.parts))
+    leaves = {(part, axis): (graph.parts[part].leaf, axis) for part, axis in by_part}
+    return {place: by_leaf[leaf] for place, leaf in leaves.items() if leaf in by_leaf}
+
+
+def _agreed(
+    found: Mapping[tuple[int, int], Sequence[np.ndarray]], number: Mapping[int, int]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Returns for each index the group that all name, `NOBODY` where they differ.
+
+    Args:
+        found: by owner and axis what is named.
+        number: for each owner how many have a say; an axis that not all have named something for is left out.
+    """
     return {
         place: np.where(np.all(np.equal(several, several[0]), axis=0), several[0], NOBODY)
         for place, several in found.items()
-        if len(several) == len(graph.users[place[0]])
+        if len(several) == number[place[0]]
     }
 
 

@@ -453,6 +453,25 @@ def test_what_is_saved_in_a_parameter_that_others_read_is_not_counted():
         assert jasgnas.count_params(left) == space.subnet_size(removed)[0]
 
 
+def test_what_is_saved_in_one_of_the_layers_that_an_array_holds_is_not_counted():
+    def network(p, x):
+        joined = jnp.concatenate([x @ p["a"], x @ p["b"]], -1)
+        # What is zero in the first layer is no longer in the second.
+        last = jax.lax.scan(lambda h, w: (h[..., ::-1] + jnp.tanh(h @ w), None), joined, p["layers"])[0]
+        return last @ p["head"]
+
+    x = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    params = _random_params(a=(3, 4), b=(3, 2), layers=(2, 6, 6), head=(6, 2))
+    space = jasgnas.search_space(network, x, params=params)
+    indices = [group.index for group in space.groups if group.paths in (("a",), ("b",))]
+    assert len(indices) == 2
+    for index in indices:
+        assert space.is_valid([index])
+        subnet, left = jasgnas.construct_subnet(space, space.zero(params, [index]))
+        size = jasgnas.count_params(left), jasgnas.count_macs(subnet, x, params=left)
+        assert size == space.subnet_size([index])
+
+
 def test_a_range_is_followed_through_a_norm_that_all_of_the_vector_must_not_be_zero_for():
     def network(p, x):
         joined = jnp.concatenate([x @ p["a"], x @ p["b"]], -1)
