@@ -34,6 +34,7 @@ def _sections(lines: list[Line]) -> Iterator[str]:
         ("exactness", _exactness),
         ("selection", _selection),
         ("speed", _speed),
+        ("plan", _seeds_at_once),
         ("training", _training),
     ):
         if found := [line for line in good if line.part == part]:
@@ -112,6 +113,19 @@ def _costs(line: Line) -> tuple[str, ...]:
     )
 
 
+def _seeds_at_once(lines: Sequence[Line]) -> Iterator[str]:
+    measured = [(line.name, line.figures) for line in lines if "epoch_seconds_at_once" in line.figures]
+    if measured:
+        yield (
+            "Seconds that an epoch of the full network takes for each seed, alone and with all seeds at once by "
+            "`jax.vmap`:"
+        )
+        rows = [
+            (name, *(f"{f[key]:.3g}" for key in ("epoch_seconds", "epoch_seconds_at_once"))) for name, f in measured
+        ]
+        yield markdown_table(("row", "alone", "at once"), *rows)
+
+
 def _training(lines: Sequence[Line]) -> Iterator[str]:
     yield "## Trained"
     yield (
@@ -149,6 +163,9 @@ def _training(lines: Sequence[Line]) -> Iterator[str]:
             f"{len(checked)} of the sub-networks were compared with the network of full size as they took its place: "
             f"their logits of all test images differ by at most {worst:.1e} of the largest one."
         )
+    at_once = {f"{f['row']}, {f['variant']}": None for line in lines if (f := line.figures).get("at_once", 1) > 1}
+    if at_once:
+        yield f"All seeds at once, where that was faster, until the network became smaller: {'; '.join(at_once)}."
     if wrong := [
         line.name for line in lines if line.figures.get("predicted_size", line.figures["size"]) != line.figures["size"]
     ]:

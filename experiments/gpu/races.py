@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ _SLOWER = 1.25
 """How much longer than the full network's an epoch with H2SPG is taken to last, before it is known."""
 _SPARE = 10.0
 """Seconds that are left for what is not foreseen."""
+_GAIN = 0.9
+"""What part of the time alone several seeds at once may take, if that is to be worth another program."""
 _AHEAD = 2
 """Programs that are compiled at once, beside the training; a GPU on which much is tried out is slow at all of it."""
 
@@ -166,10 +169,14 @@ class Races:
         if place >= len(self._races):
             return None
         race = self._races[place]
+        are_missing = _all_seeds_of(FULL, self._missing(race))
 
         def prepare() -> Trainer:
             trainer = Trainer(race.config, self._open_dataset(race.config.data))
             trainer.compile(FULL, 1)
+            if are_missing:
+                with suppress(Exception):  # it is an attempt, which the plan makes again
+                    trainer.compile(FULL, 1, len(SEEDS))
             return trainer
 
         return self._pool.submit(prepare)
@@ -198,20 +205,25 @@ class _Heats:
         """
         self._race, self._trainer, self._journal, self._deadline = race, trainer, journal, deadline
         self._epochs, self._epoch_seconds = plan["epochs"], plan["epoch_seconds"]
+        self._is_faster_at_once = plan.get("epoch_seconds_at_once", np.inf) < _GAIN * self._epoch_seconds
         self._pool = ThreadPoolExecutor(_AHEAD)
         self._programs: dict[Variant, Future[Program]] = {}
+        self._programs_at_once: dict[Variant, Future[Program]] = {}
         self._begun: deque[tuple[Variant, int, Future[Training]]] = deque()
 
     def run(self, trainings: list[tuple[Variant, int]]) -> None:
         """Makes the trainings in order, as far as there is time for them."""
-        for place, (variant, seed) in enumerate(trainings):
-            self._compile_ahead(trainings[place : place + _AHEAD])
+        while trainings:
+            variant, seed = trainings[0]
+            self._compile_ahead(trainings, _AHEAD)
             while self._begun and (self._begun[0][2].done() or self._length(variant) is None):
                 self._end_first()
-            self._compile_ahead(trainings[place : place + 1])
-            if variant not in self._programs or self._deadline.remaining < self._estimate(variant):
+            self._compile_ahead(trainings, 1)
+            if variant not in self._programs or self._deadline.remaining < self._estimate(variant, 1):
                 break
-            self._begun.append((variant, seed, self._begin(variant, seed)))
+            begun = self._begin(variant, seed)
+            self._begun += ((variant, each, coming) for each, coming in begun.items())
+            trainings = [each for each in trainings if each[0] != variant or each[1] not in begun]
         while self._begun:
             self._end_first()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -228,28 +240,53 @@ class _Heats:
         found = [self._journal.figures("training", _name(self._race, variant, seed)) for seed in SEEDS]
         return None if None in found else float(np.median([each["train_seconds"] for each in found if each]))
 
-    def _compile_ahead(self, trainings: list[tuple[Variant, int]]) -> None:
-        for variant, _ in trainings:
-            if variant not in self._programs and (length := self._length(variant)) is not None:
-                self._programs[variant] = self._pool.submit(self._trainer.compile, variant, length)
+    def _compile_ahead(self, trainings: list[tuple[Variant, int]], number: int) -> None:
+        for variant, _ in trainings[:number]:
+            if variant in self._programs or (length := self._length(variant)) is None:
+                continue
+            self._programs[variant] = self._pool.submit(self._trainer.compile, variant, length)
+            # Where plain steps of several seeds gain nothing at once, those with H2SPG do not, either: of each
+            # condition both sides are computed then.
+            if self._is_faster_at_once and _all_seeds_of(variant, trainings):
+                at_once = self._pool.submit(self._trainer.compile, variant, length, len(SEEDS))
+                self._programs_at_once[variant] = at_once
 
-    def _estimate(self, variant: Variant) -> float:
-        """Returns the seconds after which a training that is begun now has ended, and all that have begun already."""
+    def _estimate(self, variant: Variant, num_seeds: int) -> float:
+        """Returns the seconds after which trainings that begin now have ended, and all that have begun already."""
         length = self._length(variant) or 0
-        return (length + len(self._begun) * self._epochs) * _SLOWER * self._epoch_seconds + _SPARE
+        return (num_seeds * length + len(self._begun) * self._epochs) * _SLOWER * self._epoch_seconds + _SPARE
 
-    def _begin(self, variant: Variant, seed: int) -> Future[Training]:
-        """Trains until the network is to become smaller; that is done beside the next training."""
-        found: Future[Training] = Future()
+    def _begin(self, variant: Variant, seed: int) -> dict[int, Future[Training]]:
+        """Trains with a seed, or with all of them where that is faster, until the networks are to become smaller.
+
+        What goes wrong becomes a line, and the rest goes on.
+        """
+        with suppress(Exception):  # the memory may be too small, or one of the seeds at fault: each is trained alone
+            if program := self._faster_at_once(variant):
+                return self._advanced(program, SEEDS)
         try:
-            training = self._trainer.advance(self._trainer.start(self._programs[variant].result(), seed))
-        except Exception as error:  # whatever it is: it becomes a line, and the rest goes on
-            found.set_exception(error)
-            return found
-        if training.is_to_shrink:
-            return self._pool.submit(self._shrunk, training)
-        found.set_result(training)
-        return found
+            return self._advanced(self._programs[variant].result(), (seed,))
+        except Exception as error:
+            return {seed: _ended(error)}
+
+    def _faster_at_once(self, variant: Variant) -> Program | None:
+        """Returns the program for all seeds, once, if there is one that is faster and there is time for it."""
+        coming = self._programs_at_once.pop(variant, None)
+        if coming is None or self._deadline.remaining < self._estimate(variant, len(SEEDS)):
+            return None
+        alone, at_once = self._programs[variant].result(), coming.result()
+        # The full network's were measured for the plan.
+        if variant == FULL or _epoch_seconds(self._trainer, at_once) < _epoch_seconds(self._trainer, alone):
+            return at_once
+        return None
+
+    def _advanced(self, program: Program, seeds: Sequence[int]) -> dict[int, Future[Training]]:
+        """Trains with some seeds; the networks become smaller beside the next training."""
+        trainings = self._trainer.advance_at_once(program, [self._trainer.start(program, seed) for seed in seeds])
+        return {
+            each.seed: self._pool.submit(self._shrunk, each) if each.is_to_shrink else _ended(each)
+            for each in trainings
+        }
 
     def _shrunk(self, training: Training) -> Training:
         # What the full network returns is asked for while there is one.
@@ -281,6 +318,7 @@ class _Heats:
             "accuracy": trainer.accuracy(training),
             "train_seconds": training.seconds,
             "epoch_seconds": training.epoch_seconds,
+            "at_once": training.at_once,
             "shrinks_after": recipe.shrinks_after,
             "compile_seconds": training.program.seconds,
             "full_size": trainer.full_size,
@@ -305,13 +343,40 @@ def _name(race: Race, variant: str, seed: int) -> str:
     return f"{race.name}, {variant}, seed {seed}"
 
 
+def _all_seeds_of(variant: Variant, missing: list[tuple[Variant, int]]) -> bool:
+    """Tells whether no training of a variant is done, so that all of them can be made at once."""
+    return all((variant, seed) in missing for seed in SEEDS)
+
+
+def _epoch_seconds(trainer: Trainer, program: Program) -> float:
+    """Measures an epoch, and returns how long it takes for a seed."""
+    # Of two epochs: the first may find the device cold.
+    short = program._replace(recipe=program.recipe._replace(epochs=2, shrinks_after=None))
+    trainings = [trainer.start(short, seed) for seed in SEEDS[: program.num_seeds]]
+    return trainer.advance_at_once(short, trainings)[0].epoch_seconds[0]
+
+
+def _ended(result: Training | Exception) -> Future[Training]:
+    """Returns what has come to an end, well or not, as what is under way is returned."""
+    found: Future[Training] = Future()
+    if isinstance(result, Exception):
+        found.set_exception(result)
+    else:
+        found.set_result(result)
+    return found
+
+
 def _plan(prepared: Future[Trainer], missing: list[tuple[Variant, int]], budget: float) -> dict[str, Any]:
     """Measures an epoch, and returns for how many there is time."""
     trainer = prepared.result()
-    program = trainer.compile(FULL, 2)  # of two epochs, the first may find the device cold
-    seconds = trainer.advance(trainer.start(program, 0)).epoch_seconds[0]
+    program = trainer.compile(FULL, 1)
+    seconds = _epoch_seconds(trainer, program)
     num_full = sum(variant == FULL or variant.as_long_as is not None for variant, _ in missing)
     whole = seconds * (num_full + _SLOWER * (len(missing) - num_full))
     # H2SPG's steps, and those of the last smaller network, are compiled while nothing can be trained.
     epochs = int((budget - 3 * program.seconds - _SPARE) / whole)
-    return {"epochs": min(max(epochs, LEAST_EPOCHS), trainer.full_epochs), "epoch_seconds": seconds}
+    plan = {"epochs": min(max(epochs, LEAST_EPOCHS), trainer.full_epochs), "epoch_seconds": seconds}
+    if _all_seeds_of(FULL, missing):
+        with suppress(Exception):  # the memory may be too small
+            plan["epoch_seconds_at_once"] = _epoch_seconds(trainer, trainer.compile(FULL, 1, len(SEEDS)))
+    return plan

@@ -8,9 +8,10 @@ a training goes on with the smaller network.
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -115,16 +116,19 @@ class Program(NamedTuple):
         recipe: the training.
         network: the full network, or a smaller one.
         size: its parameters, without gates, and multiply-adds.
+        num_seeds: how many trainings, each with a seed of its own, it advances at once.
         epoch: makes the steps of an epoch, given the state, which it keeps, the learning rates, the places and the
-            seed; returns the state and the mean loss.
-        logits: returns those of the test images, given the variables.
+            seed; returns the state and the mean loss. With several seeds they are the first axis of all arrays but the
+            learning rates.
+        logits: returns those of the test images, given the variables of one training.
         seconds: what compilation took.
     """
 
     recipe: Recipe
     network: Network
     size: tuple[int, int]
-    epoch: Callable[[TrainState, np.ndarray, Places, np.int32], tuple[TrainState, jax.Array]]
+    num_seeds: int
+    epoch: Callable[[TrainState, np.ndarray, Places, np.ndarray], tuple[TrainState, jax.Array]]
     logits: Callable[[Any], jax.Array]
     seconds: float
 
@@ -137,7 +141,9 @@ class Training(NamedTuple):
         seed: decides initialisation, order, changes and the random score.
         state: the arrays.
         epoch: number of epochs made.
-        epoch_seconds: what each of them took on average: those of the full network, then those of the smaller one.
+        epoch_seconds: what each of them took on average: those of the full network, then those of the smaller one; of
+            trainings that were advanced at once, its part.
+        at_once: with how many seeds at once, its own among them, it was advanced before the network became smaller.
         subnet_error: largest difference between what the network returned before it became smaller, and after that, as
             a part of the largest logit; None if they were not compared.
     """
@@ -147,6 +153,7 @@ class Training(NamedTuple):
     state: TrainState
     epoch: int = 0
     epoch_seconds: tuple[float, ...] = ()
+    at_once: int = 1
     subnet_error: float | None = None
 
     @property
@@ -190,13 +197,14 @@ class Trainer:
             partial(make_space, self._module, dataset.image_shape, tie=config.h2spg.tie, keep=config.h2spg.keep)
         )
         self._rates = lru_cache(self._make_rates)
+        self._full = lru_cache(self._compile_full)
         self._shrunk: dict[tuple[Any, ...], Future[Program]] = {}
         self._lock = threading.Lock()
 
     @property
     def full_size(self) -> tuple[int, int]:
         """Parameters and multiply-adds of the full network."""
-        return self._full.size
+        return self._full(1).size
 
     def places(self, seed: int, epoch: int) -> Places:
         """Returns what an epoch shows, the same as `experiments.data.TrainBatches`."""
@@ -210,36 +218,48 @@ class Trainer:
             shares.reshape(size, batch),
         )
 
-    def compile(self, variant: Variant, epochs: int) -> Program:
-        """Compiles a training of so many epochs; the full network's is the same for any number."""
+    def compile(self, variant: Variant, epochs: int, num_seeds: int = 1) -> Program:
+        """Compiles a training of so many epochs; the full network's is the same for any number.
+
+        Args:
+            variant: the way to train.
+            epochs: its length.
+            num_seeds: with how many seeds at once, by `jax.vmap`.
+        """
         if variant.score is None:
-            return self._full._replace(recipe=self._full.recipe._replace(epochs=epochs))
+            full = self._full(num_seeds)
+            return full._replace(recipe=full.recipe._replace(epochs=epochs))
         space = self._space(variant.kinds)
         last_zero = max(round_ends(self._config.h2spg, epochs * self.steps_per_epoch))
         shrinks_after = min(-(-last_zero // self.steps_per_epoch), epochs)
         optimizer = partial(self._optimizer, space, variant.score, epochs)
-        return self._begun(Recipe(variant, epochs, shrinks_after, space, optimizer))
+        return self._begun(Recipe(variant, epochs, shrinks_after, space, optimizer), num_seeds)
 
-    @cached_property
-    def _full(self) -> Program:
-        return self._begun(Recipe(FULL, 1, None, None, partial(self._optimizer, None, None, 1)))
+    def _compile_full(self, num_seeds: int) -> Program:
+        return self._begun(Recipe(FULL, 1, None, None, partial(self._optimizer, None, None, 1)), num_seeds)
 
-    def _begun(self, recipe: Recipe) -> Program:
+    def _begun(self, recipe: Recipe, num_seeds: int) -> Program:
         """Returns the program that a training begins with."""
-        return self._compiled(recipe, self._module, jax.eval_shape(lambda: self._state(recipe.optimizer, 0)))
+        return self._compiled(recipe, self._module, jax.eval_shape(lambda: self._state(recipe.optimizer, 0)), num_seeds)
 
-    def _compiled(self, recipe: Recipe, module: nnx.Module, state: TrainState) -> Program:
+    def _compiled(self, recipe: Recipe, module: nnx.Module, state: TrainState, num_seeds: int = 1) -> Program:
         network = Network(module)
-        given = np.zeros(self.steps_per_epoch, np.float32), self.places(0, 0), np.int32(0)
-        started = time.perf_counter()
         steps = partial(self._epoch, network, recipe.optimizer)
-        epoch = jax.jit(steps, donate_argnums=0).lower(state, *given, *self._train).compile()
+        given = state, self.places(0, 0), np.int32(0)
+        if num_seeds > 1:
+            steps = jax.vmap(steps, (0, None, 0, 0, None, None))
+            given = jax.eval_shape(lambda *each: stacked([each] * num_seeds), *given)
+        whole, places, seed = given
+        started = time.perf_counter()
+        rates = np.zeros(self.steps_per_epoch, np.float32)
+        epoch = jax.jit(steps, donate_argnums=0).lower(whole, rates, places, seed, *self._train).compile()
         logits = jax.jit(partial(self._test_logits, network)).lower(state.result, self._test).compile()
         seconds = time.perf_counter() - started
         return Program(
             recipe,
             network,
             (inference_params(module), jasgnas.count_macs(module, self._images)),
+            num_seeds,
             lambda *each: epoch(*each, *self._train),
             lambda variables: logits(variables, self._test),
             seconds,
@@ -249,7 +269,7 @@ class Trainer:
         """Returns a training before its first step."""
         with jax.default_device(self._host):
             state = self._state(program.recipe.optimizer, seed)
-        return Training(program, seed, jax.device_put(state, jax.devices()[0]))
+        return Training(program, seed, jax.device_put(state, jax.devices()[0]), at_once=program.num_seeds)
 
     def advance(self, training: Training) -> Training:
         """Trains until the network is to become smaller, or to the end.
@@ -257,22 +277,35 @@ class Trainer:
         Raises:
             DivergedError: the loss is not finite.
         """
-        program, seed, state, begin = training.program, training.seed, training.state, training.epoch
-        epochs, due = program.recipe.epochs, program.recipe.shrinks_after
+        return self.advance_at_once(training.program, [training])[0]
+
+    def advance_at_once(self, program: Program, trainings: Sequence[Training]) -> list[Training]:
+        """Does so for the trainings of as many seeds as the program takes at once, all of which have come as far."""
+        begin, epochs, due = trainings[0].epoch, program.recipe.epochs, program.recipe.shrinks_after
+        assert len(trainings) == program.num_seeds and {each.epoch for each in trainings} == {begin}
         end = due if due is not None and begin < due else epochs
         rates = np.split(self._rates(epochs), epochs)
-        loss = jnp.float32(0)
+        join, part = (stacked, parts) if program.num_seeds > 1 else (itemgetter(0), lambda tree: [tree])
+        seeds = [np.int32(each.seed) for each in trainings]
+
+        def shown(epoch: int) -> Places:
+            return join([self.places(int(seed), epoch) for seed in seeds])
+
+        state, loss = join([each.state for each in trainings]), jnp.float32(0)
         started = time.perf_counter()
         with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.places, seed, begin)
+            coming = ahead.submit(shown, begin)
             for number in range(begin, end):
                 places = coming.result()
-                coming = ahead.submit(self.places, seed, number + 1)
-                state, loss = program.epoch(state, rates[number], places, np.int32(seed))
-            if not np.isfinite(loss):
+                coming = ahead.submit(shown, number + 1)
+                state, loss = program.epoch(state, rates[number], places, join(seeds))
+            if not np.all(np.isfinite(loss)):
                 raise DivergedError(f"the loss of epoch {end} is {loss}")
-        seconds = (time.perf_counter() - started) / max(1, end - begin)
-        return training._replace(state=state, epoch=end, epoch_seconds=(*training.epoch_seconds, seconds))
+        seconds = (time.perf_counter() - started) / max(1, end - begin) / len(trainings)
+        return [
+            each._replace(state=state, epoch=end, epoch_seconds=(*each.epoch_seconds, seconds))
+            for each, state in zip(trainings, part(state), strict=True)
+        ]
 
     def shrunk(self, training: Training) -> Training:
         """Returns a training that goes on with the smaller network."""
@@ -373,3 +406,14 @@ class Trainer:
 
         state, losses = jax.lax.scan(step, state, places)
         return state, losses.mean()
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """Returns one tree, each array of which has those of the trees along a new first axis."""
+    return jax.tree.map(lambda *each: (np if isinstance(each[0], np.generic | np.ndarray) else jnp).stack(each), *trees)
+
+
+def parts(tree: Any) -> list[Any]:
+    """Returns the trees that were stacked."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [jax.tree.unflatten(structure, each) for each in zip(*leaves, strict=True)]

@@ -24,11 +24,11 @@ from experiments.engine.config import Config, DataConfig, H2SPGConfig, ModelConf
 from experiments.engine.networks import Network, create_module
 from experiments.engine.optimizers import make_optimizer, make_schedule
 from experiments.engine.steps import StepOptions, init_state, make_train_step
-from experiments.gpu import bundling
+from experiments.gpu import bundling, races
 from experiments.gpu.journal import Journal, read_lines
 from experiments.gpu.page import write_page
-from experiments.gpu.races import RACES, Deadline, Races
-from experiments.gpu.training import FULL, Trainer, Variant
+from experiments.gpu.races import RACES, Deadline, Race, Races
+from experiments.gpu.training import ERASING, FULL, Trainer, Variant
 from tests.experiments.raw_images import class_folders, write_folder
 
 
@@ -84,6 +84,50 @@ def test_training_on_the_device_goes_on_with_an_exact_sub_network(small: tuple[C
     assert end.epoch == 2 and not end.is_to_shrink
     assert end.seconds == pytest.approx(sum(end.epoch_seconds))
     assert np.abs(trainer.logits(end) - logits).max() > 1e-3 * np.abs(logits).max(), "it goes on learning"
+
+
+@pytest.mark.parametrize("variant", [FULL, Variant("random", "random")])
+def test_seeds_that_are_trained_at_once_learn_what_each_learns_alone(
+    small: tuple[Config, Dataset], variant: Variant
+) -> None:
+    config, dataset = small
+    config = replace(config, h2spg=replace(config.h2spg, warmup_fraction=0.25))
+    trainer = Trainer(config, dataset)
+    alone, at_once = (trainer.compile(variant, 2, number) for number in (1, 2))
+    seeds = (0, 5)
+    expected = [trainer.advance(trainer.start(alone, seed)) for seed in seeds]
+    found = trainer.advance_at_once(at_once, [trainer.start(at_once, seed) for seed in seeds])
+    for one, other in zip(expected, found, strict=True):
+        assert (one.seed, one.epoch, one.is_to_shrink) == (other.seed, other.epoch, other.is_to_shrink)
+        assert (one.at_once, other.at_once) == (1, 2)
+        np.testing.assert_allclose(trainer.logits(one), trainer.logits(other), atol=0.02)
+        if variant == FULL:
+            continue
+        states = [jasgnas.h2spg_state(each.state.opt_state) for each in (one, other)]
+        np.testing.assert_array_equal(states[0].zero, states[1].zero)
+        assert int(states[1].zero.sum()) == 2
+        end = trainer.advance(trainer.shrunk(other))
+        assert end.epoch == 2 and end.program.num_seeds == 1 and len(end.epoch_seconds) == 2
+    assert np.abs(trainer.logits(found[0]) - trainer.logits(found[1])).max() > 0.1
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.5])
+def test_seeds_are_trained_at_once_where_that_is_faster(
+    small: tuple[Config, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    config, dataset = small
+    race = Race("small", config, 8, RACES[0].smoke, ERASING[:2])
+    # What is measured on a CPU may be either.
+    monkeypatch.setattr(races, "_epoch_seconds", lambda _, program: gain if program.num_seeds > 1 else 1.0)
+    Races([race], Journal(tmp_path / "gpu.jsonl", "smoke", "command"), lambda _: dataset).run(Deadline(60))
+    plan, *lines = (line.figures for line in read_lines(tmp_path / "gpu.jsonl"))
+    assert plan["epoch_seconds_at_once"] == gain
+    trained = [(figures["variant"], figures["seed"], figures["at_once"]) for figures in lines]
+    number = 3 if gain < 1 else 1
+    assert sorted(trained) == [(variant, seed, number) for variant in ("full", "h2spg") for seed in range(3)]
+    page = write_page(tmp_path, "smoke").read_text()
+    assert f"| small | 1 | {gain} |" in " ".join(page.split())
+    assert ("All seeds at once" in page) == (gain < 1)
 
 
 def test_full_training_is_the_engines(small: tuple[Config, Dataset]) -> None:
