@@ -97,11 +97,16 @@ def _phase_steps(config: H2SPGConfig, num_steps: int) -> tuple[int, int]:
     return max(1, round(config.warmup_fraction * num_steps)), max(1, round(config.projection_fraction * num_steps))
 
 
+def random_scores(seed: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns what the score `random` is with a seed, float32."""
+    return jax.random.uniform(jax.random.key(seed), shape)
+
+
 def _random_score(seed: int | jax.Array) -> ScoreFn:
     """Returns a score that looks at nothing: the same random numbers at every step."""
 
     def score(stats: GroupStats) -> jax.Array:
-        return jax.random.uniform(jax.random.key(seed), stats.x_norm.shape)
+        return random_scores(seed, stats.x_norm.shape)
 
     return score
 

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.common.files import write_atomically
 from experiments.common.text import markdown_table, mean_text
 from experiments.gpu.journal import Line, read_lines
-from experiments.gpu.training import FULL
+from experiments.gpu.training import FULL, NUM_DRAWS
 
 
 def write_page(folder: Path, scale: str) -> Path:
@@ -152,8 +152,8 @@ def _training(lines: Sequence[Line]) -> Iterator[str]:
     if cells := [line for line in lines if "cell" in line.figures]:
         yield (
             "Cells of NAS-Bench-201 that were found, with accuracy on CIFAR-10 and rank among all 15,625 where the "
-            "published table was at hand. There is no budget: of each edge one operation is left, or none, and random "
-            "cells are as large as they happen to be:"
+            f"published table was at hand. Of each edge one operation is left, or none; the random cell is that one of "
+            f"{NUM_DRAWS} whose multiply-adds are nearest to those of H2SPG's with the same seed:"
         )
         yield markdown_table(("variant", "seed", "cell", "accuracy, %", "rank"), *map(_cell, cells))
     checked = [line for line in lines if "subnet_error" in line.figures]

@@ -184,7 +184,7 @@ class Races:
     def _missing(self, race: Race) -> list[tuple[Variant, int]]:
         """Returns the trainings that are not done, those of a seed together; what follows from others comes last."""
         trainings = [(variant, seed) for seed in SEEDS for variant in race.variants]
-        trainings.sort(key=lambda each: each[0].as_long_as is not None)
+        trainings.sort(key=lambda each: each[0].follows)
         return [
             each for each in trainings if self._journal.figures("training", _name(race, each[0].name, each[1])) is None
         ]
@@ -216,7 +216,7 @@ class _Heats:
         while trainings:
             variant, seed = trainings[0]
             self._compile_ahead(trainings, _AHEAD)
-            while self._begun and (self._begun[0][2].done() or self._length(variant) is None):
+            while self._begun and (self._begun[0][2].done() or not self._may_begin(variant)):
                 self._end_first()
             self._compile_ahead(trainings, 1)
             if variant not in self._programs or self._deadline.remaining < self._estimate(variant, 1):
@@ -227,6 +227,10 @@ class _Heats:
         while self._begun:
             self._end_first()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _may_begin(self, variant: Variant) -> bool:
+        """Tells whether the trainings that a variant follows from have ended."""
+        return self._length(variant) is not None and all(each.name != variant.as_large_as for each, *_ in self._begun)
 
     def _length(self, variant: Variant) -> int | None:
         """Returns the number of epochs, None if it follows from trainings that have not ended."""
@@ -263,9 +267,9 @@ class _Heats:
         """
         with suppress(Exception):  # the memory may be too small, or one of the seeds at fault: each is trained alone
             if program := self._faster_at_once(variant):
-                return self._advanced(program, SEEDS)
+                return self._advanced(program, variant, SEEDS)
         try:
-            return self._advanced(self._programs[variant].result(), (seed,))
+            return self._advanced(self._programs[variant].result(), variant, (seed,))
         except Exception as error:
             return {seed: _ended(error)}
 
@@ -280,13 +284,21 @@ class _Heats:
             return at_once
         return None
 
-    def _advanced(self, program: Program, seeds: Sequence[int]) -> dict[int, Future[Training]]:
+    def _advanced(self, program: Program, variant: Variant, seeds: Sequence[int]) -> dict[int, Future[Training]]:
         """Trains with some seeds; the networks become smaller beside the next training."""
-        trainings = self._trainer.advance_at_once(program, [self._trainer.start(program, seed) for seed in seeds])
+        begun = [self._trainer.start(program, seed, self._draw(variant, seed)) for seed in seeds]
+        trainings = self._trainer.advance_at_once(program, begun)
         return {
             each.seed: self._pool.submit(self._shrunk, each) if each.is_to_shrink else _ended(each)
             for each in trainings
         }
+
+    def _draw(self, variant: Variant, seed: int) -> int | None:
+        """Returns what draws the random selection of a variant that is to be as large as another one."""
+        if variant.as_large_as is None:
+            return None
+        other = self._journal.figures("training", _name(self._race, variant.as_large_as, seed))
+        return None if other is None else self._trainer.nearest_draw(variant.kinds, other["predicted_size"][1], seed)
 
     def _shrunk(self, training: Training) -> Training:
         # What the full network returns is asked for while there is one.

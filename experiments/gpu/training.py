@@ -27,11 +27,13 @@ from experiments.data.augment import uniforms
 from experiments.data.pipeline import changed_batch, drawn_shares, epoch_order, mean_color
 from experiments.engine.config import Config
 from experiments.engine.networks import Network, create_module, inference_params
-from experiments.engine.optimizers import add_h2spg, make_optimizer, make_schedule, round_ends
+from experiments.engine.optimizers import add_h2spg, make_optimizer, make_schedule, random_scores, round_ends
 from experiments.engine.runs import make_space
 from experiments.engine.steps import StepOptions, TrainState, init_state, make_train_step
 
 _TEST_BATCH = 500
+NUM_DRAWS = 100
+"""Random selections of which the nearest in size to another one is taken."""
 
 
 class Variant(NamedTuple):
@@ -43,12 +45,20 @@ class Variant(NamedTuple):
         kinds: what it may remove, as `H2SPGConfig.kinds`.
         as_long_as: another variant, in as many epochs as take as long as the full network's training, as far as that
             variant's times tell; None makes as many steps as the full network.
+        as_large_as: another variant, which it is to have as many multiply-adds left as with the same seed, as nearly as
+            random draws come to them.
     """
 
     name: str
     score: str | None
     kinds: str = "structures"
     as_long_as: str | None = None
+    as_large_as: str | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Tells whether it begins after all trainings of another variant."""
+        return self.as_long_as is not None or self.as_large_as is not None
 
 
 FULL = Variant("full", None)
@@ -69,8 +79,14 @@ SLIMMING = (
 )
 
 _CELL = Variant("h2spg", "gate")
-CELLS = (FULL, _CELL, Variant("random", "random"), Variant("h2spg, equal time", "gate", as_long_as=_CELL.name))
-"""Where operations of a cell do much the same, and what a batch says of one of them is little."""
+CELLS = (
+    FULL,
+    _CELL,
+    Variant("random", "random", as_large_as=_CELL.name),
+    Variant("h2spg, equal time", "gate", as_long_as=_CELL.name),
+)
+"""Where operations of a cell do much the same, and what a batch says of one of them is little. So many of them are left,
+of any size: only a random cell that is as large as another one can be held against it."""
 
 
 class Places(NamedTuple):
@@ -117,9 +133,9 @@ class Program(NamedTuple):
         network: the full network, or a smaller one.
         size: its parameters, without gates, and multiply-adds.
         num_seeds: how many trainings, each with a seed of its own, it advances at once.
-        epoch: makes the steps of an epoch, given the state, which it keeps, the learning rates, the places and the
-            seed; returns the state and the mean loss. With several seeds they are the first axis of all arrays but the
-            learning rates.
+        epoch: makes the steps of an epoch, given the state, which it keeps, the learning rates, the places and what
+            decides the random score; returns the state and the mean loss. With several seeds they are the first axis of
+            all arrays but the learning rates.
         logits: returns those of the test images, given the variables of one training.
         seconds: what compilation took.
     """
@@ -138,7 +154,8 @@ class Training(NamedTuple):
 
     Attributes:
         program: what goes on with it.
-        seed: decides initialisation, order, changes and the random score.
+        seed: decides initialisation, order and changes of the images.
+        draw: decides the random score.
         state: the arrays.
         epoch: number of epochs made.
         epoch_seconds: what each of them took on average: those of the full network, then those of the smaller one; of
@@ -150,6 +167,7 @@ class Training(NamedTuple):
 
     program: Program
     seed: int
+    draw: int
     state: TrainState
     epoch: int = 0
     epoch_seconds: tuple[float, ...] = ()
@@ -265,11 +283,30 @@ class Trainer:
             seconds,
         )
 
-    def start(self, program: Program, seed: int) -> Training:
-        """Returns a training before its first step."""
+    def start(self, program: Program, seed: int, draw: int | None = None) -> Training:
+        """Returns a training before its first step; the random score is drawn with its seed, unless told otherwise."""
         with jax.default_device(self._host):
             state = self._state(program.recipe.optimizer, seed)
-        return Training(program, seed, jax.device_put(state, jax.devices()[0]), at_once=program.num_seeds)
+        state = jax.device_put(state, jax.devices()[0])
+        return Training(program, seed, seed if draw is None else draw, state, at_once=program.num_seeds)
+
+    def nearest_draw(self, kinds: str, macs: int, seed: int) -> int:
+        """Returns what draws the random selection whose multiply-adds are nearest to a number.
+
+        Args:
+            kinds: what may be removed, as `H2SPGConfig.kinds`.
+            macs: the number.
+            seed: decides the `NUM_DRAWS` draws that are tried, and is the first of them for seed 0.
+        """
+        space, h2spg = self._space(kinds), self._config.h2spg
+
+        def distance(draw: int) -> int:
+            scores = random_scores(draw, (len(space.groups),))
+            removed = space.select(scores, at_most=h2spg.at_most or None, **h2spg.targets)
+            return abs(space.subnet_size(removed)[1] - macs)
+
+        with jax.default_device(self._host):
+            return min(range(seed * NUM_DRAWS, (seed + 1) * NUM_DRAWS), key=distance)
 
     def advance(self, training: Training) -> Training:
         """Trains until the network is to become smaller, or to the end.
@@ -286,10 +323,10 @@ class Trainer:
         end = due if due is not None and begin < due else epochs
         rates = np.split(self._rates(epochs), epochs)
         join, part = (stacked, parts) if program.num_seeds > 1 else (itemgetter(0), lambda tree: [tree])
-        seeds = [np.int32(each.seed) for each in trainings]
+        draws = join([np.int32(each.draw) for each in trainings])
 
         def shown(epoch: int) -> Places:
-            return join([self.places(int(seed), epoch) for seed in seeds])
+            return join([self.places(each.seed, epoch) for each in trainings])
 
         state, loss = join([each.state for each in trainings]), jnp.float32(0)
         started = time.perf_counter()
@@ -298,7 +335,7 @@ class Trainer:
             for number in range(begin, end):
                 places = coming.result()
                 coming = ahead.submit(shown, number + 1)
-                state, loss = program.epoch(state, rates[number], places, join(seeds))
+                state, loss = program.epoch(state, rates[number], places, draws)
             if not np.all(np.isfinite(loss)):
                 raise DivergedError(f"the loss of epoch {end} is {loss}")
         seconds = (time.perf_counter() - started) / max(1, end - begin) / len(trainings)

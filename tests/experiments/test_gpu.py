@@ -22,13 +22,14 @@ from experiments.data.files import read_files
 from experiments.data.pipeline import changed_batch, mean_color
 from experiments.engine.config import Config, DataConfig, H2SPGConfig, ModelConfig
 from experiments.engine.networks import Network, create_module
-from experiments.engine.optimizers import make_optimizer, make_schedule
+from experiments.engine.optimizers import make_optimizer, make_schedule, random_scores
+from experiments.engine.runs import make_space
 from experiments.engine.steps import StepOptions, init_state, make_train_step
 from experiments.gpu import bundling, races
 from experiments.gpu.journal import Journal, read_lines
 from experiments.gpu.page import write_page
 from experiments.gpu.races import RACES, Deadline, Race, Races
-from experiments.gpu.training import ERASING, FULL, Trainer, Variant
+from experiments.gpu.training import ERASING, FULL, NUM_DRAWS, Trainer, Variant
 from tests.experiments.raw_images import class_folders, write_folder
 
 
@@ -128,6 +129,44 @@ def test_seeds_are_trained_at_once_where_that_is_faster(
     page = write_page(tmp_path, "smoke").read_text()
     assert f"| small | 1 | {gain} |" in " ".join(page.split())
     assert ("All seeds at once" in page) == (gain < 1)
+
+
+def test_random_cells_are_as_large_as_those_that_were_found(tmp_path: Path) -> None:
+    race = RACES[-1].small
+    space = make_space(
+        create_module(race.config, 10, (16, 16, 1)), (16, 16, 1), tie=race.config.h2spg.tie, keep=race.config.h2spg.keep
+    )
+    trainer = Trainer(race.config, open_dataset("digits", None, 16))
+    found, others = [], []
+    for seed in range(3):
+        scores = random_scores(7000 + seed, (len(space.groups),))
+        macs = space.subnet_size(space.select(scores, at_most=race.config.h2spg.at_most))[1]
+        draw = trainer.nearest_draw("structures", macs, seed)
+        assert seed * NUM_DRAWS <= draw < (seed + 1) * NUM_DRAWS
+        for chosen, sizes in ((draw, found), (seed, others)):
+            scores = random_scores(chosen, (len(space.groups),))
+            sizes.append(space.subnet_size(space.select(scores, at_most=race.config.h2spg.at_most))[1] / macs)
+    assert max(abs(size - 1) for size in found) < 0.05 < max(abs(size - 1) for size in others)
+
+
+def test_a_variant_that_is_as_large_as_another_one_follows_it(
+    small: tuple[Config, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, dataset = small
+    asked = {}
+
+    def nearest_draw(_: Trainer, kinds: str, macs: int, seed: int) -> int:
+        asked[seed] = kinds, macs
+        return 77
+
+    monkeypatch.setattr(Trainer, "nearest_draw", nearest_draw)
+    others = Variant("random", "random", as_large_as="h2spg"), Variant("h2spg", "default")
+    race = Race("small", config, 8, RACES[0].smoke, (FULL, *others))
+    Races([race], Journal(tmp_path / "gpu.jsonl", "smoke", "command"), lambda _: dataset).run(Deadline(60))
+    _, *lines = (line.figures for line in read_lines(tmp_path / "gpu.jsonl"))
+    sizes = {each["seed"]: ("structures", each["predicted_size"][1]) for each in lines if each["variant"] == "h2spg"}
+    assert asked == sizes and len(sizes) == 3
+    assert len({tuple(each["removed"]) for each in lines if each["variant"] == "random"}) == 1, "one draw for all seeds"
 
 
 def test_full_training_is_the_engines(small: tuple[Config, Dataset]) -> None:
