@@ -85,8 +85,8 @@ CELLS = (
     Variant("random", "random", as_large_as=_CELL.name),
     Variant("h2spg, equal time", "gate", as_long_as=_CELL.name),
 )
-"""Where operations of a cell do much the same, and what a batch says of one of them is little. So many of them are left,
-of any size: only a random cell that is as large as another one can be held against it."""
+"""Where operations of a cell do much the same, and what a batch says of one of them is little. As many of them are left
+whatever their size: only a random cell that is as large as another one can be held against it."""
 
 
 class Places(NamedTuple):
