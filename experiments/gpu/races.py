@@ -29,8 +29,8 @@ _SLOWER = 1.25
 """How much longer than the full network's an epoch with H2SPG is taken to last, before it is known."""
 _SPARE = 10.0
 """Seconds that are left for what is not foreseen."""
-_GAIN = 0.9
-"""What part of the time alone several seeds at once may take, if that is to be worth another program."""
+_HOPE = 0.25
+"""What part of the time several seeds at once are hoped to save; it is not tried where that is less than compiling takes."""
 _AHEAD = 2
 """Programs that are compiled at once, beside the training; a GPU on which much is tried out is slow at all of it."""
 
@@ -169,14 +169,10 @@ class Races:
         if place >= len(self._races):
             return None
         race = self._races[place]
-        are_missing = _all_seeds_of(FULL, self._missing(race))
 
         def prepare() -> Trainer:
             trainer = Trainer(race.config, self._open_dataset(race.config.data))
             trainer.compile(FULL, 1)
-            if are_missing:
-                with suppress(Exception):  # it is an attempt, which the plan makes again
-                    trainer.compile(FULL, 1, len(SEEDS))
             return trainer
 
         return self._pool.submit(prepare)
@@ -205,7 +201,7 @@ class _Heats:
         """
         self._race, self._trainer, self._journal, self._deadline = race, trainer, journal, deadline
         self._epochs, self._epoch_seconds = plan["epochs"], plan["epoch_seconds"]
-        self._is_faster_at_once = plan.get("epoch_seconds_at_once", np.inf) < _GAIN * self._epoch_seconds
+        self._saved_at_once = self._epoch_seconds - plan.get("epoch_seconds_at_once", np.inf)
         self._pool = ThreadPoolExecutor(_AHEAD)
         self._programs: dict[Variant, Future[Program]] = {}
         self._programs_at_once: dict[Variant, Future[Program]] = {}
@@ -249,11 +245,17 @@ class _Heats:
             if variant in self._programs or (length := self._length(variant)) is None:
                 continue
             self._programs[variant] = self._pool.submit(self._trainer.compile, variant, length)
-            # Where plain steps of several seeds gain nothing at once, those with H2SPG do not, either: of each
-            # condition both sides are computed then.
-            if self._is_faster_at_once and _all_seeds_of(variant, trainings):
+            if self._saves_time(variant, length) and _all_seeds_of(variant, trainings):
                 at_once = self._pool.submit(self._trainer.compile, variant, length, len(SEEDS))
                 self._programs_at_once[variant] = at_once
+
+    def _saves_time(self, variant: Variant, length: int) -> bool:
+        """Tells whether all seeds at once may be faster, with another program that is to be compiled.
+
+        H2SPG's steps gain no more than plain ones: of each condition both sides are computed then.
+        """
+        compiling = 0 if variant == FULL else self._trainer.compile(FULL, 1).seconds
+        return len(SEEDS) * length * self._saved_at_once > compiling
 
     def _estimate(self, variant: Variant, num_seeds: int) -> float:
         """Returns the seconds after which trainings that begin now have ended, and all that have begun already."""
@@ -387,8 +389,9 @@ def _plan(prepared: Future[Trainer], missing: list[tuple[Variant, int]], budget:
     whole = seconds * (num_full + _SLOWER * (len(missing) - num_full))
     # H2SPG's steps, and those of the last smaller network, are compiled while nothing can be trained.
     epochs = int((budget - 3 * program.seconds - _SPARE) / whole)
-    plan = {"epochs": min(max(epochs, LEAST_EPOCHS), trainer.full_epochs), "epoch_seconds": seconds}
-    if _all_seeds_of(FULL, missing):
+    epochs = min(max(epochs, LEAST_EPOCHS), trainer.full_epochs)
+    plan = {"epochs": epochs, "epoch_seconds": seconds}
+    if _all_seeds_of(FULL, missing) and _HOPE * epochs * whole > program.seconds:
         with suppress(Exception):  # the memory may be too small
             plan["epoch_seconds_at_once"] = _epoch_seconds(trainer, trainer.compile(FULL, 1, len(SEEDS)))
     return plan

@@ -119,16 +119,27 @@ def test_seeds_are_trained_at_once_where_that_is_faster(
     config, dataset = small
     race = Race("small", config, 8, RACES[0].smoke, ERASING[:2])
     # What is measured on a CPU may be either.
-    monkeypatch.setattr(races, "_epoch_seconds", lambda _, program: gain if program.num_seeds > 1 else 1.0)
+    monkeypatch.setattr(races, "_epoch_seconds", lambda _, program: 100 * gain if program.num_seeds > 1 else 100.0)
     Races([race], Journal(tmp_path / "gpu.jsonl", "smoke", "command"), lambda _: dataset).run(Deadline(60))
     plan, *lines = (line.figures for line in read_lines(tmp_path / "gpu.jsonl"))
-    assert plan["epoch_seconds_at_once"] == gain
+    assert plan["epoch_seconds_at_once"] == 100 * gain
     trained = [(figures["variant"], figures["seed"], figures["at_once"]) for figures in lines]
     number = 3 if gain < 1 else 1
     assert sorted(trained) == [(variant, seed, number) for variant in ("full", "h2spg") for seed in range(3)]
     page = write_page(tmp_path, "smoke").read_text()
-    assert f"| small | 1 | {gain} |" in " ".join(page.split())
+    assert f"| small | 100 | {100 * gain:.0f} |" in " ".join(page.split())
     assert ("All seeds at once" in page) == (gain < 1)
+
+
+def test_seeds_at_once_are_not_tried_where_that_takes_longer_than_training(
+    small: tuple[Config, Dataset], tmp_path: Path
+) -> None:
+    config, dataset = small
+    race = Race("small", config, 8, RACES[0].smoke, (FULL,))
+    Races([race], Journal(tmp_path / "gpu.jsonl", "smoke", "command"), lambda _: dataset).run(Deadline(60))
+    plan, *lines = (line.figures for line in read_lines(tmp_path / "gpu.jsonl"))
+    assert "epoch_seconds_at_once" not in plan
+    assert [each["at_once"] for each in lines] == [1, 1, 1]
 
 
 def test_random_cells_are_as_large_as_those_that_were_found(tmp_path: Path) -> None:
