@@ -17,6 +17,7 @@ all, and so an index of the experts' axis is a channel of the experts alone.
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -311,8 +312,11 @@ class _Sorter:
         names: dict[str, int] = {}
         number = 0
         start = self._first
-        for makers, members in self._candidates().items():
+        for makers, members in self._candidates.items():
             reason = self._why_not(makers, members)
+            members = members[~np.isin(members, self._reserved)]
+            if not reason and len(members) < 2:
+                reason = "one index of each part that is read by itself stays, and nothing is left beside these"
             if not reason:
                 reason = failed[number] if failed else ""
                 number += 1
@@ -342,6 +346,7 @@ class _Sorter:
         leaf, axis, _ = self._axes[number]
         return self._labels[self._graph.program.inputs[leaf], axis]
 
+    @cached_property
     def _candidates(self) -> dict[tuple[int, ...], np.ndarray]:
         """Returns the components by the axes of leaves that make them, in the order of the first of these axes."""
         makers: list[tuple[int, ...]] = [()]
@@ -360,6 +365,30 @@ class _Sorter:
                 if makers[each][0] == number:
                     found[makers[each]] = labels[made_by[labels] == each]
         return found
+
+    @cached_property
+    def _reserved(self) -> np.ndarray:
+        """The components that stay, so that of any axis something does.
+
+        A channel of each dimension stays. Where a part of a dimension is read by itself, as by one of two heads that
+        share a layer, that one may be of the other part, so a channel of this part stays, too.
+        """
+        found = [members for makers, members in self._candidates.items() if not self._why_not(makers, members)]
+        dimension_of = np.full(self._num_labels, NOBODY)
+        for number, members in enumerate(found):
+            dimension_of[members] = number
+        sizes = np.array([len(members) for members in found], int)
+        parts = []
+        for labels in {id(labels): labels for labels in self._labels.values()}.values():
+            own = np.unique(labels)
+            dimensions = dimension_of[own]
+            if NOBODY not in dimensions and not np.any(np.bincount(dimensions, minlength=len(sizes)) == sizes):
+                parts.append(own)
+        reserved = np.zeros(self._num_labels, bool)
+        for part in sorted(parts, key=len):
+            # The first of the smallest part is in the larger ones that hold this part, too.
+            reserved[part[0]] |= not reserved[part].any()
+        return np.flatnonzero(reserved)
 
     def _why_not(self, makers: Sequence[int], members: np.ndarray) -> str:
         """Says why some components are no dimension, as far as that is known without following any zeros."""

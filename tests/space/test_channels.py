@@ -1,5 +1,6 @@
 """Channel groups: dimensions read by hand, entries that do not matter, mixtures that are exact and as large as said."""
 
+import itertools
 import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -252,6 +253,41 @@ def mixture(space, seed, *, share=1.0):
 def assert_close(found, expected):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * float(jnp.abs(b).max()))
+
+
+def two_heads(p, x):
+    """Of one layer each head reads a half of its own."""
+    y = jax.nn.relu(conv(x, p["a"]))
+    return {"first": y[..., :3].mean((1, 2)) @ p["b"], "second": conv(y[..., 3:], p["c"]).mean((1, 2))}
+
+
+def one_head(p, x):
+    """Queries and keys are a part of one kernel's features, and values another one."""
+    query, key, value = jnp.split((x @ p["a"]).reshape(2, 5, 1, 9), 3, -1)
+    return attend(query, key, value)[:, :, 0].mean(1) @ p["b"]
+
+
+@pytest.mark.parametrize(
+    ("fn", "shapes", "shape", "left"),
+    [
+        (two_heads, {"a": (1, 1, 3, 6), "b": (3, 2), "c": (1, 1, 3, 2)}, IMAGE, 4),
+        (one_head, {"a": (12, 9), "b": (3, 2)}, SERIES, 4),
+    ],
+)
+def test_of_each_part_that_is_read_by_itself_a_channel_stays(fn, shapes, shape, left):
+    params, x, space = made(Case(fn, shapes, shape, []))
+    (dimension,) = space.dimensions
+    assert dimension.size == left
+    for number in range(dimension.size):
+        for removed in itertools.combinations(dimension.groups, number):
+            assert space.is_valid(removed)
+            space.require_valid(removed)
+            zeroed = space.zero(params, removed)
+            for output, other in zip(*map(jax.tree.leaves, (fn(zeroed, x), fn(zeroed, -x))), strict=True):
+                assert float(jnp.abs(output - other).max()) > 1e-6, removed
+            sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed, allow_nothing=True)
+            assert_close(sub_fn(sub_params, x), fn(zeroed, x))
+            assert jasgnas.count_params(sub_params) <= space.subnet_size(removed)[0]
 
 
 @pytest.mark.parametrize("name", CASES)
