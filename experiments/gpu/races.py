@@ -30,7 +30,7 @@ _SLOWER = 1.25
 _SPARE = 10.0
 """Seconds that are left for what is not foreseen."""
 _HOPE = 0.25
-"""What part of the time all seeds at once are hoped to save; it is not tried where that is less than compiling takes."""
+"""What part of the time all seeds at once are hoped to save; they are not tried where compiling takes longer."""
 _AHEAD = 2
 """Programs that are compiled at once, beside the training; a GPU on which much is tried out is slow at all of it."""
 
