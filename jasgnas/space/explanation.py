@@ -40,6 +40,7 @@ def _axes(space: "SearchSpace", path: KeepPattern | None) -> list[str]:
     """Says which axes of leaves can be narrowed, and why others cannot, but for those that only meet channels."""
     said = {
         (each.leaf, each.axis): f"{_listed([d.name for d in _dimensions_along(space, each)])}: can be narrowed"
+        + _but_for(each)
         for each in space.channels.axes
         if each.makes
     }
@@ -54,6 +55,12 @@ def _axes(space: "SearchSpace", path: KeepPattern | None) -> list[str]:
 def _dimensions_along(space: "SearchSpace", axis: LeafAxis) -> list[Dimension]:
     groups = axis.groups[axis.groups != NOBODY] - space.channels.first
     return [space.dimensions[index] for index in np.unique(space.channels.dimension_of[groups]).tolist()]
+
+
+def _but_for(axis: LeafAxis) -> str:
+    """Says of how many indices of an axis nothing is a channel."""
+    others = int(np.sum(axis.groups == NOBODY))
+    return f", but for {others} of its {len(axis.groups)} indices" if others else ""
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

@@ -278,6 +278,8 @@ def test_of_each_part_that_is_read_by_itself_a_channel_stays(fn, shapes, shape, 
     params, x, space = made(Case(fn, shapes, shape, []))
     (dimension,) = space.dimensions
     assert dimension.size == left
+    size = shapes["a"][-1]
+    assert f"can be narrowed, but for {size - left} of its {size} indices" in space.explain("a")
     for number in range(dimension.size):
         for removed in itertools.combinations(dimension.groups, number):
             assert space.is_valid(removed)
