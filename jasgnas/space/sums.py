@@ -10,7 +10,7 @@ input even where q, which replaces x, is gone. The same happens where a sum runs
 Of `normed` the logits hold `bias` alone, the same for every image. A sum over places is the same before the dense layer
 as after it; it is that of both parts that are concatenated; factors which are the same at all places are taken out of
 it; and the sum of `deviation` is the sum of the image less as many times its mean, which is nothing. So the logits
-depend on `other` only.
+depend on `other` only, and only while the kernel is there.
 
 Followed are sums, multiples by constants, sums along axes, reshapes, and such linear maps as treat all indices of the
 summed axes alike: concatenations, parts, padding of other axes, factors, dense layers. That is the limit: what a
