@@ -63,12 +63,11 @@ class Variant(NamedTuple):
 
 FULL = Variant("full", None)
 _H2SPG, _BOTH = Variant("h2spg", "default"), Variant("erase and slim", "default", "both")
-ERASING = (
-    FULL,
-    _H2SPG,
-    Variant("random", "random"),
-    Variant("h2spg, equal time", "default", as_long_as=_H2SPG.name),
-)
+_RANDOM, _AS_LARGE = Variant("random", "random"), Variant("random", "random", as_large_as=_H2SPG.name)
+_AS_LONG = Variant("h2spg, equal time", "default", as_long_as=_H2SPG.name)
+ERASING = (FULL, _H2SPG, _RANDOM, _AS_LONG)
+ERASING_PARAMS = (FULL, _H2SPG, _AS_LARGE, _AS_LONG)
+"""Where the target is a number of parameters, sets that meet it may differ in their multiply-adds."""
 SLIMMING = (
     FULL,
     _BOTH,
@@ -78,13 +77,7 @@ SLIMMING = (
     Variant("erase and slim, equal time", "default", "both", as_long_as=_BOTH.name),
 )
 
-_CELL = Variant("h2spg", "gate")
-CELLS = (
-    FULL,
-    _CELL,
-    Variant("random", "random", as_large_as=_CELL.name),
-    Variant("h2spg, equal time", "gate", as_long_as=_CELL.name),
-)
+CELLS = (FULL, _H2SPG._replace(score="gate"), _AS_LARGE, _AS_LONG._replace(score="gate"))
 """Where operations of a cell do much the same, and what a batch says of one of them is little. As many of them are left
 whatever their size: only a random cell that is as large as another one can be held against it."""
 

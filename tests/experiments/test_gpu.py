@@ -224,11 +224,13 @@ def test_page_shows_cells_and_what_was_looked_up(tmp_path: Path) -> None:
     full = {"row": "cells", "variant": "full", "seed": 0, "epochs": 2, "accuracy": 50.0, "train_seconds": 4.0}
     full |= {"epoch_seconds": [2.0], "size": [8, 80], "full_size": [8, 80]}
     cell = {**full, "variant": "h2spg", "size": [4, 20], "cell": "|none~0|+|skip_connect~0|none~1|"}
-    known = {**cell, "variant": "random", "cell_accuracy": 93.256, "cell_rank": 1234}
+    known = {**cell, "variant": "random", "cell_accuracy": 93.256, "cell_rank": 1234, "draw": 7}
     journal = Journal(tmp_path / "gpu.jsonl", "full", "command")
     for figures in (full, cell, known):
         journal.do("training", figures["variant"], lambda figures=figures: figures)  # type: ignore[misc]
-    rows = [line.split(" | ") for line in write_page(tmp_path, "full").read_text().splitlines() if "none~0" in line]
+    page = write_page(tmp_path, "full").read_text()
+    assert f"Of cells the random selection is, of {NUM_DRAWS} that meet the target," in page
+    rows = [line.split(" | ") for line in page.splitlines() if "none~0" in line]
     own = r"\|none~0\|+\|skip_connect~0\|none~1\|"
     assert [[each.strip("| ") for each in row] for row in rows] == [
         ["h2spg", "0", own.strip("|"), "", ""],
@@ -337,7 +339,9 @@ def test_rows_are_those_of_the_papers_and_the_search_for_a_cell() -> None:
     for race in RACES:
         assert race.config.model.dtype == "bfloat16" and race.config.data.name in race.name.replace("-", "_")
         assert race.variants[0] == FULL and any(each.as_long_as for each in race.variants)
-        assert any(each.score == "random" for each in race.variants)
+        (drawn,) = (each for each in race.variants if each.score == "random")
+        # What is held against each other has equal multiply-adds.
+        assert (drawn.as_large_as is None) == ("target_macs" in race.config.h2spg.targets)
 
 
 def test_bundle_collects_what_the_command_imports() -> None:
