@@ -289,7 +289,7 @@ class Trainer:
         Args:
             kinds: what may be removed, as `H2SPGConfig.kinds`.
             macs: the number.
-            seed: decides the `NUM_DRAWS` draws that are tried, and is the first of them for seed 0.
+            seed: decides which `NUM_DRAWS` draws are tried.
         """
         space, h2spg = self._space(kinds), self._config.h2spg
 

@@ -25,7 +25,7 @@ class Figures(NamedTuple):
 
 
 _TARGETS = ("target_sparsity", "target_params", "target_macs")
-_PHASES = ("warmup_fraction", "projection_fraction")
+_PHASES = ("warmup", "projection")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Size:
     """Most parameters that the sub-network may have, a number or a fraction, in place of the row's own target."""
     target_macs: int | float | None = None
     """The same for its multiply-adds."""
-    warmup_fraction: float | None = None
+    warmup: float | None = None
     """Part of the steps before H2SPG selects, in place of the row's own."""
-    projection_fraction: float | None = None
+    projection: float | None = None
     """Part of the steps in which it sets to zero what it has selected."""
     drop_path: float | None = None
     """Probability of dropping a path, in place of the recipe's."""
@@ -100,8 +100,8 @@ class Size:
         )
         if targets := self.given().keys() & set(_TARGETS):
             h2spg = h2spg.with_target(**{name: getattr(self, name) for name in targets})
-        phases = {name: self.given()[name] for name in _PHASES if name in self.given()}
-        h2spg = replace(h2spg, **phases)
+        phases = self.given().keys() & set(_PHASES)
+        h2spg = replace(h2spg, **{f"{name}_fraction": getattr(self, name) for name in phases})
         return replace(
             config,
             model=model,

@@ -203,8 +203,8 @@ def test_size_takes_the_rest_of_the_recipe_with_it() -> None:
         row.config.model, auxiliary_weight=0.0
     )
     assert Size(drop_path=0.0).apply(row.config, 96).model == dataclasses.replace(row.config.model, drop_path=0.0)
-    phases = {"warmup_fraction": 0.1, "projection_fraction": 0.05}
-    assert Size(**phases).apply(row.config, 96).h2spg == dataclasses.replace(row.config.h2spg, **phases)
+    h2spg = dataclasses.replace(row.config.h2spg, warmup_fraction=0.1, projection_fraction=0.05)
+    assert Size(warmup=0.1, projection=0.05).apply(row.config, 96).h2spg == h2spg
     assert Size(learning_rate=0.1, batch_size=24).apply(row.config, 96).optimizer.learning_rate == 0.1
     assert Size().apply(row.config, 96) == row.config
 
