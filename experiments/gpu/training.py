@@ -25,7 +25,7 @@ from experiments.common.errors import DivergedError
 from experiments.data import Dataset, EvalBatches
 from experiments.data.augment import uniforms
 from experiments.data.pipeline import changed_batch, drawn_shares, epoch_order, mean_color
-from experiments.engine.config import Config
+from experiments.engine.config import Config, H2SPGConfig
 from experiments.engine.networks import Network, create_module, inference_params
 from experiments.engine.optimizers import add_h2spg, make_optimizer, make_schedule, random_scores, round_ends
 from experiments.engine.runs import make_space
@@ -65,14 +65,22 @@ FULL = Variant("full", None)
 _H2SPG, _BOTH = Variant("h2spg", "default"), Variant("erase and slim", "default", "both")
 _RANDOM, _AS_LARGE = Variant("random", "random"), Variant("random", "random", as_large_as=_H2SPG.name)
 _AS_LONG = Variant("h2spg, equal time", "default", as_long_as=_H2SPG.name)
+_SLIM = Variant("slim", "default", "channels")
 ERASING = (FULL, _H2SPG, _RANDOM, _AS_LONG)
-ERASING_PARAMS = (FULL, _H2SPG, _AS_LARGE, _AS_LONG)
+WITHIN_PARAMS = (
+    FULL,
+    _H2SPG,
+    _SLIM,
+    _AS_LARGE,
+    Variant("random slim", "random", "channels", as_large_as=_SLIM.name),
+    _AS_LONG,
+)
 """Where the target is a number of parameters, sets that meet it may differ in their multiply-adds."""
 SLIMMING = (
     FULL,
     _BOTH,
     Variant("erase", "default"),
-    Variant("slim", "default", "channels"),
+    _SLIM,
     Variant("random erase and slim", "random", "both"),
     Variant("erase and slim, equal time", "default", "both", as_long_as=_BOTH.name),
 )
@@ -291,11 +299,17 @@ class Trainer:
             macs: the number.
             seed: decides which `NUM_DRAWS` draws are tried.
         """
-        space, h2spg = self._space(kinds), self._config.h2spg
+        space = self._space(kinds)
+        h2spg = self._removal(space)
 
         def distance(draw: int) -> int:
-            scores = random_scores(draw, (len(space.groups),))
-            removed = space.select(scores, at_most=h2spg.at_most or None, **h2spg.targets)
+            removed = space.select(
+                random_scores(draw, (len(space.groups),)),
+                **h2spg.targets,
+                at_most=h2spg.at_most or None,
+                min_channels=h2spg.min_channels,
+                multiple_of=h2spg.multiple_of,
+            )
             return abs(space.subnet_size(removed)[1] - macs)
 
         with jax.default_device(self._host):
@@ -403,11 +417,14 @@ class Trainer:
         tx = make_optimizer(config.optimizer, rate)
         if space is None or score is None:
             return tx
-        h2spg = dataclasses.replace(config.h2spg, score=score)
-        if not space.dimensions:  # what is said about channels is for the variants that have some
-            h2spg = dataclasses.replace(h2spg, min_channels=None, multiple_of=None)
+        h2spg = dataclasses.replace(self._removal(space), score=score)
         schedule, num_steps = self._schedule(epochs), epochs * self.steps_per_epoch
         return add_h2spg(tx, space, h2spg, config.optimizer.name, schedule, num_steps, 0 if seed is None else seed)
+
+    def _removal(self, space: jasgnas.SearchSpace) -> H2SPGConfig:
+        """Returns the row's settings of H2SPG; what they say about channels is for variants that have some."""
+        h2spg = self._config.h2spg
+        return h2spg if space.dimensions else dataclasses.replace(h2spg, min_channels=None, multiple_of=None)
 
     def _state(self, optimizer: Optimizer, seed: int) -> TrainState:
         config = dataclasses.replace(self._config, seed=seed)

@@ -55,6 +55,8 @@ VARIANTS = {
     "erase": Variant("structures alone", {"kinds": "structures"}),
     "slim": Variant("channels alone", {"kinds": "channels"}),
     "both": Variant("structures and channels", {"kinds": "both"}),
+    "slim-random": Variant("control: random channels", {"kinds": "channels", "score": "random"}),
+    "slim-equal-time": Variant("channels alone, equal time", {"kinds": "channels"}, equal_time=True),
 }
 """By name."""
 

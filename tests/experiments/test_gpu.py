@@ -160,6 +160,19 @@ def test_random_cells_are_as_large_as_those_that_were_found(tmp_path: Path) -> N
     assert max(abs(size - 1) for size in found) < 0.05 < max(abs(size - 1) for size in others)
 
 
+def test_random_channels_are_drawn_within_the_limits_of_the_row(small: tuple[Config, Dataset]) -> None:
+    config, dataset = small
+    h2spg = replace(config.h2spg.with_target(target_params=0.6), multiple_of=4)
+    trainer = Trainer(replace(config, h2spg=h2spg), dataset)
+    space = make_space(create_module(config, 10, dataset.image_shape), dataset.image_shape, "channels")
+
+    def macs(draw: int) -> int:
+        scores = random_scores(draw, (len(space.groups),))
+        return space.subnet_size(space.select(scores, target_params=0.6, multiple_of=4))[1]
+
+    assert macs(trainer.nearest_draw("channels", macs(137), seed=1)) == macs(137)
+
+
 def test_a_variant_that_is_as_large_as_another_one_follows_it(
     small: tuple[Config, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,9 +352,11 @@ def test_rows_are_those_of_the_papers_and_the_search_for_a_cell() -> None:
     for race in RACES:
         assert race.config.model.dtype == "bfloat16" and race.config.data.name in race.name.replace("-", "_")
         assert race.variants[0] == FULL and any(each.as_long_as for each in race.variants)
-        (drawn,) = (each for each in race.variants if each.score == "random")
+        drawn = [each for each in race.variants if each.score == "random"]
         # What is held against each other has equal multiply-adds.
-        assert (drawn.as_large_as is None) == ("target_macs" in race.config.h2spg.targets)
+        assert {each.as_large_as is None for each in drawn} == {"target_macs" in race.config.h2spg.targets}
+        kinds = {each.name: each.kinds for each in race.variants}
+        assert all(kinds[each.as_large_as] == each.kinds for each in drawn if each.as_large_as)
 
 
 def test_bundle_collects_what_the_command_imports() -> None:
