@@ -314,10 +314,9 @@ class _Sorter:
         start = self._first
         for makers, members in self._candidates.items():
             reason = self._why_not(makers, members)
-            members = self._useful(members)
             members = members[~np.isin(members, self._reserved)]
             if not reason and len(members) < 2:
-                reason = "its indices are zero anyway, or stay as the one of a part that is read by itself"
+                reason = "one index of each part that is read by itself stays, and nothing is left beside these"
             if not reason:
                 reason = failed[number] if failed else ""
                 number += 1
@@ -374,52 +373,22 @@ class _Sorter:
         A channel of each dimension stays. Where a part of a dimension is read by itself, as by one of two heads that
         share a layer, that one may be of the other part, so a channel of this part stays, too.
         """
-        useful = (
-            self._useful(members) for makers, members in self._candidates.items() if not self._why_not(makers, members)
-        )
-        found = [members for members in useful if len(members)]
+        found = [members for makers, members in self._candidates.items() if not self._why_not(makers, members)]
         dimension_of = np.full(self._num_labels, NOBODY)
         for number, members in enumerate(found):
             dimension_of[members] = number
         sizes = np.array([len(members) for members in found], int)
         parts = []
         for labels in {id(labels): labels for labels in self._labels.values()}.values():
-            own = self._useful(np.unique(labels))
+            own = np.unique(labels)
             dimensions = dimension_of[own]
-            if not len(own) or NOBODY in dimensions:
-                continue
-            if not np.any(np.bincount(dimensions, minlength=len(sizes)) == sizes):
+            if NOBODY not in dimensions and not np.any(np.bincount(dimensions, minlength=len(sizes)) == sizes):
                 parts.append(own)
         reserved = np.zeros(self._num_labels, bool)
         for part in sorted(parts, key=len):
             # The first of the smallest part is in the larger ones that hold this part, too.
             reserved[part[0]] |= not reserved[part].any()
         return np.flatnonzero(reserved)
-
-    def _useful(self, members: np.ndarray) -> np.ndarray:
-        """Returns the components of several that are not zero whatever the parameters are, as padding is.
-
-        Nothing that comes later can do without these for the sake of what scales them.
-        """
-        return members[~self._is_zero_anyway[members]]
-
-    @cached_property
-    def _is_zero_anyway(self) -> np.ndarray:
-        """Which components, bool `[num_labels]`, have data that is zero in the full network, and no other data."""
-        has_data, is_useful = np.zeros((2, self._num_labels), bool)
-        useful: dict[int, np.ndarray] = {}
-        for (var, axis), labels in self._labels.items():
-            if var in self._graph.independent:
-                continue
-            zeros = self._graph.full.read(var)
-            if zeros.anywhere:
-                has_data[labels] = True
-                is_useful[labels[~zeros.apart.axis(axis, len(labels))]] = True
-            else:  # Places with the same components share one array.
-                useful[id(labels)] = labels
-        for labels in useful.values():
-            is_useful[labels] = True
-        return has_data & ~is_useful
 
     def _why_not(self, makers: Sequence[int], members: np.ndarray) -> str:
         """Says why some components are no dimension, as far as that is known without following any zeros."""

@@ -291,45 +291,6 @@ def test_of_each_part_that_is_read_by_itself_a_channel_stays(fn, shapes, shape, 
             assert jasgnas.count_params(sub_params) <= space.subnet_size(removed)[0]
 
 
-def padded(p, x):
-    """The last of these entries are zero whatever scales them."""
-    return jnp.pad(x @ p["a"], ((0, 0), (0, 3))) * p["s"]
-
-
-@pytest.mark.parametrize(
-    ("fn", "dimensions"),
-    [
-        (lambda p, x: padded(p, x) @ p["w"], {"a": 4, "s": 4}),
-        # With something added, the same entries are channels as others are.
-        (lambda p, x: jnp.tanh(padded(p, x) + x @ p["c"]) @ p["w"], {"a": 4, "c s": 7}),
-    ],
-)
-def test_entries_that_are_zero_anyway_are_no_channels(fn, dimensions):
-    shapes = {"a": (5, 4), "s": (7,), "w": (7, 3), "c": (5, 7)}
-    params, x, space = made(Case(fn, shapes, (2, 5), []))
-    assert {" ".join(sorted(each.paths)): each.size for each in space.dimensions} == dimensions
-    for dimension in space.dimensions:
-        for removed in itertools.combinations(dimension.groups, 2):
-            zeroed = space.zero(params, removed)
-            sub_fn, sub_params = jasgnas.construct_subnet(space, zeroed)
-            assert_close(sub_fn(sub_params, x), fn(zeroed, x))
-            assert jasgnas.count_params(sub_params) <= space.subnet_size(removed)[0]
-    assert ("but for 3 of its 7 indices" in space.explain("s")) == ("s" in dimensions)
-
-
-def test_a_scale_of_padding_alone_is_no_dimension_and_leaves_the_others_as_they_are():
-    def fn(p, x):
-        scaled = jnp.concatenate([x @ p["d"], jnp.zeros((2, 3)) * p["s"]], -1)
-        return scaled @ p["w"], two_heads(p, x[:, None, None])
-
-    shapes = {"a": (1, 1, 5, 6), "b": (3, 2), "c": (1, 1, 3, 2)}
-    _, _, space = made(Case(two_heads, shapes, (2, 1, 1, 5), []))
-    before = [dimension.size for dimension in space.dimensions]
-    _, _, space = made(Case(fn, shapes | {"d": (5, 4), "s": (3,), "w": (7, 3)}, (2, 5), []))
-    assert "zero anyway" in space.explain("s")
-    assert [dimension.size for dimension in space.dimensions if "a" in dimension.paths] == before == [4]
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_dimensions_are_those_read_by_hand(name):
     _, _, space = made(CASES[name])
