@@ -63,19 +63,12 @@ class Variant(NamedTuple):
 
 FULL = Variant("full", None)
 _H2SPG, _BOTH = Variant("h2spg", "default"), Variant("erase and slim", "default", "both")
-_RANDOM, _AS_LARGE = Variant("random", "random"), Variant("random", "random", as_large_as=_H2SPG.name)
+_AS_LARGE = Variant("random", "random", as_large_as=_H2SPG.name)
 _AS_LONG = Variant("h2spg, equal time", "default", as_long_as=_H2SPG.name)
 _SLIM = Variant("slim", "default", "channels")
-ERASING = (FULL, _H2SPG, _RANDOM, _AS_LONG)
-WITHIN_PARAMS = (
-    FULL,
-    _H2SPG,
-    _SLIM,
-    _AS_LARGE,
-    Variant("random slim", "random", "channels", as_large_as=_SLIM.name),
-    _AS_LONG,
-)
-"""Where the target is a number of parameters, sets that meet it may differ in their multiply-adds."""
+ERASING = (FULL, _H2SPG, _AS_LARGE, _AS_LONG)
+"""Structures are few and large: sets within one budget may differ much in their multiply-adds."""
+ERASING_OR_SLIMMING = (*ERASING, _SLIM, Variant("random slim", "random", "channels", as_large_as=_SLIM.name))
 SLIMMING = (
     FULL,
     _BOTH,

@@ -73,6 +73,10 @@ class Settings:
             del settings[name]
         for name in ("data_dir", "workers"):
             del settings["data"][name]
+        # What was recorded before there were gates was trained without any.
+        for name, usual in (("gated", False), ("ungated", ())):
+            if settings["model"][name] == usual:
+                del settings["model"][name]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

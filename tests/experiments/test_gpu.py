@@ -353,10 +353,12 @@ def test_rows_are_those_of_the_papers_and_the_search_for_a_cell() -> None:
         assert race.config.model.dtype == "bfloat16" and race.config.data.name in race.name.replace("-", "_")
         assert race.variants[0] == FULL and any(each.as_long_as for each in race.variants)
         drawn = [each for each in race.variants if each.score == "random"]
-        # What is held against each other has equal multiply-adds.
-        assert {each.as_large_as is None for each in drawn} == {"target_macs" in race.config.h2spg.targets}
         kinds = {each.name: each.kinds for each in race.variants}
-        assert all(kinds[each.as_large_as] == each.kinds for each in drawn if each.as_large_as)
+        for each in drawn:  # What is held against each other has equal multiply-adds.
+            if each.as_large_as is None:  # Channels are small enough to come to the target.
+                assert "target_macs" in race.config.h2spg.targets and each.kinds != "structures"
+            else:
+                assert kinds[each.as_large_as] == each.kinds
 
 
 def test_bundle_collects_what_the_command_imports() -> None:

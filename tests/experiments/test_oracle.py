@@ -172,6 +172,15 @@ def test_lines_are_read_back_and_kept_apart(tmp_path: Path) -> None:
         read_results(path, "demo_net", "one")
 
 
+@pytest.mark.parametrize("network", PRESETS)
+def test_recorded_lines_are_those_of_todays_settings(network: str) -> None:
+    _, settings = PRESETS[network]
+    path = Path("experiments/results/oracle") / f"{network}.jsonl"
+    assert read_results(path, network, settings.fingerprint).accuracies()
+    gated = dataclasses.replace(settings, model=dataclasses.replace(settings.model, gated=True))
+    assert gated.fingerprint != settings.fingerprint
+
+
 def test_the_fingerprint_is_of_what_is_trained() -> None:
     for _, settings in PRESETS.values():
         assert dataclasses.replace(settings, budgets=(0.5,), num_drawn=3).fingerprint == settings.fingerprint
