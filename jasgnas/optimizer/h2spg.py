@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, BlindSelectionWarning
-from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss, Turns, costs_beside, finite_rises, require_few_groups
+from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss, Turns, Units, costs_beside, finite_rises
 from jasgnas.optimizer.layout import (
     GroupLayout,
     GroupMoves,
@@ -35,7 +35,7 @@ from jasgnas.optimizer.layout import (
     without_groups,
     without_updates,
 )
-from jasgnas.optimizer.phases import Phases, divide_phases
+from jasgnas.optimizer.phases import ROUNDING, Phases, divide_phases
 from jasgnas.optimizer.projection import project, shrinking_strengths
 from jasgnas.optimizer.scores import (
     DEFAULT_SCORES,
@@ -47,7 +47,16 @@ from jasgnas.optimizer.scores import (
     group_stats,
     require_comparable,
 )
-from jasgnas.optimizer.state import DONE, PROJECTION, WARMUP, H2SPGState, candidates_of, check_state, with_dtypes
+from jasgnas.optimizer.state import (
+    DONE,
+    PROJECTION,
+    WARMUP,
+    H2SPGState,
+    candidates_of,
+    check_state,
+    outdated,
+    with_dtypes,
+)
 from jasgnas.space.candidates import Candidates
 from jasgnas.space.crowds import AtMost
 from jasgnas.space.latency import LatencyTable
@@ -165,7 +174,8 @@ def h2spg(
         selection_steps: how many of the last warm-up updates the scores are averaged over; updates before these cost
             nothing. None means half of them, or for a moving average as many as can matter: with ω = 0.9, what is older
             than 343 updates weighs less than a rounding error. Updates before the learning rate has ceased to rise are
-            not scored in any case.
+            not scored in any case, or, where only its value is known, as under `optax.inject_hyperparams`, are
+            forgotten when it rises.
         settle: selects as soon as two selections on trial, one after the other, differ in at most a tenth of their
             groups, or, where sets are compared, as no better one is found.
         look_every: after how many scored updates a set is selected on trial, with `settle` or `ablation`; None for
@@ -182,8 +192,9 @@ def h2spg(
             "default" is `ablation` where `update` is given a `value_fn` and the updates suffice to measure every group,
             else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so six
             times, `ablation` measures sets as well: groups are measured beside what is planned to go, and a set on
-            trial takes the place of the plan if the loss rises less without it, on the same batches. A space with
-            channels has too many groups for `ablation`, which is then left out.
+            trial takes the place of the plan if the loss rises less without it, on the same batches. In a space with
+            channels "default" leaves `ablation` out. Asked for by name, it measures them by random quarters of a
+            dimension, whose channels share the rise of the loss by their `gate`, so that it needs `grad`, too.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
         forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
             one in two updates.
@@ -247,8 +258,6 @@ def h2spg(
     found = None if isinstance(score, str) and score == "default" else find_score(score)
     if found is not None:
         require_comparable(found, candidates)
-        if found.needs == "value_fn":
-            require_few_groups(candidates)
     if per_cost:
         if found is None or isinstance(score, str):
             raise ArgumentError(
@@ -345,6 +354,7 @@ class _Method:
             runner_up=jnp.full([], -1, jnp.int32),
             predicted_rise=jnp.zeros([], dtype),
             measured_rise=jnp.zeros([], dtype),
+            learning_rate=jnp.zeros([], dtype),
             revived=each(bool),
             norms=each(dtype),
             start_norms=each(dtype),
@@ -381,6 +391,8 @@ class _Method:
         step, phases = state.step, self.phases
         alpha = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
         alpha = jnp.asarray(alpha, layout.dtype)
+        if isinstance(self.learning_rate, jax.Array):
+            state = self._with_learning_rate(state, alpha)
         check_updates(layout, params, updates)
         xs, us = grouped_leaves(layout, params), grouped_leaves(layout, updates)
         # In the narrower of two dtypes, x − x would not be exactly zero.
@@ -388,7 +400,7 @@ class _Method:
         loss = None if value_fn is None else Loss.of(layout, params, value_fn, extra, value)
         score = self._resolved_score(grad, loss)
         gs = None
-        if grad is not None and score.needs in ("grad", "gate", "any"):
+        if grad is not None and (score.needs in ("grad", "gate", "any") or self._shares(score)):
             gs = grouped_gradients(layout, params, grad)
 
         sums, state = self._measure(layout, xs, us, gs, score, state)
@@ -418,6 +430,18 @@ class _Method:
             step=optax.safe_increment(step), phase=phase.astype(jnp.int32), zero=zero
         )
 
+    def _with_learning_rate(self, state: H2SPGState, alpha: jax.Array) -> H2SPGState:
+        """Returns the state with the learning rate of an update; where it rises, scores so far are as good as none.
+
+        Where the schedule is known, updates before the end of its rise are not scored, see `divide_phases`.
+        """
+        is_early = state.step < state.selected_at
+        rises = is_early & (state.step > 0) & (alpha > state.learning_rate * (1 + ROUNDING))
+        return state._replace(
+            num_scored=jnp.where(rises, outdated(state.num_scored), state.num_scored),
+            learning_rate=jnp.where(is_early, alpha, state.learning_rate).astype(state.learning_rate.dtype),
+        )
+
     def _descend(
         self,
         layout: GroupLayout,
@@ -440,12 +464,11 @@ class _Method:
     def _resolved_score(self, grad: Any, loss: Loss | None) -> Score:
         """Returns the score that is asked for, or the best that what is given allows."""
         knows_grad, knows_loss = grad is not None, loss is not None
-        can_ablate = knows_loss and self.candidates.channels is None
-        given = {"": True, "any": True, "grad": knows_grad, "gate": knows_grad, "value_fn": can_ablate}
+        given = {"": True, "any": True, "grad": knows_grad, "gate": knows_grad, "value_fn": knows_loss}
         if self.score is None:
             # With too few updates to measure every group, the gradient says more.
-            most = self._all_turns(loss).num_measured if can_ablate and loss is not None else 0
-            can_measure = can_ablate and (not knows_grad or most >= self._ablated.sum())
+            most = 0 if loss is None else self._all_turns(loss).num_measured
+            can_measure = not self._units.has_channels and (not knows_grad or most >= self._ablated.sum())
             needs = next(needs for needs in DEFAULT_SCORES if given[needs] and (needs != "value_fn" or can_measure))
             if not needs:
                 warnings.warn(
@@ -459,7 +482,16 @@ class _Method:
         if not given[self.score.needs]:
             what = "the loss (value_fn)" if self.score.needs == "value_fn" else "the gradient (grad)"
             raise ArgumentError(f"this score needs {what}, which update was not given. {HOW_TO_GIVE}")
+        if self._shares(self.score) and not knows_grad:
+            raise ArgumentError(
+                "of channels, this score measures several at a time and tells them apart by the gradient (grad), which "
+                f"update was not given. {HOW_TO_GIVE}"
+            )
         return self.score
+
+    def _shares(self, score: Score) -> bool:
+        """Tells whether a score measures the loss without several channels at a time, see `Units`."""
+        return score.needs == "value_fn" and self._units.has_channels
 
     def _measure(
         self,
@@ -474,7 +506,7 @@ class _Method:
         # Once more after the end: whether what has been set to zero last is so.
         is_unsure = jnp.any(state.zero & (state.norms > 0))
         is_measured = (state.step >= self.phases.first_scoring) & ((state.phase != DONE) | is_unsure)
-        measure = partial(sum_over_groups, layout, xs, us, gs, gates_alone=score.needs == "gate")
+        measure = partial(sum_over_groups, layout, xs, us, gs, gates_alone=score.needs in ("gate", "value_fn"))
         nothing = jax.tree.map(lambda sums: jnp.zeros(sums.shape, sums.dtype), jax.eval_shape(measure))
         sums = jax.lax.cond(is_measured, measure, lambda: nothing)
         revived = (state.zero | state.revived) & jnp.where(is_measured, sums.x_x > 0, state.revived)
@@ -522,7 +554,7 @@ class _Method:
                 planned=jnp.where(is_taken | ~has_plan & compares, found, state.planned),
                 trial=found,
                 num_trials=jnp.where(is_same & ~is_new, state.num_trials, 0),
-                num_scored=jnp.where(is_outdated, -jnp.abs(jnp.sign(state.num_scored)), state.num_scored),
+                num_scored=jnp.where(is_outdated, outdated(state.num_scored), state.num_scored),
                 # What is planned is selected by the next update.
                 selected_at=jnp.where(is_settled, step + 1, state.selected_at),
             )
@@ -559,10 +591,10 @@ class _Method:
     def _evaluate(
         self, stats: GroupStats, turns: Turns | None, is_due: jax.Array, loss: Loss, state: H2SPGState
     ) -> tuple[GroupStats, jax.Array, H2SPGState]:
-        """Evaluates the loss without groups: without those just selected, or else without each whose turn it is.
+        """Evaluates the loss without groups: without those just selected, or else without each unit whose turn it is.
 
-        Groups are measured beside those that are planned to go, once there is a plan: a group of the plan by how much
-        less the loss rises when it stays.
+        Units are measured beside those groups that are planned to go, once there is a plan: a unit most of which is
+        planned by how much less the loss rises when it stays.
 
         Returns:
             The statistics with the rises of the loss, which of them are known, bool `[num_groups]`, and the state.
@@ -572,22 +604,30 @@ class _Method:
         if turns is None:
             found = self._rises(loss, state.redundant[None], is_new, is_new, state)
             return stats, is_due, self._with_measured(state, found[0], is_new)
-        groups, is_turn = self._whose_turn(state, turns, is_due)
-        every = jnp.arange(self.candidates.num_groups)
+        units, is_turn = self._whose_turn(state, turns, is_due)
         planned = state.planned & jnp.any(state.trial) & turns.compares
-        beside = (groups[:, None] == every) ^ planned
+        # Groups that are on their way out stay out.
+        is_open = ~state.redundant
+        num_planned, num_open = self._units.total(planned & is_open), self._units.total(is_open)
+        comes_back = 2 * num_planned > num_open
+        is_member = (self._units.of_groups == units[:, None]) & is_open
+        beside = jnp.where(comes_back[units, None], planned & ~is_member, planned | is_member)
         gone = jnp.concatenate([jnp.stack([planned, state.trial]), beside]) if turns.compares else beside
         found = self._rises(loss, gone, is_new, is_turn, state)
         state = self._with_measured(state, found[0], is_new)
         is_turn &= ~is_new
-        rises, is_known = found[-len(groups) :], jnp.broadcast_to(is_turn, groups.shape)
+        rises, is_known = found[-len(units) :], jnp.broadcast_to(is_turn, units.shape)
         if turns.compares:
             state = self._with_trial(state, finite_rises(found[:2]), is_turn)
-            rises = costs_beside(found[0], rises, planned[groups])
+            rises = costs_beside(found[0], rises, comes_back[units])
             critical = jnp.asarray(self.target.critical) & self.hierarchical
             is_known &= jax.lax.cond(is_turn, lambda: are_valid(self.target.graph, critical, beside), lambda: is_known)
-        is_measured = is_due & jnp.zeros_like(is_due).at[groups].set(is_known)
-        rises = jnp.full(len(every), jnp.nan, found.dtype).at[groups].set(rises)
+        of_units = jnp.full(self._units.number, jnp.nan, found.dtype).at[units].set(jnp.where(is_known, rises, jnp.nan))
+        # What was measured is what a unit's groups cost that went, or those that stayed: the others it says nothing of.
+        of_groups = self._units.of_groups
+        is_concerned = is_open & (planned == comes_back[of_groups])
+        is_measured = is_due & is_concerned & jnp.zeros_like(comes_back).at[units].set(is_known)[of_groups]
+        rises = self._units.shared(of_units, is_concerned, stats.gate)
         return stats._replace(loss_rise=jnp.where(is_measured, rises, jnp.nan)), is_measured, state
 
     def _rises(
@@ -660,8 +700,8 @@ class _Method:
         if turns.num_measured < number:
             raise ArgumentError(
                 f"{self.phases.latest_start - self.phases.first_scoring} scored updates with forward_passes="
-                f"{self.forward_passes} measure {turns.num_measured} groups, and there are {number}: give more "
-                "selection_steps (and warmup_steps), or more forward_passes"
+                f"{self.forward_passes} measure {turns.num_measured} groups, or quarters of a dimension's channels, "
+                f"and there are {number}: give more selection_steps (and warmup_steps), or more forward_passes"
             )
         return turns
 
@@ -671,20 +711,27 @@ class _Method:
         return Turns.within(num_updates, self.forward_passes, number, knows_value, self.phases.look_every)
 
     def _whose_turn(self, state: H2SPGState, turns: Turns, is_scored: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the groups whose turn it is to be measured, int `[n]`, and whether any is measured in this update."""
+        """Returns the units whose turn it is to be measured, int `[n]`, and whether any is measured in this update."""
         scored = state.step - self.phases.first_scoring
         # Groups that are on their way out need no score any more.
-        waiting = jnp.asarray(self._ablated) & ~state.redundant
+        waiting = jnp.asarray(self._ablated) & (self._units.total(~state.redundant) > 0)
         number = scored // turns.every * turns.number + jnp.arange(turns.number)
-        groups = jnp.argsort(~waiting, stable=True)[number % jnp.maximum(jnp.sum(waiting), 1)]
-        return groups, is_scored[0] & (scored % turns.every == turns.every - 1)
+        units = jnp.argsort(~waiting, stable=True)[number % jnp.maximum(jnp.sum(waiting), 1)]
+        return units, is_scored[0] & (scored % turns.every == turns.every - 1)
+
+    @cached_property
+    def _units(self) -> Units:
+        """What the loss is measured without."""
+        return Units.of(self.candidates)
 
     @cached_property
     def _ablated(self) -> np.ndarray:
-        """The groups whose removal is to be measured, bool `[num_groups]`: those that can go alone, if that matters."""
-        single = np.eye(self.candidates.num_groups, dtype=bool)
-        graph = self.candidates.dependence
-        return np.array([not self.hierarchical or is_valid(graph, each) for each in single])
+        """The units whose removal is to be measured, bool `[num_units]`: those that can go alone, if that matters."""
+        num, graph = self.candidates.num_structures, self.candidates.dependence
+        single = np.eye(num, self.candidates.num_groups, dtype=bool)
+        is_measured = np.ones(self._units.number, bool)
+        is_measured[:num] = [not self.hierarchical or is_valid(graph, each) for each in single]
+        return is_measured
 
 
 HOW_TO_GIVE = (

@@ -10,6 +10,9 @@ import optax
 
 from jasgnas.errors import EarlySelectionWarning
 
+ROUNDING = 1e-6
+"""A learning rate that rises by a smaller part is a constant with rounding errors."""
+
 _LOOKS = 5
 """How often a set is selected on trial, unless told otherwise."""
 
@@ -106,6 +109,5 @@ def _end_of_rise(learning_rate: optax.ScalarOrSchedule, num_steps: int) -> int:
         return 0
     with jax.ensure_compile_time_eval():
         rates = np.broadcast_to(jax.vmap(learning_rate)(jnp.arange(num_steps + 1)), num_steps + 1)
-    # Rounding errors of a constant are no rise.
-    rises = np.flatnonzero(np.diff(rates) > 1e-6 * np.abs(rates).max())
+    rises = np.flatnonzero(np.diff(rates) > ROUNDING * np.abs(rates).max())
     return int(rises[-1]) + 1 if len(rises) else 0

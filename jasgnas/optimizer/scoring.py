@@ -10,7 +10,7 @@ import numpy as np
 
 from jasgnas.checks import checked_batches, loss_value
 from jasgnas.errors import ArgumentError, NonFiniteError
-from jasgnas.optimizer.ablation import Loss, costs_beside, finite_rises, require_few_groups
+from jasgnas.optimizer.ablation import Loss, Units, costs_beside, finite_rises
 from jasgnas.optimizer.layout import Remainder, grouped_leaves, lay_out, sum_over_groups, with_grouped_leaves
 from jasgnas.optimizer.scores import DEFAULT_SCORES, Score, ScoreFn, find_score, group_stats, require_comparable
 from jasgnas.space.candidates import Candidates
@@ -32,9 +32,10 @@ def score_groups(
     and nothing is trained: where H2SPG looks at the direction d of an optimizer, d is the gradient g itself (α = 1).
 
     `ablation` measures the loss without each group in turn and needs no gradient: a group's score is minus the rise of
-    the loss. That is `num_groups` + 1 forward passes per batch. Scores of the gradient and functions of the user's take
-    one forward and backward pass, `magnitude` and `average_magnitude` none. Each group is measured, also those that
-    cannot go alone: which groups may go together is not asked here.
+    the loss. That is `num_groups` + 1 forward passes per batch. Of channels it measures a random quarter of a dimension
+    at a time, and shares the rise among them by their `gate`, which takes a backward pass, too. Scores of the gradient
+    and functions of the user's take one forward and backward pass, `magnitude` and `average_magnitude` none. Each group
+    is measured, also those that cannot go alone: which groups may go together is not asked here.
 
     One program is compiled for all groups and all batches of the same shapes.
 
@@ -73,12 +74,10 @@ def score_groups(
         Molchanov et al., arXiv 1906.10771: what a gradient says of the loss without a part of the network.
     """
     require_space(space)
-    # Each channel by itself would take as many evaluations as there are.
+    # As in `h2spg`.
     most = "grad" if space.dimensions else "value_fn"
     found = find_score(DEFAULT_SCORES[most] if isinstance(score, str) and score == "default" else score)
     require_comparable(found, space.candidates)
-    if found.needs == "value_fn":
-        require_few_groups(space.candidates)
     tree, loss_of = _loss_of(space, holder, loss_fn, train)
     scores_of = jax.jit(lambda tree, batch: _measure(space.candidates, loss_of(tree, batch), found))
     measured = [scores_of(tree, batch) for batch in checked_batches(batches)]
@@ -151,7 +150,11 @@ def select_groups(
         (0, 2)
     """
     require_space(space)
-    require_few_groups(space.candidates)
+    if space.dimensions:
+        raise ArgumentError(
+            "select_groups measures every group beside others, which for each of many channels takes too long: hand "
+            "what score_groups returns to space.select, or make the space without channels=True"
+        )
     select = partial(
         space.select,
         target_groups=target_groups,
@@ -214,15 +217,18 @@ def _measure(candidates: Candidates, loss: Loss, score: Score) -> jax.Array:
     """Returns the scores of the groups on one batch, `[num_groups]`."""
     layout = loss.layout
     xs = grouped_leaves(layout, loss.params)
-    rises, gs = None, None
+    units, rises, gs = Units.of(candidates), None, None
     if score.needs == "value_fn":
-        rises = loss.rises(jnp.eye(layout.num_groups, dtype=bool))
-    elif score.needs:
+        rises = loss.rises(jnp.arange(units.number)[:, None] == units.of_groups)
+    if score.needs and (rises is None or units.has_channels):
         gs = jax.grad(lambda xs: loss.of_params(with_grouped_leaves(layout, loss.params, xs)))(xs)
     # Whoever looks at a direction that was not computed is told so by what follows from it.
     us = [jnp.full_like(x, jnp.nan) for x in xs] if gs is None else [-g for g in gs]
     sums = sum_over_groups(layout, xs, us, gs)
-    return score(group_stats(sums, 1.0, layout.num_params, candidates.savings)._replace(loss_rise=rises))
+    stats = group_stats(sums, 1.0, layout.num_params, candidates.savings)
+    if rises is not None:
+        stats = stats._replace(loss_rise=units.shared(rises, True, stats.gate))
+    return score(stats)
 
 
 def _finite_mean(measured: Sequence[Any]) -> np.ndarray:

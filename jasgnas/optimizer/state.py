@@ -28,7 +28,7 @@ class H2SPGState(NamedTuple):
             means that all groups of the target are exactly zero.
         scores: float `[num_groups]`, average of the redundancy scores; stays as it is after the last selection.
         num_scored: int32 `[num_groups]`, how many scores the average is of; 0 means that the group has none, -1 that
-            its score is from the round before, or from beside another plan.
+            its score is from the round before, from beside another plan, or from before the learning rate rose.
         num_skipped: int32 `[num_groups]`, how many scores were left out since they were not finite.
         redundant: bool `[num_groups]`, groups selected to go.
         zero: bool `[num_groups]`, groups that are exactly zero and stay so: redundant ones, and the channels that only
@@ -48,6 +48,8 @@ class H2SPGState(NamedTuple):
             otherwise, and before the selection.
         measured_rise: float, by how much the loss of the batch at the latest selection rose when all that is redundant
             was zero; 0 if `update` was given no `value_fn`, if the loss was not finite, and before the selection.
+        learning_rate: float, α of the latest update before the selection, if `h2spg` is given its value and not the
+            schedule, as under `optax.inject_hyperparams`; 0 otherwise.
         revived: bool `[num_groups]`, groups that an update has set to zero and a later one did not find so: something
             that comes after `h2spg` changes its updates, or the parameters. They are not among `zero`.
         norms: float `[num_groups]`, norm of each group's parameters as the latest update found them; not kept up to
@@ -74,6 +76,7 @@ class H2SPGState(NamedTuple):
     runner_up: jax.Array
     predicted_rise: jax.Array
     measured_rise: jax.Array
+    learning_rate: jax.Array
     revived: jax.Array
     norms: jax.Array
     start_norms: jax.Array
@@ -191,6 +194,11 @@ LOST_TYPE = (
     "A checkpoint that was restored without its types holds plain tuples or dicts: restore it into the tree that "
     "tx.init(params) returns"
 )
+
+
+def outdated(num_scored: jax.Array) -> jax.Array:
+    """Returns `num_scored` with all averages marked as old: the next score of a group takes the place of its own."""
+    return -jnp.abs(jnp.sign(num_scored))
 
 
 def with_dtypes(state: H2SPGState) -> H2SPGState:

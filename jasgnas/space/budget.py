@@ -285,7 +285,7 @@ class _Problem:
         ratios = self.rises / jnp.where(savings > 0, savings / jnp.maximum(jnp.max(savings), 1), 1)
         kinds = jnp.select([free, costly & (savings > 0), costly], [0, 1, 2], 3)
         by_ratio = jnp.lexsort((-savings, jnp.where(costly, ratios, 0), kinds, ~is_open))
-        return jnp.where(goal.by_ratio, by_ratio, jnp.lexsort((self.rises, ~is_open)))
+        return jnp.where(goal.by_ratio, by_ratio, jnp.lexsort((-savings, self.rises, ~is_open)))
 
     def _next(self, goal: _Goal, walk: _Walk) -> _Walk:
         """Visits, or reconsiders, the next group of a walk."""

@@ -73,14 +73,15 @@ def select_redundant(
     fallback: jax.Array,
     accepted: jax.Array,
     is_due: IsDueFn = lambda accepted, group: True,
+    saved: ArrayLike = 0,
 ) -> jax.Array:
     """Returns a valid set of groups that meets a target, chosen greedily by falling score.
 
-    Groups are visited by falling score (ties: the lower index first; NaN last) and accepted if the network stays valid
-    without them and all those accepted before, as in H2SPG (arXiv 2305.18030, section 3.2), until the target is met.
-    Valid sets are closed under taking subsets but are no matroid, so the greedy order can end in a set that is maximal
-    and yet too small: then the best-scoring members of `fallback` are taken. Pure and without host callbacks: runs
-    inside `jax.jit`, and equal on every device that holds equal scores.
+    Groups are visited by falling score (ties: the larger saving first, then the lower index; NaN last) and accepted if
+    the network stays valid without them and all those accepted before, as in H2SPG (arXiv 2305.18030, section 3.2),
+    until the target is met. Valid sets are closed under taking subsets but are no matroid, so the greedy order can end
+    in a set that is maximal and yet too small: then the best-scoring members of `fallback` are taken. Pure and without
+    host callbacks: runs inside `jax.jit`, and equal on every device that holds equal scores.
 
     Args:
         graph: what depends on what; its arrays may be traced.
@@ -91,11 +92,12 @@ def select_redundant(
         accepted: bool `[num_groups]`, a valid set that must be part of the result.
         is_due: tells of a group whether the target wants it beside those accepted before; what it does not want must
             not stand in the way of what it does.
+        saved: what each group saves, `[num_groups]`, or a number if that does not matter.
 
     Returns:
         The selected groups, bool `[num_groups]`.
     """
-    order = falling_order(scores, accepted)
+    order = falling_order(scores, accepted, saved)
 
     def is_wanted(beside: jax.Array, group: jax.Array) -> jax.Array:
         return accepted[group] | is_due(beside, group)
@@ -127,9 +129,16 @@ def first_possible(graph: DependenceGraph, critical: ArrayLike, order: jax.Array
     return jnp.where(position < num_groups, order[position], -1).astype(jnp.int32)
 
 
-def falling_order(scores: jax.Array, accepted: jax.Array) -> jax.Array:
-    """Returns the group indices, those `accepted` (bool `[num_groups]`) first, then by falling score, NaN last."""
-    return jnp.lexsort((-scores, ~accepted))
+def falling_order(scores: jax.Array, accepted: jax.Array, saved: ArrayLike = 0) -> jax.Array:
+    """Returns the group indices, those `accepted` first, then by falling score, NaN last.
+
+    Args:
+        scores: float `[num_groups]`.
+        accepted: bool `[num_groups]`.
+        saved: what each group saves, `[num_groups]`: of equal scores, the larger saving comes first. A number if that
+            does not matter; then, and where these are equal too, it is the lower index.
+    """
+    return jnp.lexsort((-jnp.broadcast_to(jnp.asarray(saved), scores.shape), -scores, ~accepted))
 
 
 def take_number(

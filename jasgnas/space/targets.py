@@ -42,7 +42,7 @@ SIZE_TARGETS = {f"target_{measure}": measure for measure in UNITS} | {
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("graph", "critical", "amounts", "costs", "of_kinds", "crowds"),
+    data_fields=("graph", "critical", "amounts", "saved", "costs", "of_kinds", "crowds"),
     meta_fields=("reachable",),
 )
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,7 @@ class Target:
         reachable: groups that meet the target together.
         amounts: for each round numbers of groups, int `[num_rounds, num_kinds]`, or a size, int `[num_rounds,
             num_digits]`.
+        saved: what each group saves by itself, float32 `[num_groups]`, which decides between equal scores.
         costs: what each segment counts, of a target in sizes, otherwise None.
         of_kinds: bool `[num_kinds, num_groups]`, the groups of each kind, of a target in numbers, otherwise None.
         crowds: the groups of which only so many may stay, whatever the target is; None for none.
@@ -64,6 +65,7 @@ class Target:
     critical: np.ndarray
     reachable: tuple[int, ...]
     amounts: np.ndarray
+    saved: np.ndarray
     costs: SizeCosts | None = None
     of_kinds: np.ndarray | None = None
     crowds: Crowds | None = None
@@ -99,21 +101,23 @@ class Target:
             planned = jnp.where(is_fixed, planned, found)
             # Each round has an equal part of what is planned.
             share = (number % len(self.amounts) + 1) * jnp.sum(planned) // len(self.amounts)
-            order = falling_order(scores, accepted)
+            order = falling_order(scores, accepted, self.saved)
             redundant = accepted | take_number(order, planned, share)[0]
-            runner_up = first_possible(self.graph, critical, falling_order(scores, planned), planned)
+            runner_up = first_possible(self.graph, critical, falling_order(scores, planned, self.saved), planned)
             return Selection(planned, redundant, runner_up)
         if by_cost and self.costs is not None:
             size, share = jnp.asarray(self.amounts)[-1], jnp.asarray(self.amounts)[number]
             return select_by_cost(self.graph, critical, self.costs, scores, size, share, planned, accepted, is_fixed)
-        order = falling_order(scores, accepted)
+        order = falling_order(scores, accepted, self.saved)
         if hierarchical:
-            found = select_redundant(self.graph, critical, scores, self.take(-1), planned, accepted, self._is_due())
+            found = select_redundant(
+                self.graph, critical, scores, self.take(-1), planned, accepted, self._is_due(), self.saved
+            )
         else:
             found = accepted | self.take(-1)(order, jnp.ones_like(planned))[0]
         planned = jnp.where(is_fixed, planned, found)
         redundant = accepted | self.take(number)(order, planned)[0]
-        runner_up = first_possible(self.graph, critical, falling_order(scores, planned), planned)
+        runner_up = first_possible(self.graph, critical, falling_order(scores, planned, self.saved), planned)
         return Selection(planned, redundant, runner_up)
 
     def _thinned_out(
@@ -136,7 +140,7 @@ class Target:
 
         thin_out = partial(crowds.thin_out, self.graph, critical, scores, accepted, is_free=is_free)
         start = thin_out(jnp.ones_like(planned))
-        more = falling_order(scores, start)
+        more = falling_order(scores, start, self.saved)
         largest = accept_greedily(self.graph, critical, more)
         is_met = jnp.all(crowds.excess(start) <= 0) & self.take(-1)(more, largest)[1]
         start = jax.lax.cond(is_met, lambda: start, lambda: thin_out(planned))
@@ -182,7 +186,9 @@ def resolve_target(
         nothing_more = np.zeros((periods, 1), int)
         every = np.ones((1, candidates.num_groups), bool)
         largest = candidates.largest_removal() if hierarchical else tuple(range(candidates.num_groups))
-        target = Target(candidates.dependence, candidates.critical, largest, nothing_more, of_kinds=every)
+        target = Target(
+            candidates.dependence, candidates.critical, largest, nothing_more, _saved(candidates), of_kinds=every
+        )
     else:
         name, value = single_target(given)
         resolve = _resolve_size if name in SIZE_TARGETS else _resolve_number
@@ -278,7 +284,11 @@ def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int,
         )
     check_integer("periods", periods, 1, int(numbers.max()))
     amounts = np.arange(1, periods + 1)[:, None] * numbers // periods
-    return Target(candidates.dependence, candidates.critical, largest, amounts, of_kinds=of_kinds)
+    return Target(candidates.dependence, candidates.critical, largest, amounts, _saved(candidates), of_kinds=of_kinds)
+
+
+def _saved(candidates: Candidates, measure: str = "macs") -> np.ndarray:
+    return candidates.savings[measure][: candidates.num_structures].astype(np.float32)
 
 
 def _largest_removals(candidates: Candidates, of_kinds: np.ndarray) -> list[tuple[int, ...]]:
@@ -331,7 +341,8 @@ def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, h
     own = costs.measures[measure]
     size_costs = SizeCosts(to_digits(own.segments), costs.saving_segment, costs.saving_group, to_digits(own.savings))
     amounts = to_digits(np.array(sizes) - own.fixed)
-    return Target(candidates.dependence, candidates.critical, tuple(reachable), amounts, size_costs)
+    saved = _saved(candidates, measure)
+    return Target(candidates.dependence, candidates.critical, tuple(reachable), amounts, saved, size_costs)
 
 
 def checked_size(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jasgnas
 from jasgnas import ArgumentError
+from jasgnas.optimizer.ablation import Units
 from models.demo_net import DemoNet
 from tests.networks import build
 
@@ -30,18 +31,19 @@ def loss_fn(model):
     return optax.softmax_cross_entropy_with_integer_labels(model(X), Y).mean()
 
 
-def trained(space, model, steps=14, shrink_at=None, **options):
+def trained(space, model, steps=14, rate=0.02, with_loss=False, **options):
     """Trains a copy of a model; returns it, and the state of H2SPG."""
     model = nnx.clone(model)
     tx = optax.chain(
-        optax.sgd(0.02, momentum=0.9), jasgnas.h2spg(space, learning_rate=0.02, **{**STEPS, "score": "gate", **options})
+        optax.sgd(rate, momentum=0.9), jasgnas.h2spg(space, learning_rate=rate, **{**STEPS, "score": "gate", **options})
     )
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     @nnx.jit
     def step(model, optimizer):
         grads = nnx.grad(loss_fn)(model)
-        optimizer.update(model, grads, grad=grads)
+        given = {"value_fn": jasgnas.nnx_value_fn(model, loss_fn)} if with_loss else {}
+        optimizer.update(model, grads, grad=grads, **given)
 
     for _ in range(steps):
         step(model, optimizer)
@@ -246,7 +248,69 @@ def test_what_is_for_structures_alone_says_so():
         ({"target_groups": 2}, "target_macs"),
         ({"target_macs": 0.5, "multiple_of": {"nowhere": 4}}, "matches no parameter"),
         ({"target_macs": 0.5, "hierarchical": False}, "hierarchical"),
-        ({"target_macs": 0.5, "score": "ablation"}, "score='gate'"),
     ]:
         with pytest.raises(ArgumentError, match=message):
             jasgnas.h2spg(space, learning_rate=0.1, **STEPS, **options)
+
+
+@cache
+def measured():
+    """Scores of `ablation`, and what they are of: parts of a dimension, none of which is much larger than another."""
+    model, space = demo()
+    scores = jasgnas.score_groups(space, model, lambda model, batch: loss_fn(model), [X], score="ablation", train=True)
+    return scores, Units.of(space.candidates)
+
+
+def test_ablation_measures_channels_by_quarters_and_shares_the_rise_by_gate():
+    model, space = demo()
+    scores, units = measured()
+    gates = -jasgnas.score_groups(space, model, lambda model, batch: loss_fn(model), [X], score="gate", train=True)
+    for dimension in space.dimensions:
+        sizes = np.unique(units.of_groups[dimension.groups], return_counts=True)[1]
+        assert len(sizes) == min(4, dimension.size) and np.ptp(sizes) <= 1
+    for unit in range(units.number):
+        members = np.flatnonzero(units.of_groups == unit)
+        rise = loss_fn(space.zero(nnx.clone(model), members)) - loss_fn(model)
+        # The sums of a float32 loss differ by a few roundings of it.
+        np.testing.assert_allclose(-scores[members].sum(), rise, rtol=1e-3, atol=2e-6)
+        if (whole := gates[members].sum()) > 0:
+            np.testing.assert_allclose(-scores[members], rise * gates[members] / whole, rtol=2e-3, atol=2e-6)
+
+
+def test_ablation_of_channels_in_training_measures_the_same():
+    model, space = demo()
+    scores, units = measured()
+    steps = {"warmup_steps": units.number, "selection_steps": units.number, "projection_steps": 4}
+    _, state = trained(
+        space, model, units.number, 0.0, True, target_macs=0.5, score="ablation", forward_passes=1.5, **steps
+    )
+    np.testing.assert_array_equal(state.num_scored > 0, True)
+    np.testing.assert_allclose(state.scores, scores, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("periods", [1, 2])
+def test_ablation_of_channels_compares_sets_and_meets_the_target(periods):
+    model, space = demo()
+    _, state = trained(
+        space, model, 32, with_loss=True, target_macs=0.5, score="ablation", forward_passes=60.0, periods=periods,
+        **{"warmup_steps": 24, "selection_steps": 24, "projection_steps": 6}
+    )  # fmt: skip
+    assert state.planned_rise != 0
+    redundant = np.flatnonzero(state.redundant)
+    np.testing.assert_array_equal(np.flatnonzero(state.zero & state.redundant), redundant)
+    assert space.is_valid(redundant.tolist())
+    assert space.subnet_size(redundant.tolist())[1] <= space.subnet_size([])[1] / 2
+
+
+def test_ablation_of_channels_needs_the_gradient():
+    model, space = demo()
+    params = nnx.state(model, nnx.Param)
+    tx = jasgnas.h2spg(space, learning_rate=0.1, target_macs=0.5, score="ablation", **STEPS)
+    with pytest.raises(ArgumentError, match="tells them apart by the gradient"):
+        tx.update(params, tx.init(params), params, value_fn=lambda params: jnp.float32(0))
+
+
+def test_sets_of_channels_are_not_selected_without_a_training_loop():
+    model, space = demo()
+    with pytest.raises(ArgumentError, match=r"space\.select"):
+        jasgnas.select_groups(space, model, lambda model, batch: loss_fn(model), [X], target_macs=0.5)

@@ -381,6 +381,31 @@ def test_updates_are_not_scored_while_the_learning_rate_rises():
     make_h2spg(learning_rate=rising, warmup_steps=11)
 
 
+@pytest.mark.parametrize("score", ["gate", "ablation", "magnitude"])
+def test_scores_are_forgotten_while_an_injected_learning_rate_rises(score):
+    inject = optax.inject_hyperparams(
+        h2spg, static_args=("target_groups", "warmup_steps", "projection_steps", "selection_steps", "periods")
+    )
+    options = {"target_groups": 1, "warmup_steps": 24, "projection_steps": 4, "selection_steps": 24, "score": score}
+
+    def scored(last):
+        return h2spg_state(train(optax.chain(optax.sgd(rising), last), 24)[1])
+
+    known, injected = (
+        scored(make_h2spg(learning_rate=rising, **options)),
+        scored(inject(SPACE, learning_rate=rising, **options)),
+    )
+    assert injected.learning_rate == pytest.approx(0.1)
+    assert known.learning_rate == 0
+    if score == "ablation":  # it is measured in other updates
+        assert 0 < injected.num_scored.min() <= injected.num_scored.max() < 4
+    else:
+        np.testing.assert_array_equal(injected.num_scored, known.num_scored)
+        np.testing.assert_allclose(injected.scores, known.scores, rtol=1e-4)
+    constant = scored(inject(SPACE, learning_rate=0.05, **options))
+    assert constant.num_scored.sum() > injected.num_scored.sum()
+
+
 def test_a_choice_that_settles_is_taken_early():
     def score(stats):
         return jnp.array([1.0, 3.0, 2.0, 0.0]) + 0 * stats.x_norm

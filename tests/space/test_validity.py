@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jasgnas
 from jasgnas.space import validity
 from jasgnas.space.selection import falling_order, select_redundant, take_number, take_to_size, to_digits
 from jasgnas.space.sizes import subnet_size
@@ -250,6 +251,24 @@ def test_order_puts_accepted_first_and_nan_last_and_breaks_ties_by_index():
     scores = jnp.array([jnp.nan, 1.0, -jnp.inf, 1.0, jnp.inf, -1.0])
     accepted = jnp.array([False, False, False, False, False, True])
     assert falling_order(scores, accepted).tolist() == [5, 4, 1, 3, 2, 0]
+    saved = jnp.array([9.0, 1.0, 9.0, 2.0, 0.0, 0.0])
+    assert falling_order(scores, accepted, saved).tolist() == [5, 4, 3, 1, 2, 0]
+
+
+@pytest.mark.parametrize("given", [{"target_groups": 1}, {"target_macs": 0.99}, {"target_params": 0.99}])
+@pytest.mark.parametrize("per_cost", [False, True])
+def test_of_equal_scores_the_largest_saving_goes_first(given, per_cost):
+    params = {name: jnp.ones(shape) for name, shape in {"small": (3, 4), "wide": (3, 6), "wider": (3, 9)}.items()}
+    params |= {f"{name}_out": jnp.ones((leaf.shape[1], 2)) for name, leaf in params.items()}
+    space = jasgnas.search_space(
+        lambda params, x: sum(
+            jnp.tanh(x @ params[name]) @ params[f"{name}_out"] for name in ("small", "wide", "wider")
+        ),
+        jnp.ones((2, 3)),
+        params=params,
+    )
+    (index,) = space.select(jnp.full(len(space.groups), -0.5), per_cost=per_cost, **given)
+    assert "wider" in space.groups[index].name
 
 
 @pytest.mark.parametrize(("num", "expected", "is_met"), [(2, [True, False, False, True], True), (9, [True] * 4, False)])
