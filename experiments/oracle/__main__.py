@@ -31,7 +31,8 @@ class Oracle:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds. All sets are trained with the first one, the best and the chosen ones with all."""
     num_best: int = 6
-    """How many of the best sets within each budget are trained with all seeds."""
+    """How many of the best sets within each budget are trained with all seeds: by their mean, which each training may
+    change, so that seeds are added until the best have all."""
     processes: int = 1
     """Train so many sets at a time, in processes of their own, each on one core."""
     results: Path = Path("experiments/results/oracle")

@@ -1,6 +1,11 @@
-"""Compares what scores chose with the best choice there was. Accuracies are in percent."""
+"""Compares what scores chose with the best choice there was. Accuracies are in percent.
 
-from collections.abc import Iterable, Mapping, Sequence
+The best set is sought among all that were trained. What is said of sets in general, their median, a random choice and
+percentiles, is over the sets that no score had a say in: all valid ones, or those drawn at random where there are too
+many. Sets that scores chose would otherwise be compared with each other, and move the mean that they are judged by.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +23,9 @@ class Spread(NamedTuple):
     """Whether it matters which sets go.
 
     Attributes:
-        num_sets: number of sets.
-        best: accuracy of the best set.
-        median: that of the median set.
+        num_sets: number of sets trained.
+        best: accuracy of the best one of them.
+        median: that of the median of the sets that no score had a say in.
         over_seeds: standard deviation of the accuracy of a set over the seeds.
     """
 
@@ -47,9 +52,10 @@ class Verdict(NamedTuple):
         label: what it is called.
         budget: the budget.
         regrets: by how many points the best set within the budget is better, for each seed.
-        percentiles: share in percent of the other sets within the budget that are worse, for each seed.
+        percentiles: share in percent of the other sets that are worse, for each seed; of sets within the budget that no
+            score had a say in.
         num_invalid: seeds in which the choice leaves no network.
-        spread: standard deviation over random sets, None for a single choice.
+        spread: standard deviation over random sets, None for a single choice. Where a set has one seed its luck counts.
     """
 
     label: str
@@ -82,14 +88,19 @@ def completed(accuracies: Accuracies) -> dict[Set, dict[int, float]]:
     return found
 
 
-def spread_of(accuracies: Accuracies) -> Spread:
-    """Returns the spread of some sets."""
-    means = [np.mean(list(own.values())) for own in completed(accuracies).values()]
+def spread_of(accuracies: Accuracies, unchosen: Collection[Set]) -> Spread:
+    """Returns the spread of some sets.
+
+    Args:
+        accuracies: those of all sets.
+        unchosen: the sets that no score had a say in, which the median is that of.
+    """
+    means = {removed: np.mean(list(own.values())) for removed, own in completed(accuracies).items()}
     variances = [np.var(list(own.values()), ddof=1) for own in accuracies.values() if len(own) > 1]
     return Spread(
         len(accuracies),
-        float(np.max(means)),
-        float(np.median(means)),
+        float(np.max(list(means.values()))),
+        float(np.median([means[removed] for removed in unchosen])),
         float(np.sqrt(np.mean(variances))) if variances else 0.0,
     )
 
@@ -100,7 +111,14 @@ def best_sets(accuracies: Accuracies, number: int) -> list[Set]:
     return sorted(means, key=means.__getitem__, reverse=True)[:number]
 
 
-def judged(label: str, budget: float, chosen: Mapping[int, Set], within: Accuracies, chance: float) -> Verdict:
+def judged(
+    label: str,
+    budget: float,
+    chosen: Mapping[int, Set],
+    within: Accuracies,
+    unchosen: Collection[Set],
+    chance: float,
+) -> Verdict:
     """Returns the verdict on a way to choose.
 
     Args:
@@ -108,6 +126,7 @@ def judged(label: str, budget: float, chosen: Mapping[int, Set], within: Accurac
         budget: the budget.
         chosen: what it chose with each seed.
         within: accuracies of the sets within the budget. A choice that is not among them leaves no network.
+        unchosen: those of them that no score had a say in, which the percentiles are among.
         chance: accuracy without a network.
     """
     known = completed(within)
@@ -115,22 +134,28 @@ def judged(label: str, budget: float, chosen: Mapping[int, Set], within: Accurac
     regrets, percentiles = [], []
     for seed, removed in chosen.items():
         accuracy = known[removed][seed] if removed in known else chance
-        others = [own[seed] for each, own in known.items() if each != removed]
+        others = [known[each][seed] for each in unchosen if each != removed]
         regrets.append(known[best][seed] - accuracy)
         percentiles.append(_percentile(accuracy, others))
     num_invalid = sum(removed not in known for removed in chosen.values())
     return Verdict(label, budget, tuple(regrets), tuple(percentiles), num_invalid)
 
 
-def judged_random(budget: float, maximal: Iterable[Set], within: Accuracies) -> Verdict:
-    """Returns the verdict on a random choice among the maximal sets within a budget, that is their mean."""
+def judged_random(budget: float, sets: Collection[Set], within: Accuracies, unchosen: Collection[Set]) -> Verdict:
+    """Returns the verdict on a random choice, that is the mean over the sets that could have been drawn.
+
+    Args:
+        budget: the budget.
+        sets: those that could have been drawn, maximal ones that no score had a say in.
+        within: accuracies of the sets within the budget.
+        unchosen: those of them that no score had a say in, which the percentiles are among.
+    """
     known = completed(within)
     best = best_sets(within, 1)[0]
-    sets = list(maximal)
     regrets, percentiles = [], []
     for seed in sorted(known[best]):
         regrets.append([known[best][seed] - known[each][seed] for each in sets])
-        others = [[own[seed] for other, own in known.items() if other != each] for each in sets]
+        others = [[known[other][seed] for other in unchosen if other != each] for each in sets]
         percentiles.append([_percentile(known[each][seed], own) for each, own in zip(sets, others, strict=True)])
     return Verdict(
         "random",

@@ -19,6 +19,17 @@ from jasgnas.optimizer.scores import SCORES
 SUMMARY = "oracle.md"
 """Name of the page on all networks in the folder of results."""
 
+_UNCHECKED = (
+    "`hierarchical=False` takes groups by falling score until the budget is met, whether a network is left or not; "
+    "where none is, the accuracy is that of chance."
+)
+
+_LEGEND = (
+    "Regret in points of accuracy: best set within the budget, by the mean over the seeds, minus the chosen one, at "
+    "the same seed, so that it can be negative. Percentile: other sets within the budget that are worse. A set of one "
+    f"seed counts at the others as that seed and their mean difference suggest. {_UNCHECKED}"
+)
+
 
 def correlations(lines: Iterable[ScoresRecord]) -> dict[float, dict[str, list[float]]]:
     """Returns Spearman's correlation of scores with what the loss says, by point and by name, one for each seed.
@@ -39,13 +50,28 @@ def network_page(judgement: Judgement) -> str:
     full = list(judgement.full.values())
     parts = [
         f"### {judgement.network}",
-        f"{len(judgement.sets)} sets; the full network has {mean_text(full, 2)} %.",
+        f"{_sets_text(judgement)} The full network has {mean_text(full, 2)} %.",
+        _LEGEND,
         spread_table(judgement.spreads),
         *(_verdicts_table(judgement, budget) for budget in judgement.spreads),
         "Rank correlation of the scores with the measured rise of the loss when one structure goes:",
         correlation_table(correlations(judgement.results.scores.values())),
     ]
     return "\n\n".join(parts)
+
+
+def _sets_text(judgement: Judgement) -> str:
+    """Says which sets were trained, with how many seeds, and which of them what is said of sets in general is over."""
+    number, seeds = len(judgement.sets), len(judgement.full)
+    with_all = sum(len(own) == seeds for own in judgement.accuracies.values())
+    text = f"{number} sets, {with_all} of them trained with all seeds ({seeds}) and the others with the first: "
+    if judgement.drawn is None:
+        return text + "all valid ones. `random` is the mean over the maximal sets within the budget."
+    return text + (
+        f"{len(judgement.drawn)} drawn at random, the others chosen by scores. Median, percentiles and `random`, the "
+        "mean, are over the sets drawn alone; the best set, and those of most and fewest parameters, are sought among "
+        "all."
+    )
 
 
 def spread_table(spreads: Mapping[float, Spread]) -> str:
@@ -127,8 +153,9 @@ def summary_page(records: Sequence[Mapping[str, Any]]) -> str:
     lines = [(label, *(_regrets_text(_of_label(record, label)) for record in records)) for label in labels]
     legend = (
         "Regret in points of accuracy: best set within the budget minus the chosen one, at the same seed; median, and "
-        "in brackets the mean, over seeds and those budgets. Percentile: sets within the budget that are worse, mean. "
-        "`random` is the mean over the maximal sets within the budget."
+        "in brackets the mean, over seeds and those budgets, and the mean percentile: other sets within the budget "
+        "that are worse. `random` is the mean over the maximal sets within the budget, of all valid sets or, where "
+        f"there are too many, of those drawn at random, without the ones that scores chose. {_UNCHECKED}"
     )
     return "\n\n".join([markdown_table(headings, *spreads, *lines), legend]) + "\n"
 

@@ -1,6 +1,7 @@
 """Decides what is trained next, on which core, and records each training as it ends."""
 
 import datetime
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,7 +39,7 @@ class Plan(NamedTuple):
         network: name of the network's preset.
         settings: what is trained and judged.
         seeds: all seeds; the first one trains all sets.
-        num_best: how many of the best sets within each budget are trained with every seed.
+        num_best: how many of the best sets within each budget, by their mean, are trained with every seed.
         results: the results file.
         folder: where snapshots are kept.
         command: what was asked for.
@@ -65,6 +66,7 @@ class Judgement(NamedTuple):
     Attributes:
         network: name of the network's preset.
         sets: all sets judged, and the multiply-adds they leave as a part of the full network's.
+        drawn: those of them that were drawn at random; None where all valid sets are judged.
         accuracies: test accuracies in percent.
         full: test accuracies of the full network, by seed.
         spreads: by budget.
@@ -75,6 +77,7 @@ class Judgement(NamedTuple):
 
     network: str
     sets: dict[Set, float]
+    drawn: frozenset[Set] | None
     accuracies: Accuracies
     full: dict[int, float]
     spreads: dict[float, Spread]
@@ -99,7 +102,7 @@ def perform(plan: Plan, processes: int) -> Judgement:
     dataset = open_dataset(data.name, data.data_dir, data.image_size).take(data.num_train, data.num_test)
     trainer = Trainer(plan.settings, dataset, plan.folder)
     results = read_results(plan.results, plan.network, plan.settings.fingerprint)
-    budgets, seeds = plan.settings.budgets, plan.seeds
+    seeds = plan.seeds
     with _workers(plan, dataset, trainer, processes) as done:
 
         def train(tasks: Iterable[Task]) -> None:
@@ -115,13 +118,21 @@ def perform(plan: Plan, processes: int) -> Judgement:
         chosen = _chosen(plan, trainer, results)
         each_chosen = (removed for ways in chosen.values() for by_seed in ways.values() for removed in by_seed.values())
         by_score = list(filter(trainer.space.is_valid, each_chosen))
-        sets = list(dict.fromkeys([*listed, *by_score]))
+        sets = list(dict.fromkeys([*itertools.chain.from_iterable(listed.values()), *by_score]))
         train([*((removed, seeds[0]) for removed in sets), *((each, seed) for seed in seeds for each in by_score)])
-        first = {removed: {seeds[0]: own[seeds[0]]} for removed, own in results.accuracies().items() if removed in sets}
         left = {removed: macs_of(trainer.space, removed) for removed in sets}
-        best = [each for budget in budgets for each in best_sets(_within(first, left, budget), plan.num_best)]
-        train((each, seed) for seed in seeds for each in best)
-    return _judge(plan, trainer, results, left, chosen)
+        # More seeds may show that others are the best: regrets are from the best set, and it must not be one of luck.
+        while missing := _seeds_of_the_best(plan, results, left):
+            train(missing)
+    return _judge(plan, trainer, results, listed, left, chosen)
+
+
+def _seeds_of_the_best(plan: Plan, results: Results, left: Mapping[Set, float]) -> list[Task]:
+    """Returns what is not trained yet of the best sets within each budget, by their mean over the seeds so far."""
+    accuracies = _accuracies(plan, results, left)
+    budgets = plan.settings.budgets
+    best = [each for budget in budgets for each in best_sets(_within(accuracies, left, budget), plan.num_best)]
+    return [(each, seed) for seed in plan.seeds for each in dict.fromkeys(best) if seed not in accuracies[each]]
 
 
 def _is_recorded(task: Task, results: Results, settings: Settings) -> bool:
@@ -168,16 +179,19 @@ def _summary(line: SetRecord) -> str:
     )
 
 
-def _judged_sets(plan: Plan, trainer: Trainer) -> list[Set]:
-    """Returns the sets to judge, those that scores choose left out."""
+def _judged_sets(plan: Plan, trainer: Trainer) -> dict[float, list[Set]]:
+    """Returns the sets to judge by budget, without regard to what scores choose.
+
+    Those are all valid sets, also those that are not within the budget, or those drawn at random for it.
+    """
     settings = plan.settings
     if settings.num_drawn is None:
         sets = all_sets(trainer.space)
         smallest = min(settings.budgets)
         if smallest < (least := min(macs_of(trainer.space, removed) for removed in sets)):
             raise ConfigError(f"no valid set is within the budget of {smallest}: give none below {least:.2f}")
-        return sets
-    return [each for budget in settings.budgets for each in drawn_sets(trainer.space, budget, settings.num_drawn)]
+        return dict.fromkeys(settings.budgets, sets)
+    return {budget: drawn_sets(trainer.space, budget, settings.num_drawn) for budget in settings.budgets}
 
 
 def _chosen(plan: Plan, trainer: Trainer, results: Results) -> dict[float, dict[str, dict[int, Set]]]:
@@ -192,6 +206,12 @@ def _chosen(plan: Plan, trainer: Trainer, results: Results) -> dict[float, dict[
     return chosen
 
 
+def _accuracies(plan: Plan, results: Results, sets: Iterable[Set]) -> Accuracies:
+    """Returns the accuracies of sets with the plan's seeds; others may be recorded, too."""
+    found = results.accuracies()
+    return {each: {seed: found[each][seed] for seed in plan.seeds if seed in found[each]} for each in sets}
+
+
 def _within(accuracies: Accuracies, left: Mapping[Set, float], budget: float) -> Accuracies:
     return {removed: own for removed, own in accuracies.items() if left[removed] <= budget}
 
@@ -200,25 +220,28 @@ def _judge(
     plan: Plan,
     trainer: Trainer,
     results: Results,
+    listed: Mapping[float, list[Set]],
     left: dict[Set, float],
     chosen: dict[float, dict[str, dict[int, Set]]],
 ) -> Judgement:
     space = trainer.space
-    found = results.accuracies()
-    accuracies = {each: {seed: found[each][seed] for seed in plan.seeds if seed in found[each]} for each in left}
+    accuracies = _accuracies(plan, results, left)
     spreads, verdicts = {}, []
     for budget in plan.settings.budgets:
         within = _within(accuracies, left, budget)
-        spreads[budget] = spread_of(within)
+        unchosen = [removed for removed in listed[budget] if removed in within]
+        spreads[budget] = spread_of(within, unchosen)
         maximal = [removed for removed in within if is_maximal(space, removed, budget)]
         by_params = sorted(maximal, key=lambda removed: space.subnet_size(removed))
         for label, removed in (("most parameters kept", by_params[-1]), ("fewest parameters kept", by_params[0])):
             chosen[budget][label] = dict.fromkeys(plan.seeds, removed)
         for label, by_seed in chosen[budget].items():
-            verdicts.append(judged(label, budget, by_seed, within, trainer.chance))
-        verdicts.append(judged_random(budget, maximal, within))
+            verdicts.append(judged(label, budget, by_seed, within, unchosen, trainer.chance))
+        at_random = [removed for removed in maximal if removed in unchosen]
+        verdicts.append(judged_random(budget, at_random, within, unchosen))
     full = {seed: 100 * results.sets[(), seed].test_accuracy for seed in plan.seeds}
-    return Judgement(plan.network, left, accuracies, full, spreads, verdicts, chosen, results)
+    drawn = None if plan.settings.num_drawn is None else frozenset(itertools.chain.from_iterable(listed.values()))
+    return Judgement(plan.network, left, drawn, accuracies, full, spreads, verdicts, chosen, results)
 
 
 def _done_here(trainer: Trainer, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:

@@ -13,8 +13,6 @@ Set = tuple[int, ...]
 """Indices of the groups that go, in rising order."""
 
 _ATTEMPTS_PER_SET = 20
-_UNCHECKED = "gate"
-"""Score that also selects without regard to validity."""
 
 
 def all_sets(space: jasgnas.SearchSpace) -> list[Set]:
@@ -52,14 +50,14 @@ def drawn_sets(space: jasgnas.SearchSpace, budget: float, number: int) -> list[S
 def choices(space: jasgnas.SearchSpace, scores: Mapping[str, ArrayLike], budget: float) -> dict[str, Set]:
     """Returns the sets that scores choose within a budget, by what the choice is called.
 
-    Scores in units of the loss choose by what a group costs for what it saves, and by plain falling score as well.
+    Scores in units of the loss choose by what a group costs for what it saves, and by plain falling score as well. Each
+    also chooses by plain falling score without regard to validity: what a choice without the graph would come to.
     """
     found = {}
     for name, score in SCORES.items():
         found[name] = space.select(scores[name], target_macs=budget, per_cost=score.is_cost)
         if score.is_cost:
             found[f"{name}, plain order"] = space.select(scores[name], target_macs=budget)
-    found[f"{_UNCHECKED}, `hierarchical=False`"] = space.select(
-        scores[_UNCHECKED], target_macs=budget, hierarchical=False
-    )
+        unchecked = space.select(scores[name], target_macs=budget, hierarchical=False)
+        found[f"{name}, `hierarchical=False`"] = unchecked
     return found

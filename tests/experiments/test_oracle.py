@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +67,17 @@ def test_drawn_sets_are_different_maximal_ones(demo_net: jasgnas.SearchSpace) ->
 def test_every_score_chooses(demo_net: jasgnas.SearchSpace) -> None:
     scores = {name: -np.arange(5.0) for name in SCORES}
     found = choices(demo_net, scores, 0.8)
-    assert {*SCORES, "gate, plain order", "gate, `hierarchical=False`"} <= found.keys()
+    unchecked = {f"{name}, `hierarchical=False`" for name in SCORES}
+    assert {*SCORES, "gate, plain order", *unchecked} <= found.keys()
     assert all(macs_of(demo_net, removed) <= 0.8 for removed in found.values())
+
+
+def test_every_score_also_chooses_without_regard_to_validity(demo_net: jasgnas.SearchSpace) -> None:
+    wanted = np.array([0.0, 0.0, 0.0, 2.0, 1.0])  # either of the last two can go, and both cannot
+    found = choices(demo_net, dict.fromkeys(SCORES, wanted), 0.8)
+    for name in SCORES:
+        assert found[f"{name}, `hierarchical=False`"] == (3, 4) and not demo_net.is_valid((3, 4))
+        assert demo_net.is_valid(found[name])
 
 
 # Three seeds of the first two sets, one of the others; the second seed is 2 points better, the third 1 point worse.
@@ -86,29 +97,41 @@ def test_missing_accuracies_follow_the_seeds() -> None:
 
 
 def test_spread_is_compared_with_that_over_seeds() -> None:
-    spread = spread_of(ACCURACIES)
+    spread = spread_of(ACCURACIES, ACCURACIES)
     mean = 271 / 3
     assert spread.num_sets == 4
     np.testing.assert_allclose((spread.best, spread.median), (mean, mean - 6))
     np.testing.assert_allclose(spread.over_seeds, np.std([90.0, 92.0, 89.0], ddof=1))
     assert spread.passes and not spread._replace(median=spread.best - 2.9 * spread.over_seeds).passes
-    assert not spread_of({(0,): {0: 90.0}, (1,): {0: 50.0}}).passes  # of one seed nothing is known
+    one_seed = {(0,): {0: 90.0}, (1,): {0: 50.0}}
+    assert not spread_of(one_seed, one_seed).passes  # of one seed nothing is known
 
 
 def test_regret_and_percentile_are_those_within_the_budget_at_the_same_seed() -> None:
-    verdict = judged("a score", 0.6, {0: (1,), 1: (2,), 2: (0,)}, ACCURACIES, 10.0)
+    verdict = judged("a score", 0.6, {0: (1,), 1: (2,), 2: (0,)}, ACCURACIES, ACCURACIES, 10.0)
     np.testing.assert_allclose(verdict.regrets, [2.0, 10.0, 0.0])
     np.testing.assert_allclose(verdict.percentiles, [200 / 3, 100 / 3, 100.0])
     assert verdict.num_invalid == 0
-    invalid = judged("another", 0.6, {0: (0, 1, 2)}, ACCURACIES, 10.0)
+    invalid = judged("another", 0.6, {0: (0, 1, 2)}, ACCURACIES, ACCURACIES, 10.0)
     assert (invalid.regrets, invalid.percentiles, invalid.num_invalid) == ((80.0,), (0.0,), 1)
 
 
 def test_random_is_the_mean_over_the_maximal_sets() -> None:
-    verdict = judged_random(0.6, [(1,), (2,), (3,)], ACCURACIES)
+    verdict = judged_random(0.6, [(1,), (2,), (3,)], ACCURACIES, ACCURACIES)
     np.testing.assert_allclose(verdict.regrets, [(2 + 10 + 20) / 3] * 3)
     np.testing.assert_allclose(verdict.percentiles, [100 / 3] * 3)
     np.testing.assert_allclose(verdict.spread, np.std([2.0, 10.0, 20.0], ddof=1))
+
+
+def test_sets_that_scores_chose_are_no_random_ones() -> None:
+    drawn = [(1,), (2,), (3,)]  # the best set is one that a score chose
+    np.testing.assert_allclose(spread_of(ACCURACIES, drawn)[:3], (4, 271 / 3, 271 / 3 - 10))
+    found = judged("a score", 0.6, {0: (2,), 1: (0,)}, ACCURACIES, drawn, 10.0)
+    np.testing.assert_allclose(found.regrets, [10.0, 0.0])
+    np.testing.assert_allclose(found.percentiles, [50.0, 100.0])
+    at_random = judged_random(0.6, drawn, ACCURACIES, drawn)
+    np.testing.assert_allclose(at_random.regrets, [32 / 3] * 3)
+    np.testing.assert_allclose(at_random.percentiles, [50.0] * 3)
 
 
 def test_a_score_correlates_that_ranks_as_the_loss_does() -> None:
@@ -157,6 +180,59 @@ def test_the_command_trains_judges_and_goes_on(
     monkeypatch.setattr(trainings.Trainer, "train_set", refuse)
     call(monkeypatch, tmp_path, "--seeds", "0")
     assert len(path.read_text().splitlines()) == len(lines) + len(choices)
+
+
+def run_untrained(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, accuracies: Mapping[tuple[int, ...], list[float]], *more: str
+) -> dict[str, Any]:
+    """Returns the record of an oracle that is told the accuracies by seed, and in which `gate` chooses (3,)."""
+
+    def trained(removed: tuple[int, ...], seed: int) -> trainings.Trained:
+        return trainings.Trained(1.0, 1.0, accuracies[removed][seed], 0.0)
+
+    def train_full(self: object, seed: int) -> tuple[trainings.Trained, list[trainings.Scored | trainings.Chosen]]:
+        scored = trainings.Scored(0.5, dict.fromkeys(SCORES, [0.0, 1, 2, 3, 4]), [0.0, 1, 2, 3, 4], 0.0)
+        return trained((), seed), [scored, trainings.Chosen(0.95, (3,), 0.0)]
+
+    monkeypatch.setattr(trainings.Trainer, "train_full", train_full)
+    monkeypatch.setattr(trainings.Trainer, "train_set", lambda self, removed, seed: trained(removed, seed))
+    monkeypatch.setattr("experiments.oracle.plan.choices", lambda space, scores, budget: {"gate": (3,)})
+    call(monkeypatch, folder, *more)
+    record: dict[str, Any] = json.loads((folder / "results/demo_net.json").read_text())
+    return record
+
+
+def test_the_best_sets_have_all_seeds_whichever_they_turn_out_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = {
+        (): [0.9, 0.9, 0.9],
+        (0,): [0.8, 0.65, 0.65],  # the best with the first seed alone
+        (1,): [0.78, 0.78, 0.78],  # the best, as is seen when the other has all seeds
+        (2,): [0.75],
+        (3,): [0.5, 0.5, 0.5],
+        (4,): [0.55],
+    }
+    monkeypatch.setattr(
+        "experiments.oracle.plan.all_sets", lambda space: [removed for removed in accuracies if removed]
+    )
+    record = run_untrained(monkeypatch, tmp_path, accuracies, "--num-best", "1")
+    lines = [json.loads(text) for text in (tmp_path / "results/demo_net.jsonl").read_text().splitlines()]
+    trained = Counter(tuple(line["removed"]) for line in lines if line["kind"] == "set")
+    assert trained == {(): 3, (0,): 3, (1,): 3, (2,): 1, (3,): 3, (4,): 1}
+    np.testing.assert_allclose(record["spreads"]["0.95"]["best"], 78.0)
+
+
+def test_random_is_the_mean_over_the_drawn_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = {(): [0.9], (0,): [0.6], (1,): [0.5], (2,): [0.2], (3,): [0.8]}
+    monkeypatch.setattr("experiments.oracle.plan.drawn_sets", lambda space, budget, number: [(0,), (1,), (2,)])
+    record = run_untrained(monkeypatch, tmp_path, accuracies, "--seeds", "0", "--num-drawn", "3")
+    found = {verdict["label"]: verdict for verdict in record["verdicts"]}
+    np.testing.assert_allclose(found["random"]["regrets"], [(20 + 30 + 60) / 3])
+    np.testing.assert_allclose(found["random"]["spread"], np.std([20, 30, 60], ddof=1))
+    assert found["gate"]["regrets"] == [0.0] and found["gate"]["percentiles"] == [100.0]
+    np.testing.assert_allclose(record["spreads"]["0.95"]["median"], 50.0)
+    assert "3 drawn at random" in (tmp_path / "results/demo_net.md").read_text()
 
 
 def test_lines_are_read_back_and_kept_apart(tmp_path: Path) -> None:
