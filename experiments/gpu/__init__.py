@@ -3,6 +3,5 @@
 `checks.py` holds sub-networks and selections against the full network and the CPU's; `speed.py` times; `training.py`
 trains rows of the papers' tables with the images and their augmentation on the device. `journal.py` keeps one line of
 JSON for each of them, so that a second command goes on where a first one ended, and `page.py` writes the lines as
-tables. `files.py` reads the images from the files that they are published in, and `bundling.py` collects, on a machine
-with a network, what a machine without one lacks.
+tables. `bundling.py` collects, on a machine with a network, what a machine without one lacks.
 """

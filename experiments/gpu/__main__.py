@@ -22,7 +22,7 @@ from experiments.gpu.races import RACES, Deadline, Races
 from experiments.gpu.speed import measurements
 
 _TIMED_FIRST = 2
-"""Measurements before the trainings; the others come where time is left."""
+"""Measurements before the trainings; the others come where time is left: one of a network has taken 53 s on an H100."""
 
 _SECONDS_TIMED = 60
 """What a measurement takes, about, compilation included."""
@@ -32,9 +32,9 @@ _SECONDS_TIMED = 60
 class Gpu:
     """Checks, times and trains on the device at hand, in order of value, until the minutes are over.
 
-    Each thing done is a line in the results; what is recorded is not done again, so that two commands make twice the
-    minutes, and one that was interrupted goes on where it was. Where trainings are left, they get as many epochs as
-    there is time for three seeds of each.
+    Each thing done is a line in the results; what is recorded with the same settings on such a device is not done
+    again, so that two commands make twice the minutes, and one that was interrupted goes on where it was. Where
+    trainings are left, they get as many epochs as there is time for three seeds of each.
     """
 
     minutes: float = 8.0
@@ -82,15 +82,15 @@ def run(config: Gpu, command: str) -> None:
                 key: pool.submit(_open, config, *key)
                 for key in dict.fromkeys((race.config.data.name, race.config.data.image_size) for race in chosen)
             }
-            for part, name, work in checks(tiny=tiny) if "checks" in config.parts else ():
-                pool.submit(journal.do, part, name, work)
+            for each in checks(tiny=tiny) if "checks" in config.parts else ():
+                pool.submit(journal.do, *each)
         # Nothing else compiles while these are timed.
-        for name, work in timed[:_TIMED_FIRST]:
-            journal.do("speed", name, work)
+        for each in timed[:_TIMED_FIRST]:
+            journal.do(*each)
         Races(chosen, journal, lambda data: images[data.name, data.image_size].result()).run(deadline)
-        for name, work in timed[_TIMED_FIRST:]:
+        for each in timed[_TIMED_FIRST:]:
             if deadline.remaining > _SECONDS_TIMED:
-                journal.do("speed", name, work)
+                journal.do(*each)
     finally:
         print(f"Written in {write_page(config.results, config.scale)}", flush=True)
 

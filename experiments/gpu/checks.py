@@ -1,7 +1,6 @@
 """What must hold on any device: sub-networks return what the full network does, and H2SPG selects what the CPU does."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +13,8 @@ import jasgnas
 import models
 from experiments.engine.compare import OUTPUT_TOLERANCE
 from experiments.engine.networks import Network
+from experiments.gpu.journal import Thing, Work, called_with
+from experiments.gpu.networks import random_network
 
 _BATCH = 4
 _STEPS = 4
@@ -28,13 +29,13 @@ SELECTIONS: tuple[tuple[str, bool, dict[str, Any]], ...] = (
 """Networks, whether their spaces have channels, and targets."""
 
 
-def checks(*, tiny: bool) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
-    """Yields part, name and work of each check, which returns its figures."""
+def checks(*, tiny: bool) -> Iterator[tuple[Thing, Work]]:
+    """Yields each check, and the work that returns its figures."""
     for name in NETWORKS[:1] if tiny else NETWORKS:
         for dtype in ("float32", "bfloat16"):
-            yield "exactness", f"{name}, {dtype}", partial(check_exactness, name, dtype)
+            yield called_with("exactness", f"{name}, {dtype}", check_exactness, name=name, dtype=dtype)
     for name, channels, target in SELECTIONS[:1] if tiny else SELECTIONS:
-        yield "selection", name, partial(check_selection, name, channels, target)
+        yield called_with("selection", name, check_selection, name=name, channels=channels, target=target)
 
 
 def check_exactness(name: str, dtype: str) -> dict[str, Any]:
@@ -46,11 +47,7 @@ def check_exactness(name: str, dtype: str) -> dict[str, Any]:
         jasgnas.VerificationError: the outputs differ by more than rounding.
     """
     with jax.default_device(jax.devices("cpu")[0]):
-        model = models.create(name, dtype=jnp.dtype(dtype))
-        split: Any = nnx.split(model, nnx.Any(nnx.Param, nnx.BatchStat), ...)
-        graphdef, variables, others = split
-        model = nnx.merge(graphdef, random_parameters(variables), others)
-        model.eval()
+        model = random_network(name, dtype=jnp.dtype(dtype))
         x = models.example_input(name, batch_size=_BATCH)
         space = jasgnas.search_space(model, x)
         removed = space.random_redundant(jax.random.key(0), (len(space.largest_removal) + 1) // 2)
@@ -69,25 +66,6 @@ def check_exactness(name: str, dtype: str) -> dict[str, Any]:
     }
 
 
-def random_parameters(variables: Any) -> Any:
-    """Returns arrays of the same shapes and dtypes with random values, none near zero, scaled by the fan-in."""
-    rng = np.random.default_rng(0)
-
-    def drawn(leaf: jax.Array) -> jax.Array:
-        fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 1
-        return jnp.asarray(
-            (rng.random(leaf.shape) + 0.1) * rng.choice([-1, 1], leaf.shape) / np.sqrt(fan_in), leaf.dtype
-        )
-
-    def drawn_positive(leaf: jax.Array) -> jax.Array:
-        return jnp.abs(drawn(leaf))
-
-    # The variance of a batch norm is positive.
-    return nnx.map_state(
-        lambda path, leaf: leaf.replace((drawn_positive if "var" in path else drawn)(leaf[...])), variables
-    )
-
-
 def check_selection(name: str, channels: bool, target: dict[str, Any]) -> dict[str, Any]:
     """Lets H2SPG select after the same gradients on the CPU and on the device.
 
@@ -96,7 +74,7 @@ def check_selection(name: str, channels: bool, target: dict[str, Any]) -> dict[s
     """
     host = jax.devices("cpu")[0]
     with jax.default_device(host):
-        model = models.create(name)
+        model = random_network(name)
         space = jasgnas.search_space(model, models.example_input(name), channels=channels)
     params = jax.tree.map(np.asarray, nnx.as_pure(nnx.state(model, nnx.Param)))
     rng = np.random.default_rng(0)

@@ -14,9 +14,9 @@ import numpy as np
 import jasgnas
 from experiments.common.errors import DataError
 from experiments.data import Dataset
-from experiments.engine.config import Config, DataConfig
+from experiments.engine.config import Config, DataConfig, essential_settings
 from experiments.engine.presets import DIGITS, PRESETS
-from experiments.gpu.journal import Journal
+from experiments.gpu.journal import Journal, Thing
 from experiments.gpu.training import (
     CELLS,
     ERASING,
@@ -85,6 +85,27 @@ class Race(NamedTuple):
         data = replace(config.data, name=DIGITS.data.name, image_size=size)
         # A CPU compiles and computes bfloat16 slowly.
         return self._replace(config=replace(config, data=data, model=replace(config.model, dtype="float32")))
+
+    @property
+    def plan(self) -> Thing:
+        """The number of epochs, the same for all trainings of these settings on a device."""
+        # A setting at its default is left out: with one that is added later, nothing recorded becomes another thing.
+        usual = essential_settings(Config())
+        settings = {key: value for key, value in essential_settings(self.config).items() if value != usual.get(key)}
+        return Thing("plan", self.name, settings)
+
+    def training(self, variant: str, seed: int, epochs: int) -> Thing:
+        """Returns one training.
+
+        Args:
+            variant: name of the variant.
+            seed: the seed.
+            epochs: number of epochs that is planned.
+        """
+        how = next(each for each in self.variants if each.name == variant)
+        given = {f"variant.{key}": value for key, value in how._asdict().items() if value is not None}
+        settings = self.plan.settings | given | {"seed": seed, "epochs": epochs}
+        return Thing("training", f"{self.name}, {variant}, seed {seed}", settings)
 
 
 _SMOKE = Size(epochs=2, num_train=64, num_test=64, batch_size=16, image_size=16)
@@ -171,7 +192,7 @@ class Races:
             if budget < _SPARE or prepared is None:
                 return
             missing = self._missing(race)
-            plan = self._journal.do("plan", race.name, partial(_plan, prepared, missing, budget))
+            plan = self._journal.do(race.plan, partial(_plan, prepared, missing, budget))
             if plan is not None:
                 _Heats(race, prepared.result(), self._journal, plan, deadline).run(missing)
 
@@ -191,8 +212,13 @@ class Races:
         """Returns the trainings that are not done, those of a seed together; what follows from others comes last."""
         trainings = [(variant, seed) for seed in SEEDS for variant in race.variants]
         trainings.sort(key=lambda each: each[0].follows)
+        plan = self._journal.figures(race.plan)
+        if plan is None:
+            return trainings
         return [
-            each for each in trainings if self._journal.figures("training", _name(race, each[0].name, each[1])) is None
+            (variant, seed)
+            for variant, seed in trainings
+            if self._journal.figures(race.training(variant.name, seed, plan["epochs"])) is None
         ]
 
 
@@ -247,8 +273,12 @@ class _Heats:
 
     def _median_seconds(self, variant: str) -> float | None:
         """Returns how long the trainings of a variant take; single ones may have waited for a compilation."""
-        found = [self._journal.figures("training", _name(self._race, variant, seed)) for seed in SEEDS]
+        found = [self._found(variant, seed) for seed in SEEDS]
         return None if None in found else float(np.median([each["train_seconds"] for each in found if each]))
+
+    def _found(self, variant: str, seed: int) -> dict[str, Any] | None:
+        """Returns what came of a training, None if it has not ended or failed."""
+        return self._journal.figures(self._race.training(variant, seed, self._epochs))
 
     def _compile_ahead(self, trainings: list[tuple[Variant, int]], number: int) -> None:
         for variant, _ in trainings[:number]:
@@ -309,7 +339,7 @@ class _Heats:
         """Returns what draws the random selection of a variant that is to be as large as another one."""
         if variant.as_large_as is None:
             return None
-        other = self._journal.figures("training", _name(self._race, variant.as_large_as, seed))
+        other = self._found(variant.as_large_as, seed)
         return None if other is None else self._trainer.nearest_draw(variant.kinds, other["predicted_size"][1], seed)
 
     def _shrunk(self, training: Training) -> Training:
@@ -323,8 +353,8 @@ class _Heats:
 
     def _end_first(self) -> None:
         variant, seed, coming = self._begun.popleft()
-        work = partial(self._figures, variant, seed, coming)
-        self._journal.do("training", _name(self._race, variant.name, seed), work)
+        training = self._race.training(variant.name, seed, self._epochs)
+        self._journal.do(training, partial(self._figures, variant, seed, coming))
 
     def _figures(self, variant: Variant, seed: int, coming: Future[Training]) -> dict[str, Any]:
         """Trains to the end, and returns what came of it."""
@@ -334,6 +364,7 @@ class _Heats:
         recipe = training.program.recipe
         figures = {
             "row": self._race.name,
+            "plan": self._race.plan.settings_id,
             "variant": variant.name,
             "seed": seed,
             "dtype": self._race.config.model.dtype,
@@ -363,10 +394,6 @@ class _Heats:
         if variant.as_large_as is not None:
             figures["draw"] = training.draw
         return figures if training.subnet_error is None else figures | {"subnet_error": training.subnet_error}
-
-
-def _name(race: Race, variant: str, seed: int) -> str:
-    return f"{race.name}, {variant}, seed {seed}"
 
 
 def _all_seeds_of(variant: Variant, missing: list[tuple[Variant, int]]) -> bool:

@@ -18,6 +18,8 @@ from experiments.benchmarks.measure import interleaved_seconds
 from experiments.data import Batch
 from experiments.engine.networks import Network
 from experiments.engine.steps import StepOptions, TrainState, init_state, make_train_step
+from experiments.gpu.journal import Thing, Work, called_with
+from experiments.gpu.networks import random_network
 from jasgnas.space.limits import Limits
 from jasgnas.space.mixtures import resolve_mixture
 
@@ -42,18 +44,17 @@ class Repeats(NamedTuple):
     rounds: int = 5
 
 
-def measurements(*, tiny: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Yields name and work of each measurement, which returns its figures."""
+def measurements(*, tiny: bool) -> Iterator[tuple[Thing, Work]]:
+    """Yields each measurement, and the work that returns its figures."""
     dtype = "float32" if tiny else "bfloat16"  # a CPU takes minutes to compile bfloat16
     repeats = Repeats(calls=2, rounds=1) if tiny else Repeats()  # and a tenth of a second and more for a step
     for name, batch_size in (("demo_net", 4),) if tiny else NETWORKS:
-        yield f"{name}, batch {batch_size}", partial(measure_network, name, batch_size, dtype, repeats)
+        settings = {"name": name, "batch_size": batch_size, "dtype": dtype, "repeats": repeats}
+        yield called_with("speed", f"{name}, batch {batch_size}", measure_network, **settings)
         if name == NETWORKS[0][0] or tiny:
             width, depth = (10, 4) if tiny else (_WIDTH, _DEPTH)
-            yield (
-                f"selection among {width * depth:,} channels",
-                partial(measure_selection, width, depth, repeats.rounds),
-            )
+            what = f"selection among {width * depth:,} channels"
+            yield called_with("speed", what, measure_selection, width=width, depth=depth, rounds=repeats.rounds)
 
 
 def measure_network(name: str, batch_size: int, dtype: str, repeats: Repeats) -> dict[str, Any]:
@@ -67,11 +68,12 @@ def measure_network(name: str, batch_size: int, dtype: str, repeats: Repeats) ->
 
     Returns:
         Milliseconds of a training step, called one by one and many in one call: plain, with H2SPG in each of its
-        phases, of the sub-network; of a forward pass of both; seconds of compilation; MiB of temporary memory; and the
+        phases, of the sub-network; of a forward pass of both; seconds of compilation; MiB of temporary memory, as the
+        compiler says, and at the peak of a step, where the device tells and has not held more before; and the
         sub-network's share of the multiply-adds.
     """
     with jax.default_device(jax.devices("cpu")[0]):
-        model = models.create(name, num_classes=_NUM_CLASSES, dtype=jnp.dtype(dtype))
+        model = random_network(name, num_classes=_NUM_CLASSES, dtype=jnp.dtype(dtype))
         x = models.example_input(name, batch_size=batch_size)
         space = jasgnas.search_space(model, x)
         removed = space.random_redundant(jax.random.key(0), (len(space.largest_removal) + 1) // 2)
@@ -116,13 +118,16 @@ def measure_network(name: str, batch_size: int, dtype: str, repeats: Repeats) ->
         executable = jax.jit(Network(network).evaluate).lower(*arguments).compile()
         return partial(_repeated, partial(executable, *arguments), repeats.calls)
 
-    steps = {key: compiled(key) for key in ("plain", "H2SPG")}  # one by one: their times of compilation are compared
     with ThreadPoolExecutor() as pool:
         sub = pool.submit(compiled, "sub-network")
         in_one_call = pool.map(lambda key: compiled(key, repeats.calls)[0], states)
         forward = dict(zip(("full", "sub-network"), pool.map(compiled_forward, (model, subnet)), strict=True))
         joined = dict(zip(states, in_one_call, strict=True))
-        steps["sub-network"] = sub.result()
+        steps = {"sub-network": sub.result()}
+    # One by one, since their times of compilation are compared, and last: the first program that is compiled would take
+    # longer, as the compiler starts and tries out kernels that the others have, too.
+    steps |= {key: compiled(key) for key in ("plain", "H2SPG")}
+    peaks = {key: _peak_mib(_Training(steps[key][0], initial[key], batch, 1)) for key in ("plain", "H2SPG")}
     momentum, state = initial["H2SPG"].opt_state
     chosen = np.isin(np.arange(len(space.groups)), removed)
     phases = {
@@ -148,6 +153,7 @@ def measure_network(name: str, batch_size: int, dtype: str, repeats: Repeats) ->
         "forward_ms": {key: 1e3 * value / repeats.calls for key, value in forward_seconds.items()},
         "compile_seconds": {key: value for key, (_, value) in steps.items()},
         "temporary_mib": {key: each.memory_analysis().temp_size_in_bytes / 2**20 for key, (each, _) in steps.items()},
+        "peak_mib": peaks,
     }
 
 
@@ -163,6 +169,21 @@ class _Training:
         for _ in range(self._num_calls):
             self._state, metrics = self._steps(self._state, self._batch)
         return metrics
+
+
+def _peak_mib(call: Callable[[], Any]) -> float | None:
+    """Returns the most memory that the device holds in a call.
+
+    A device keeps but the peak since the process began: None where it held more before, or keeps none.
+    """
+
+    def peak() -> int:
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+    before = peak()
+    jax.block_until_ready(call())
+    after = peak()
+    return after / 2**20 if after > before else None
 
 
 def _repeated(call: Callable[[], Any], number: int) -> Any:

@@ -8,15 +8,19 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from packaging.utils import canonicalize_name
 
 import jasgnas
+import models
 from experiments.common.errors import ConfigError, DataError
-from experiments.data import Augmentation, TrainBatches, open_dataset
+from experiments.data import Augmentation, Batch, TrainBatches, open_dataset
 from experiments.data.datasets import ArrayImages, Dataset
 from experiments.data.files import read_files
 from experiments.data.pipeline import changed_batch, mean_color
@@ -25,8 +29,10 @@ from experiments.engine.networks import Network, create_module
 from experiments.engine.optimizers import make_optimizer, make_schedule, random_scores
 from experiments.engine.runs import make_space
 from experiments.engine.steps import StepOptions, init_state, make_train_step
-from experiments.gpu import bundling, races
-from experiments.gpu.journal import Journal, read_lines
+from experiments.gpu import bundling, races, speed
+from experiments.gpu.checks import check_exactness, checks
+from experiments.gpu.journal import Journal, Thing, read_lines
+from experiments.gpu.networks import random_network
 from experiments.gpu.page import write_page
 from experiments.gpu.races import RACES, Deadline, Race, Races
 from experiments.gpu.training import ERASING, FULL, NUM_DRAWS, Trainer, Variant
@@ -127,7 +133,7 @@ def test_seeds_are_trained_at_once_where_that_is_faster(
     number = 3 if gain < 1 else 1
     assert sorted(trained) == [(variant, seed, number) for variant in ("full", "h2spg") for seed in range(3)]
     page = write_page(tmp_path, "smoke").read_text()
-    assert f"| small | 100 | {100 * gain:.0f} |" in " ".join(page.split())
+    assert f"| small | 100 | {100 * gain:.0f} | a |" in " ".join(page.split())
     assert ("All seeds at once" in page) == (gain < 1)
 
 
@@ -213,36 +219,179 @@ def test_full_training_is_the_engines(small: tuple[Config, Dataset]) -> None:
 def test_journal_keeps_what_is_done_and_passes_over_a_line_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     journal = Journal(path, "smoke", "command")
-    assert journal.do("speed", "a", lambda: {"ms": 1.5}) == {"ms": 1.5}
-    assert journal.do("speed", "b", lambda: 1 / 0) is None  # type: ignore[arg-type, return-value]
+    a, b, c = (Thing("speed", name, {"batch_size": 4}) for name in "abc")
+    assert journal.do(a, lambda: {"ms": 1.5}) == {"ms": 1.5}
+    assert journal.do(b, lambda: 1 / 0) is None  # type: ignore[arg-type, return-value]
     path.write_text(path.read_text() + '{"part": "speed", "na')
     again = Journal(path, "smoke", "command")
-    assert again.do("speed", "a", lambda: {"ms": 2.5}) == {"ms": 1.5}
-    assert again.figures("speed", "b") is None, "what failed is done anew"
-    assert Journal(path, "full", "command").figures("speed", "a") is None, "another scale is another thing"
+    assert again.do(a, lambda: {"ms": 2.5}) == {"ms": 1.5}
+    assert again.figures(b) is None, "what failed is done anew"
+    assert Journal(path, "full", "command").figures(a) is None, "another scale is another thing"
     assert [line.figures for line in read_lines(path)] == [
         {"ms": 1.5},
         {"fault": "ZeroDivisionError: division by zero"},
     ]
     page = write_page(tmp_path, "smoke").read_text()
     assert "ZeroDivisionError" in page
-    again.do("speed", "c", lambda: {"ms": 3.5})
+    again.do(c, lambda: {"ms": 3.5})
     assert [line.name for line in read_lines(path)] == ["a", "b", "c"], "a new line begins where one was cut off"
     path.write_text("{}\n")
     with pytest.raises(ConfigError, match="line 1"):
         Journal(path, "smoke", "command")
 
 
+def test_other_settings_or_another_device_are_another_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gpu.jsonl"
+    one, other = (Thing("speed", "a", {"batch_size": number}) for number in (4, 8))
+    Journal(path, "full", "command").do(one, lambda: {"ms": 1.5})
+    untold = json.loads(path.read_text())
+    del untold["settings_id"]  # as lines were written before there were any
+    path.write_text(json.dumps(untold) + "\n")
+    assert [line.settings_id for line in read_lines(path)] == [""]
+    for number, thing in enumerate((one, other)):
+        assert Journal(path, "full", "command").figures(thing) is None
+        Journal(path, "full", "command").do(thing, lambda number=number: {"ms": number})  # type: ignore[misc]
+    assert Journal(path, "full", "command").figures(one) == {"ms": 0}
+    monkeypatch.setattr(jax, "devices", lambda *_: [SimpleNamespace(device_kind="another")])
+    assert Journal(path, "full", "command").figures(one) is None
+    assert len(path.read_text().splitlines()) == 3, "all are kept"
+
+
+def test_page_marks_what_was_recorded_with_other_settings_until_it_is_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    (now, _), *_ = checks(tiny=True)
+    thing = now._replace(settings=now.settings | {"dtype": "float16"})
+    figures = {"error": 0.5, "removed": 1, "groups": 2, "params": [2, 1]}
+    Journal(path, "smoke", "command").do(thing, lambda: figures)
+    line = json.loads(path.read_text()) | {"device": "earlier one", "date": "2020-02-02"}
+    path.write_text(json.dumps(line) + "\n")
+
+    def page() -> str:
+        return " ".join(write_page(tmp_path, "smoke").read_text().split())
+
+    assert "- a: earlier one, 2020-02-02, jax" in page() and "recorded earlier" in page()
+    assert "| 5.0e-01 | a |" in page()
+    Journal(path, "smoke", "command").do(now, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    assert "| 5.0e-01 | a |" in page() and "ZeroDivisionError" in page(), "what failed stands for nothing"
+    Journal(path, "smoke", "command").do(now, lambda: figures | {"error": 0.25})
+    assert "| 2.5e-01 | a |" in page()
+    assert "5.0e-01" not in page() and "recorded earlier" not in page() and "earlier one" not in page()
+    assert len(path.read_text().splitlines()) == 3, "all are kept"
+
+
+def test_page_keeps_the_trainings_of_a_plan_together(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    race = RACES[0].small
+    figures = {"row": race.name, "size": [4, 40], "full_size": [8, 80], "train_seconds": 4.0, "epoch_seconds": [2.0]}
+
+    def trained(journal: Journal, variants: tuple[str, ...], epochs: int, **more: object) -> None:
+        for variant in variants:
+            found = {**figures, "variant": variant, "epochs": epochs, "accuracy": float(epochs), **more}
+            journal.do(race.training(variant, 0, epochs), lambda found=found: found)  # type: ignore[misc]
+
+    def rows() -> list[list[str]]:
+        page = write_page(tmp_path, "smoke").read_text()
+        lines = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if "float" in line]
+        return [[*line[1:6], line[-2]] for line in lines]
+
+    trained(Journal(path, "smoke", "command"), ("full", "h2spg"), 8, dtype="float32")
+    before = [[race.name, "full", "float32", "8", "1"], ["", "h2spg", "float32", "8", "1"]]
+    assert rows() == [[*line, "a"] for line in before]
+    journal = Journal(path, "smoke", "command")
+    journal.do(race.plan, lambda: {"epochs": 9, "epoch_seconds": 1.0})
+    plan = {"plan": race.plan.settings_id, "dtype": "bfloat16"}
+    trained(journal, ("full",), 9, **plan)
+    after = [race.name, "full", "bfloat16", "9", "1"]
+    # What the newer one is to be held against is not there yet.
+    assert rows() == [*([*line, "a"] for line in before), [*after, "b"]]
+    page = write_page(tmp_path, "smoke").read_text()
+    assert [line[:4] for line in page.splitlines() if "recorded earlier" in line] == ["- a:"]
+    trained(journal, ("h2spg",), 9, **plan)
+    assert [line[:-1] for line in rows()] == [after, ["", "h2spg", *after[2:]]]
+    assert "recorded earlier" not in write_page(tmp_path, "smoke").read_text()
+
+
+def test_a_row_is_trained_anew_with_other_settings_and_known_again_with_the_same(
+    small: tuple[Config, Dataset], tmp_path: Path
+) -> None:
+    config, dataset = small
+    path = tmp_path / "gpu.jsonl"
+
+    def run(config: Config) -> int:
+        race = Race("small", config, 8, RACES[0].smoke, (FULL,))
+        Races([race], Journal(path, "smoke", "command"), lambda _: dataset).run(Deadline(60))
+        return len(path.read_text().splitlines())
+
+    assert run(config) == 4, "a plan and three seeds"
+    assert run(config) == 4
+    other = replace(config, optimizer=replace(config.optimizer, learning_rate=0.01))
+    assert run(other) == 8, "the plan is made anew, too"
+    assert run(config) == run(other) == 8
+    assert len({line.key for line in read_lines(path)}) == 8
+
+
+def test_what_decides_a_training_is_in_its_settings() -> None:
+    race = RACES[0]
+    ids = [
+        race.training(*each).settings_id for each in (("full", 0, 2), ("h2spg", 0, 2), ("full", 1, 2), ("full", 0, 3))
+    ]
+    scores = race.variants[0], race.variants[1]._replace(score="magnitude")
+    ids.append(race._replace(variants=scores).training("h2spg", 0, 2).settings_id)
+    ids.append(replace_config(race, batch_size=7).training("full", 0, 2).settings_id)
+    assert len(set(ids)) == len(ids)
+    assert race.plan.settings_id == race._replace(variants=scores).plan.settings_id, "a new variant joins the others"
+    assert race.plan.settings_id != replace_config(race, batch_size=7).plan.settings_id
+
+
+def replace_config(race: Race, **settings: int) -> Race:
+    """The same row with other settings."""
+    return race._replace(config=replace(race.config, **settings))  # type: ignore[arg-type]
+
+
+def test_peak_of_a_call_is_told_where_the_device_tells_and_held_less_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    mebibytes = 1 << 20
+    for held, expected in (([3, 5], 5.0), ([5, 5], None), (None, None)):
+        told = iter([] if held is None else [{"peak_bytes_in_use": each * mebibytes} for each in held])
+        device = SimpleNamespace(memory_stats=lambda told=told: next(told, None))
+        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
+        called: list[int] = []
+        assert speed._peak_mib(lambda called=called: called.append(1)) == expected  # type: ignore[misc]
+        assert called == [1]
+
+
+def test_random_networks_have_no_parameter_near_zero_and_can_be_trained_on() -> None:
+    for name, _ in speed.NETWORKS:
+        model = random_network(name, num_classes=10, dtype=jax.numpy.bfloat16)
+        assert not any(isinstance(each, jax.ShapeDtypeStruct) for each in jax.tree.leaves(nnx.state(model)))
+        scale = [np.abs(each).min() / np.abs(each).max() for each in jax.tree.leaves(nnx.state(model, nnx.Param))]
+        assert min(scale) > 0.05
+        network = Network(model)
+        variables = Network.variables(model)
+        state = init_state(variables, optax.sgd(0.1), 0.0)
+        x = models.example_input(name, batch_size=2)
+        zeros, ones = np.zeros(x.shape[-1], np.float32), np.full(x.shape[-1], 255, np.float32)
+        step = make_train_step(network, optax.sgd(0.1), StepOptions(zeros, ones, 10, 0.0, 0.0, 1, 0.0), None)
+        labels = np.zeros(2, np.int32)
+        batch = Batch(np.zeros(x.shape, np.uint8), labels, labels, np.ones(2, np.float32))
+        assert jax.eval_shape(step, state, batch)[1].loss.shape == ()
+
+
+def test_sub_network_of_a_random_network_is_exact() -> None:
+    found = check_exactness("demo_net", "float32")
+    assert 0 <= found["error"] < 1e-5 and found["removed"] == 2
+    assert found["params"][1] < found["params"][0] == 818_250
+
+
 def test_page_shows_cells_and_what_was_looked_up(tmp_path: Path) -> None:
     full = {"row": "cells", "variant": "full", "seed": 0, "epochs": 2, "accuracy": 50.0, "train_seconds": 4.0}
-    full |= {"epoch_seconds": [2.0], "size": [8, 80], "full_size": [8, 80]}
+    full |= {"epoch_seconds": [2.0], "size": [8, 80], "full_size": [8, 80], "dtype": "bfloat16"}
     cell = {**full, "variant": "h2spg", "size": [4, 20], "cell": "|none~0|+|skip_connect~0|none~1|"}
     known = {**cell, "variant": "random", "cell_accuracy": 93.256, "cell_rank": 1234, "draw": 7}
     journal = Journal(tmp_path / "gpu.jsonl", "full", "command")
     for figures in (full, cell, known):
-        journal.do("training", figures["variant"], lambda figures=figures: figures)  # type: ignore[misc]
+        journal.do(Thing("training", str(figures["variant"]), {}), lambda figures=figures: figures)  # type: ignore[misc]
     page = write_page(tmp_path, "full").read_text()
-    assert f"Of cells the random selection is, of {NUM_DRAWS} that meet the target," in page
+    assert f"Of cells (a) the random selection is, of {NUM_DRAWS} that meet the target," in page
     rows = [line.split(" | ") for line in page.splitlines() if "none~0" in line]
     own = r"\|none~0\|+\|skip_connect~0\|none~1\|"
     assert [[each.strip("| ") for each in row] for row in rows] == [
@@ -300,9 +449,11 @@ def test_the_command_ends_when_the_minutes_are_over_whatever_is_under_way(tmp_pa
     code = """
         import threading
         from experiments.gpu import __main__ as command
+        from experiments.gpu.journal import Thing
 
         forever = threading.Event().wait
-        command.measurements = lambda tiny: [("done", lambda: {"ms": 1.5}), ("never done", forever)]
+        things = [Thing("speed", name, {}) for name in ("done", "never done")]
+        command.measurements = lambda tiny: zip(things, (lambda: {"ms": 1.5}, forever))
         command.main()
     """
     options = ["--scale", "smoke", "--parts", "speed", "--minutes", "0.1", "--results", str(tmp_path)]
