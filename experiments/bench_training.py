@@ -8,7 +8,7 @@ from experiments.common.cli import parse, run_command
 def main() -> None:
     """Runs the benchmark with the command line's settings."""
     config = parse(training.Config, "bench_training", training.__doc__)
-    run_command(lambda: publish(training.run(config), config.output))
+    run_command(lambda: publish(training.run(config), config.output, keep=True))
 
 
 if __name__ == "__main__":

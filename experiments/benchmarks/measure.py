@@ -85,18 +85,24 @@ def _with_peak_memory(function: Callable[..., T], *args: Any) -> tuple[T, float]
     return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def publish(tables: Iterable[Table], path: Path | None) -> None:
+def publish(tables: Iterable[Table], path: Path | None, *, keep: bool = False) -> None:
     """Prints tables as they come, and writes them and the facts about the machine to a JSON file after each.
 
     Args:
         tables: the tables.
         path: the file, or None for none. An interrupted write leaves the old one.
+        keep: whether tables of other titles that the file has already stay in it. Their captions should then say what
+            they were measured on: the facts about the machine are those of the last command.
     """
     results: dict[str, Any] = {"machine": machine_facts(), "tables": []}
+    if keep and path is not None and path.exists():
+        results["tables"] = json.loads(path.read_text())["tables"]
     for table in tables:
         show(table)
         columns = {str(column.header): list(column.cells) for column in table.columns}
-        results["tables"].append({"title": str(table.title), "caption": table.caption, "columns": columns})
+        others = [other for other in results["tables"] if not keep or other["title"] != str(table.title)]
+        new = {"title": str(table.title), "caption": table.caption, "columns": columns}
+        results["tables"] = [*others, new]
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(results, indent=2) + "\n")

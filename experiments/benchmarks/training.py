@@ -4,10 +4,12 @@ Three trainings of equally many steps, from the same start and over the same ima
 with H2SPG, and with H2SPG going on with the sub-network as soon as it is there, each in a process of its own.
 Compilation, checkpoints and a test after every epoch count. Beside the time of all steps stands the time after which a
 test has first shown the accuracy that all three reach, the lowest of those that they end with. The data sets must have
-been prepared (`python -m experiments.prepare --help`).
+been prepared (`python -m experiments.prepare --help`). The file of the results keeps the tables of other networks, data
+sets and seeds: small machines measure them one at a time, each at the size that they have time for.
 """
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.table import Table
 
 from experiments.benchmarks.measure import in_fresh_process
 from experiments.common.cli import check_names
+from experiments.common.machine import machine_facts
 from experiments.common.text import time_text
 from experiments.engine import job
 from experiments.engine.config import Config as RunConfig
@@ -45,7 +48,7 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     """Seeds; each is a table of its own."""
     output: Path | None = None
-    """Where to write the tables as JSON."""
+    """Where to write the tables as JSON; those of the same row and seed are replaced."""
 
 
 def run(config: Config) -> Iterator[Table]:
@@ -92,9 +95,9 @@ def _measure(preset: str, config: RunConfig) -> Table:
     table = Table(
         *("training", "s", "÷ full", "÷ not shrinking", f"s to {accuracy:.2%}", "÷ full's"),
         *("parameters", "multiply-adds", "test accuracy", "peak MiB"),
-        title=f"{preset} on {config.data.name}",
-        caption=f"{config.data.num_train:,} training images, {config.epochs} epochs, batch {config.batch_size}, "
-        f"seed {config.seed}",
+        title=f"{preset} on {config.data.name}, seed {config.seed}",
+        caption=f"{config.data.num_train:,} training and {config.data.num_test:,} test images, {config.epochs} epochs, "
+        f"batch {config.batch_size}, {_circumstances()}",
     )
     for label, (result, peak) in trained.items():
         network = result.network
@@ -112,6 +115,14 @@ def _measure(preset: str, config: RunConfig) -> Table:
             f"{peak:.0f}",
         )
     return table
+
+
+def _circumstances() -> str:
+    """Returns what the times of a table depend on, which may differ from that of other tables in the same file."""
+    machine = machine_facts()
+    flags = os.environ.get("XLA_FLAGS")
+    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''} of {machine['processor']}"
+    return f"{cores}, load {machine['load']:.1f}" + (f", XLA_FLAGS={flags}" if flags else "")
 
 
 class Trained(NamedTuple):

@@ -1,4 +1,8 @@
-"""The text: the modules of the standard library of the Python that runs, byte by byte."""
+"""The text: the modules of the standard library of the Python that runs, byte by byte.
+
+Documentation is a part of it where it is in modules: their docstrings, and `pydoc_data/topics.py`, the language
+reference that `help` shows. Files of other kinds are left out.
+"""
 
 import hashlib
 import platform

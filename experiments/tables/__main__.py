@@ -34,6 +34,13 @@ from experiments.tables.records import read_lines
 from experiments.tables.rows import ROWS, Figures, Size
 from experiments.tables.summary import Summary, summaries
 
+_VARIANTS_HELP = (
+    f"What to train: {', '.join(f'`{name}` ({variant.label})' for name, variant in VARIANTS.items())}. At equal time a "
+    "training makes as many steps as last as long as the full network's; what is trained further starts from the full "
+    "network that the same seed has trained."
+)
+"""Made of the variants themselves, so that none can be missing."""
+
 
 @dataclasses.dataclass(frozen=True)
 class List:
@@ -114,10 +121,7 @@ class Run(Trainings):
     scale: str = "full"
     """`full` is the published recipe, `reduced` is for small machines, `control` compares selections on networks that
     their capacity limits, and `smoke` shows that everything runs."""
-    variants: tuple[str, ...] = ("full", "h2spg")
-    """`full` network without H2SPG, `h2spg`, and the controls `magnitude` and `published` (scores), `random` (valid
-    selection) and `unchecked` (validity ignored); `h2spg-equal-time` takes as many steps as last as long as the full
-    network's; `continued`, `pretrained-h2spg` and `pretrained-random` start from the trained full network."""
+    variants: Annotated[tuple[str, ...], tyro.conf.arg(help=_VARIANTS_HELP)] = ("full", "h2spg")
     results: Path = TABLES
     """File that the results are appended to; several hosts must share it."""
 

@@ -63,7 +63,7 @@ def main_results(tables: Path = TABLES) -> str:
     """
     found = summaries(read_lines(tables).values())
     headings = (
-        *("", "M parameters", "multiply-adds", "top-1 %", *_BESIDE.values(), "seeds", "device"),
+        *("", "training images", "M parameters", "multiply-adds", "top-1 %", *_BESIDE.values(), "seeds", "device"),
         *("paper: M parameters", "top-1 %"),
     )
     cells: list[Sequence[str]] = []
@@ -81,6 +81,7 @@ def main_results(tables: Path = TABLES) -> str:
         cells.append(
             (
                 title(row, full.records[0]),
+                full.images,
                 f"{full.params} → {sub.params}",
                 f"{100 * share:.0f} %",
                 f"{full.accuracy} → {sub.accuracy}",

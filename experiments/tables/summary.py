@@ -41,6 +41,12 @@ class Summary(NamedTuple):
         return enumeration(line.number for line in self.lines)
 
     @property
+    def images(self) -> str:
+        """How many training images of which height and width; different ones if the seeds do not agree."""
+        found = ((record.num_train, record.image_shape) for record in self.records)
+        return ", ".join(dict.fromkeys(f"{num:,} of {shape[0]}×{shape[1]}" for num, shape in found if num and shape))
+
+    @property
     def steps(self) -> str:
         """The number of steps; different ones if the seeds do not agree."""
         numbers = {record.num_steps for record in self.records if record.num_steps}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sysconfig
 from pathlib import Path
 
 import jax
@@ -64,6 +65,11 @@ def test_every_file_is_learned_from_or_left_to_the_test(folder: Path) -> None:
     assert sorted(train + test) == names and train == sorted(train) and test == sorted(test)
     assert test == [name for name in names if is_for_test(name)] and len(test) < len(train)
     assert text.facts["files"] == [len(train), len(test)] and text.facts["bytes"] == [len(text.train), len(text.test)]
+
+
+def test_the_language_reference_is_learned_from() -> None:
+    topics = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py").read_bytes()
+    assert b"The standard type hierarchy" in topics and topics in read_text().train.tobytes()
 
 
 def test_a_file_more_moves_no_other_one(folder: Path, tmp_path: Path) -> None:

@@ -371,6 +371,7 @@ def test_main_results_are_of_the_largest_scale(tmp_path: Path) -> None:
     beside = [{"scale": "full", "variant": name, "test_accuracy": 0.8} for name in ("random", "h2spg-equal-time")]
     beside[1]["test_accuracy"] = 0.85
     text = re.sub(r" +", " ", main_results(write(tmp_path / "beside.jsonl", lines + beside)))
+    assert "| training images | M parameters |" in text and ", full | 60,000 of 28×28 |" in text
     assert "| top-1 % | at equal time | random selection | seeds | device |" in text
     assert "| 91.00 → 91.00 | 85.00 | 80.00 | 0 | 1 × cpu |" in text
     stand_ins = [line | {"stands_in_for": "Fashion-MNIST"} for line in lines]
@@ -480,6 +481,16 @@ def test_rows_are_whole_in_a_narrow_terminal(
     printed = capsys.readouterr().out
     assert "…" not in printed and max(map(len, printed.splitlines())) == 80
     assert all(name in printed for name in (*ROWS, "svhn_test10k", "imagenette_96", "multiply-adds", "augmentation"))
+
+
+def test_help_names_every_variant(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["tables", "run", "--help"])
+    with pytest.raises(SystemExit):
+        tables.main()
+    printed = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    text = printed[printed.index("--variants") : printed.index("--results")]
+    assert VARIANTS.keys() == set(re.findall(r"`([^`]+)` \(", text))
+    assert all(f"`{name}` ({variant.label})" in text for name, variant in VARIANTS.items())
 
 
 def test_page_is_written_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
