@@ -127,6 +127,7 @@ class Training:
         self._options = StepOptions.of(run.config, run.dataset)
         self._comparison: Comparison | None = None
         self._construction_seconds = 0.0
+        self._num_explained = 0
         self._state: TrainState
         self._set_network(module, init_state(Network.variables(module), tx, run.config.ema))
 
@@ -273,6 +274,8 @@ class Training:
         self._state = self._run.parallel.place_state(checkpoints.restore(self._fetched_state(), position))
         if position.removed:
             self._set_network(*self._shrunk())  # once more: the phase, now known, decides what a step has to compute
+        if self._space is not None:
+            self._num_explained = int(np.sum(self._fetched_h2spg().redundant))
         return position
 
     def _sparsity(self) -> Record:
@@ -293,12 +296,18 @@ class Training:
         }
 
     def _selection(self, h2spg: jasgnas.H2SPGState) -> Record:
-        """Returns when groups were selected, what came next, and what the loss was to be and is without them."""
+        """Returns when groups were selected, what came next, and what the loss was to be and is without them.
+
+        The scores that decided stay as they are after the last selection: they are written once for each.
+        """
+        num_redundant = int(np.sum(h2spg.redundant))
+        is_new, self._num_explained = num_redundant != self._num_explained, num_redundant
         return {
             "selected_at": int(h2spg.selected_at),
             "runner_up": int(h2spg.runner_up),
             "predicted_rise": float(h2spg.predicted_rise),
             "measured_rise": float(h2spg.measured_rise),
+            "scores": h2spg.scores.tolist() if is_new else None,
         }
 
     def _shrunk(self, removed: tuple[int, ...] | None = None) -> tuple[nnx.Module, TrainState]:

@@ -78,6 +78,9 @@ def test_main_job_leaves_its_results(finished: tuple[Config, job.Results]) -> No
         assert 0 < log[0]["seconds"] < log[1]["seconds"] < network.training_seconds
         assert list((folder / name / "events").iterdir())
     assert log[-1]["num_zero"] == 2 and log[-1]["phase"] == 2
+    (explained,) = (record for record in log if record.get("scores"))
+    assert len(explained["scores"]) == explained["num_groups"] and explained["runner_up"] >= -1
+    assert '"scores":{' in report
 
 
 def test_subnet_comes_back_in_one_line(finished: tuple[Config, job.Results]) -> None:
