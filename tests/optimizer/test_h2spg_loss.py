@@ -89,6 +89,31 @@ def test_a_score_recovers_from_an_update_that_is_not_finite(score):
     np.testing.assert_array_equal(state.num_skipped, 1)
 
 
+@pytest.mark.parametrize("with_value", [True, False])
+def test_a_batch_on_which_the_loss_is_not_finite_is_not_measured(with_value):
+    """Every group is measured in every update; in one of them the loss is NaN, in another one without `b` alone."""
+    tx = chain(score="ablation", selection_steps=6, forward_passes=5.0 if with_value else 6.0, target_groups=1)
+    params, state = PARAMS, tx.init(PARAMS)
+
+    def value_fn(params, number):
+        loss = jnp.where(number == 12, jnp.nan, loss_of(params, number % NUM_BATCHES))
+        return jnp.where((number == 13) & ~jnp.any(params["b"]), jnp.nan, loss)
+
+    @jax.jit
+    def step(params, state, number):
+        grads = jax.grad(loss_of)(params, number % NUM_BATCHES)
+        given = {"value": value_fn(params, number)} if with_value else {}
+        updates, state = tx.update(grads, state, params, grad=grads, value_fn=value_fn, number=number, **given)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(16):
+        params, state = step(params, state, jnp.int32(number))
+    state = h2spg_state(state)
+    assert np.isfinite(state.scores).all()
+    measured = state.num_scored + state.num_skipped
+    assert measured.min() >= 5 and state.num_skipped.tolist() == [1, 2, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("options", "with_value", "every"), [({}, True, 8), ({}, False, 10), ({"forward_passes": 0.25}, True, 16)]
 )
@@ -475,9 +500,21 @@ def test_a_gradient_that_is_not_finite_where_a_group_is_frozen_does_not_spread()
     assert not updates["a"].any() and updates["b"].any()
 
 
+COMPARING = {"score": "ablation", "selection_steps": 8, "target_groups": 2, "forward_passes": 6.0}
+"""Sets are compared."""
+
+
+def assert_same_selection(found, expected):
+    np.testing.assert_array_equal(found.redundant, expected.redundant)
+    np.testing.assert_array_equal(found.trial, expected.trial)
+    assert expected.trial.any()
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.measured_rise, expected.measured_rise, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
 def test_every_device_count_selects_by_the_same_loss(num_devices):
-    tx = chain(score="ablation", selection_steps=8, target_groups=2, forward_passes=6.0)  # sets are compared
+    tx = chain(**COMPARING)
 
     @partial(jax.pmap, axis_name="devices", devices=jax.devices()[:num_devices])
     def step(params, state, x, y):
@@ -494,12 +531,38 @@ def test_every_device_count_selects_by_the_same_loss(num_devices):
         params, state = step(params, state, *shards)
     _, expected, _ = train(tx, 17)
     expected = h2spg_state(expected)
-    found = jax.tree.map(lambda leaf: leaf[0], h2spg_state(state))
-    np.testing.assert_array_equal(found.redundant, expected.redundant)
-    np.testing.assert_array_equal(found.trial, expected.trial)
-    assert expected.trial.any()
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(found.measured_rise, expected.measured_rise, rtol=1e-3, atol=1e-6)
+    assert_same_selection(jax.tree.map(lambda leaf: leaf[0], h2spg_state(state)), expected)
+
+
+def test_shard_map_selects_as_single_steps():
+    tx = chain(**COMPARING)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("devices",))
+    every, part = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("devices")
+
+    def step(params, state, x, y):
+        def value_fn(params):
+            return jax.lax.pmean(jnp.mean((network(params, x) - y) ** 2), "devices")
+
+        # Of parameters that are the same everywhere, the gradient of the mean is the mean of the gradients.
+        value, grads = jax.value_and_grad(value_fn)(params)
+        updates, state = tx.update(grads, state, params, value=value, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    shared = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(every, every, part, part), out_specs=every))
+    params, state = PARAMS, tx.init(PARAMS)
+    for number in range(17):
+        params, state = shared(params, state, X[number % NUM_BATCHES], Y[number % NUM_BATCHES])
+    assert_same_selection(h2spg_state(state), h2spg_state(train(tx, 17)[1]))
+
+
+def test_the_default_is_compiled_once_and_never_calls_back():
+    tx = chain(selection_steps=16, forward_passes=6.0)
+    step, state, params = make_step(tx), tx.init(PARAMS), PARAMS
+    assert "callback" not in step.lower(params, state, jnp.int32(0)).as_text()
+    for number in range(24):
+        params, state = step(params, state, jnp.int32(number))
+    assert step._cache_size() == 1
+    assert h2spg_state(state).planned_rise != 0 and h2spg_state(state).phase == DONE
 
 
 def test_sharded_jit_and_scan_select_as_single_steps():
