@@ -22,6 +22,8 @@ import models
 from experiments.benchmarks.measure import interleaved_calls
 from experiments.common.cli import check_names
 from jasgnas.optimizer.ablation import FORWARD_PASSES
+from jasgnas.optimizer.layout import Remainder, grouped_leaves, lay_out
+from jasgnas.space.groups import NOBODY
 from jasgnas.space.selection import (
     SizeCosts,
     TakeFn,
@@ -170,8 +172,20 @@ def measure_network(name: str, batch_size: int, steps: int) -> Table:
                 *(label, score, phase, f"{1e3 * seconds:.2f}", f"{ratios[0]:.3f}"),
                 *(memory_size, f"{compiling:.1f}", f"{ratios[1]:.2f}"),
             )
-    table.caption = f"{len(space.groups)} groups, {jasgnas.count_params(model):,} parameters, state {state_size} bytes"
+    table.caption = (
+        f"{len(space.groups)} groups, {jasgnas.count_params(model):,} parameters, state {state_size} bytes; of the "
+        f"gradient {_gradient_bytes(space, params)}"
+    )
     return table
+
+
+def _gradient_bytes(space: jasgnas.SearchSpace, params: Any) -> str:
+    """Returns what of the gradient, the third array beside parameters and updates, the scores look at."""
+    layout = lay_out(space.candidates, params, Remainder())
+    leaves = list(zip(grouped_leaves(layout, params), layout.leaves, strict=True))
+    every = sum(leaf.nbytes for leaf, _ in leaves)
+    of_gates = sum(leaf.nbytes for leaf, own in leaves if any(np.any(each.groups != NOBODY) for each in own.gates))
+    return f"`gate` reads {of_gates:,} bytes and `taylor` {every:,}"
 
 
 class _Training:

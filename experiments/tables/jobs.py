@@ -55,6 +55,7 @@ VARIANTS = {
     "erase": Variant("structures alone", {"kinds": "structures"}),
     "slim": Variant("channels alone", {"kinds": "channels"}),
     "both": Variant("structures and channels", {"kinds": "both"}),
+    "slim-ablation": Variant("channels alone, by the loss", {"kinds": "channels", "score": "ablation"}),
     "slim-random": Variant("control: random channels", {"kinds": "channels", "score": "random"}),
     "slim-equal-time": Variant("channels alone, equal time", {"kinds": "channels"}, equal_time=True),
 }

@@ -698,10 +698,11 @@ class _Method:
         """
         turns, number = self._all_turns(loss), self._ablated.sum()
         if turns.num_measured < number:
+            units = "groups and quarters of dimensions" if self._units.has_channels else "groups"
             raise ArgumentError(
                 f"{self.phases.latest_start - self.phases.first_scoring} scored updates with forward_passes="
-                f"{self.forward_passes} measure {turns.num_measured} groups, or quarters of a dimension's channels, "
-                f"and there are {number}: give more selection_steps (and warmup_steps), or more forward_passes"
+                f"{self.forward_passes} measure {turns.num_measured} {units}, and there are {number}: give more "
+                "selection_steps (and warmup_steps), or more forward_passes"
             )
         return turns
 

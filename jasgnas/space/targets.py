@@ -186,9 +186,8 @@ def resolve_target(
         nothing_more = np.zeros((periods, 1), int)
         every = np.ones((1, candidates.num_groups), bool)
         largest = candidates.largest_removal() if hierarchical else tuple(range(candidates.num_groups))
-        target = Target(
-            candidates.dependence, candidates.critical, largest, nothing_more, _saved(candidates), of_kinds=every
-        )
+        saved = candidates.num_params.astype(np.float32)
+        target = Target(candidates.dependence, candidates.critical, largest, nothing_more, saved, of_kinds=every)
     else:
         name, value = single_target(given)
         resolve = _resolve_size if name in SIZE_TARGETS else _resolve_number
@@ -284,11 +283,7 @@ def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int,
         )
     check_integer("periods", periods, 1, int(numbers.max()))
     amounts = np.arange(1, periods + 1)[:, None] * numbers // periods
-    return Target(candidates.dependence, candidates.critical, largest, amounts, _saved(candidates), of_kinds=of_kinds)
-
-
-def _saved(candidates: Candidates, measure: str = "macs") -> np.ndarray:
-    return candidates.savings[measure][: candidates.num_structures].astype(np.float32)
+    return Target(candidates.dependence, candidates.critical, largest, amounts, saved, of_kinds=of_kinds)
 
 
 def _largest_removals(candidates: Candidates, of_kinds: np.ndarray) -> list[tuple[int, ...]]:
@@ -341,7 +336,7 @@ def _resolve_size(candidates: Candidates, name: str, value: Any, periods: int, h
     own = costs.measures[measure]
     size_costs = SizeCosts(to_digits(own.segments), costs.saving_segment, costs.saving_group, to_digits(own.savings))
     amounts = to_digits(np.array(sizes) - own.fixed)
-    saved = _saved(candidates, measure)
+    saved = candidates.savings[measure].astype(np.float32)
     return Target(candidates.dependence, candidates.critical, tuple(reachable), amounts, saved, size_costs)
 
 
