@@ -283,6 +283,7 @@ def _resolve_number(candidates: Candidates, name: str, value: Any, periods: int,
         )
     check_integer("periods", periods, 1, int(numbers.max()))
     amounts = np.arange(1, periods + 1)[:, None] * numbers // periods
+    saved = candidates.num_params.astype(np.float32)
     return Target(candidates.dependence, candidates.critical, largest, amounts, saved, of_kinds=of_kinds)
 
 
