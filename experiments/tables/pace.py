@@ -1,5 +1,6 @@
 """How many steps with H2SPG take as long as the training of the full network."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -55,7 +56,7 @@ def measure_pace(config: Config) -> Pace:
     module = create_module(config, dataset.num_classes, dataset.image_shape)
     space = make_space(module, dataset.image_shape, config.h2spg.kinds, config.h2spg.tie, config.h2spg.keep)
     batches = run.train_batches()
-    length = min(_TIMED_STEPS, batches.num_steps // 2)
+    length = min(_TIMED_STEPS, batches.num_steps)
     schedule = make_schedule(config.optimizer, batches.steps_per_epoch, batches.num_steps)
     tx = make_optimizer(config.optimizer, schedule)
     h2spg = add_h2spg(tx, space, config.h2spg, config.optimizer.name, schedule, length, config.seed)
@@ -63,7 +64,7 @@ def measure_pace(config: Config) -> Pace:
     due = max(round_ends(config.h2spg, length))
     seconds: list[tuple[float, float]] = []
     # One after the other takes a batch, so that during each step another one is loaded, as in a training.
-    coming = iter(batches)
+    coming = itertools.chain(batches, batches)
     for number in range(length):
         if number == due:
             sparse.shrink_if_due()
