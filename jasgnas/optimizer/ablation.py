@@ -145,11 +145,20 @@ class Units(NamedTuple):
         if not self.has_channels:
             return rises
         assert gates is not None
-        weights, even = jnp.where(is_concerned, gates**2, 0), jnp.where(is_concerned, 1.0, 0)
-        # A quarter that nothing depends on is shared evenly.
-        weights = jnp.where(self.total(weights)[self.of_groups] == 0, even, weights)
+        is_shared = is_concerned & (self._sizes[self.of_groups] > 1)
+        gates = jnp.where(is_shared, jnp.abs(gates), 0)
+        # Divided by the largest first, so that no square overflows or vanishes.
+        largest = jax.ops.segment_max(gates, self.of_groups, self.number)[self.of_groups]
+        weights = (gates / jnp.where(largest == 0, 1, largest)) ** 2
+        # Whoever is alone has all of it, and a quarter that nothing depends on is shared evenly.
+        weights = jnp.where(largest == 0, jnp.where(is_concerned, 1.0, 0), weights)
         whole = self.total(weights)[self.of_groups]
-        return rises[self.of_groups] * jnp.where(whole == 0, 0, weights / jnp.where(whole == 0, 1, whole))
+        return rises[self.of_groups] * weights / jnp.where(whole == 0, 1, whole)
+
+    @property
+    def _sizes(self) -> np.ndarray:
+        """Number of groups of each unit, int `[num_units]`."""
+        return np.bincount(self.of_groups, minlength=self.number)
 
 
 def finite_rises(rises: ArrayLike) -> jax.Array:

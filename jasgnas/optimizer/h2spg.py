@@ -439,6 +439,10 @@ class _Method:
         rises = is_early & (state.step > 0) & (alpha > state.learning_rate * (1 + ROUNDING))
         return state._replace(
             num_scored=jnp.where(rises, outdated(state.num_scored), state.num_scored),
+            # Nor does what was selected by them count as a choice, which could settle, or be compared with another one.
+            trial=state.trial & ~rises,
+            num_trials=jnp.where(rises, 0, state.num_trials),
+            planned_rise=jnp.where(rises, 0, state.planned_rise),
             learning_rate=jnp.where(is_early, alpha, state.learning_rate).astype(state.learning_rate.dtype),
         )
 
@@ -626,6 +630,8 @@ class _Method:
         # What was measured is what a unit's groups cost that went, or those that stayed: the others it says nothing of.
         of_groups = self._units.of_groups
         is_concerned = is_open & (planned == comes_back[of_groups])
+        # Nor of channels inside of a structure that is planned to go.
+        is_concerned &= planned | ~self.candidates.with_inner(planned)
         is_measured = is_due & is_concerned & jnp.zeros_like(comes_back).at[units].set(is_known)[of_groups]
         rises = self._units.shared(of_units, is_concerned, stats.gate)
         return stats._replace(loss_rise=jnp.where(is_measured, rises, jnp.nan)), is_measured, state

@@ -277,6 +277,17 @@ def test_ablation_measures_channels_by_quarters_and_shares_the_rise_by_gate():
             np.testing.assert_allclose(-scores[members], rise * gates[members] / whole, rtol=2e-3, atol=2e-6)
 
 
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+def test_rises_are_shared_whatever_the_unit_of_the_loss(scale):
+    model, space = demo()
+
+    def scaled(model, batch):
+        return scale * loss_fn(model)
+
+    scores = jasgnas.score_groups(space, model, scaled, [X], score="ablation", train=True)
+    np.testing.assert_allclose(scores / scale, measured()[0], rtol=2e-3, atol=2e-6)
+
+
 def test_ablation_of_channels_in_training_measures_the_same():
     model, space = demo()
     scores, units = measured()

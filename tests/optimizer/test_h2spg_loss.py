@@ -431,6 +431,29 @@ def test_scores_are_forgotten_while_an_injected_learning_rate_rises(score):
     assert constant.num_scored.sum() > injected.num_scored.sum()
 
 
+@pytest.mark.parametrize("score", ["magnitude", "ablation"])
+def test_nothing_settles_while_an_injected_learning_rate_rises(score):
+    """Magnitudes that hardly change would settle as soon as they are looked at twice."""
+    inject = optax.inject_hyperparams(
+        h2spg,
+        static_args=(
+            *("target_groups", "warmup_steps", "projection_steps", "selection_steps", "periods", "look_every"),
+            *("settle", "forward_passes"),
+        ),
+    )
+    options = {"target_groups": 1, "warmup_steps": 40, "projection_steps": 4, "selection_steps": 40, "score": score}
+    options |= {"settle": True, "look_every": 4, "forward_passes": 6.0}
+
+    def selected_at(schedule):
+        last = inject(SPACE, learning_rate=schedule, **options)
+        state = h2spg_state(train(optax.chain(optax.sgd(1e-4), last), 48)[1])
+        assert state.redundant.sum() == 1
+        return int(state.selected_at)
+
+    assert selected_at(lambda step: 0.01) < 20
+    assert 28 < selected_at(lambda step: 0.001 * jnp.minimum(step, 26)) < 40
+
+
 def test_a_choice_that_settles_is_taken_early():
     def score(stats):
         return jnp.array([1.0, 3.0, 2.0, 0.0]) + 0 * stats.x_norm
