@@ -144,9 +144,14 @@ class Brute:
         return [rounded(self.size_of(taken) - self.size_of(taken | {group})) for group in self.groups]
 
     def order(self, groups, taken, by_ratio):
-        if not by_ratio:
-            return sorted(groups, key=lambda g: (np.isnan(self.rises[g]), self.rises[g], g))
         savings = self.all_savings(taken)
+        if not by_ratio:
+
+            def by_cost(group):
+                is_unknown = bool(np.isnan(self.rises[group]))
+                return is_unknown, 0 if is_unknown else self.rises[group], -savings[group], group
+
+            return sorted(groups, key=by_cost)
         largest = max(*savings, np.float32(1))
 
         def key(group):
