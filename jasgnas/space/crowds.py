@@ -151,7 +151,10 @@ def find_crowds(at_most: AtMost, paths: Sequence[Sequence[str]], num_groups: int
                 found.setdefault((text, captures), []).append(group)
         if len(found) == before:
             example = next((each[0] for each in paths if each), "none")
-            raise ArgumentError(f"at_most={{{text!r}: {number}}} matches no group; their paths look like {example}")
+            raise ArgumentError(
+                f"at_most={{{text!r}: {number}}} matches no group, of structures and gates; a pattern must match all "
+                f"paths of one. They look like {example}"
+            )
         limits += [number] * (len(found) - before)
     members = np.zeros((len(found), num_groups), bool)
     for crowd, groups in enumerate(found.values()):

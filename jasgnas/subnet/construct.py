@@ -27,7 +27,7 @@ from jasgnas.errors import (
 from jasgnas.gates.folding import folded
 from jasgnas.gates.gated import without_gates
 from jasgnas.gates.modes import Mode
-from jasgnas.optimizer.state import CHANGED_UPDATES, H2SPGState, h2spg_state, single_state
+from jasgnas.optimizer.state import CHANGED_UPDATES, DONE, H2SPGState, h2spg_state, single_state
 from jasgnas.program.jaxpr import inline
 from jasgnas.program.masks import (
     NOTHING,
@@ -309,6 +309,8 @@ def warn_of_nothing(space: SearchSpace, state: H2SPGState | None) -> None:
         )
     elif np.any(state.revived):
         why = CHANGED_UPDATES
+    elif state.phase == DONE and not np.any(state.redundant):
+        why = f"h2spg selected none ({_progress(state)}): no more groups are there than at_most allows"
     else:
         why = f"h2spg is not as far yet: {_progress(state)}, {int(np.sum(state.redundant))} groups selected"
     warnings.warn(

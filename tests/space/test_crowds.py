@@ -170,7 +170,11 @@ def test_what_cannot_be_met_is_said(space):
         with pytest.raises(kind, match=message):
             space.select(scores, **options)
     with pytest.raises(
-        ArgumentError, match=re.escape("at_most={'x/**': 1} matches no group; their paths look like e0")
+        ArgumentError,
+        match=re.escape(
+            "at_most={'x/**': 1} matches no group, of structures and gates; a pattern must match all paths of one. "
+            "They look like e0"
+        ),
     ):
         space.select(scores, at_most={"x/**": 1})
     with pytest.raises(ArgumentError, match="must map patterns"):

@@ -314,10 +314,15 @@ def test_nothing_removed():
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "match"), [(1, r"step 1, phase 0 \(warm-up\), 0"), (2, r"phase 1 \(proj.*, 1 gr")]
+    ("target", "num_steps", "match"),
+    [
+        ({}, 1, r"not as far yet: step 1, phase 0 \(warm-up\), 0"),
+        ({}, 2, r"phase 1 \(proj.*, 1 gr"),
+        ({"target_groups": None, "at_most": {"{leaf}": 1}}, 8, r"h2spg selected none \(step 8, phase 2 \(done\)\)"),
+    ],
 )
-def test_nothing_removed_yet(num_steps, match):
-    params, state = train(make_h2spg(projection_steps=5), PARAMS, num_steps)
+def test_nothing_removed_yet(target, num_steps, match):
+    params, state = train(make_h2spg(projection_steps=5, **target), PARAMS, num_steps)
     for use in (
         lambda: jasgnas.construct_subnet(SPACE, params, opt_state=state),
         lambda: jasgnas.shrink(SPACE, params, state),
