@@ -1,6 +1,7 @@
 """The results as a section of a page of the documentation, written from the results files alone."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +32,7 @@ PLOTS = Path("experiments/results/ablations")
 """Folder of the plots."""
 
 _SMOKE = "smoke"
+_MAIN_SCALES = r"full|control( with epochs \d+)?"
 _BESIDE = {"h2spg-equal-time": "at equal time", "random": "random selection"}
 """Variants whose accuracies stand beside the sub-network's in the main results, and what they are called there."""
 
@@ -58,8 +60,9 @@ def section(tables: Path = TABLES, ablations: Path = ABLATED, page: Path = PAGE)
 def main_results(tables: Path = TABLES) -> str:
     """Returns the table of full and sub-networks beside the papers', markers included.
 
-    Of each row it has what was trained by the full recipe on the row's own data, or else at the scale `control`: both
-    in the same number of steps, and, where they were made, the trainings of equal time and with a random selection.
+    Of each row it has what was trained by the full recipe on the row's own data, or else at the scale `control`, of
+    the most epochs: both in the same number of steps, and, where they were made, the trainings of equal time and with
+    a random selection.
     """
     found = summaries(read_lines(tables).values())
     headings = (
@@ -69,12 +72,12 @@ def main_results(tables: Path = TABLES) -> str:
     cells: list[Sequence[str]] = []
     for row in ROWS.values():
         own = [summary for summary in of_row(found, row) if not summary.records[0].stands_in_for]
-        for scale in ("full", "control"):
+        for scale in sorted({summary.key.scale for summary in own if _is_main(summary)}, key=_preference):
             variants = {summary.key.variant: summary for summary in own if summary.key.scale == scale}
             full, sub = variants.get("full"), variants.get("h2spg")
             if full and sub:
                 break
-        if full is None or sub is None:
+        else:
             continue
         share = np.mean([record.macs / record.full_macs for record in sub.records if record.macs and record.full_macs])
         (params, _, top1), (sub_params, _, sub_top1) = figures_text(row.full), figures_text(row.subnet)
@@ -93,6 +96,16 @@ def main_results(tables: Path = TABLES) -> str:
             )
         )
     return "\n\n".join([MAIN_START, markdown_table(headings, *cells), END])
+
+
+def _is_main(summary: Summary) -> bool:
+    return re.fullmatch(_MAIN_SCALES, summary.key.scale) is not None
+
+
+def _preference(scale: str) -> tuple[bool, int]:
+    """Returns what sorts the scales of the main results, the best one first: `full`, then by falling epochs."""
+    epochs = re.search(r"\d+", scale)
+    return scale != "full", -int(epochs.group()) if epochs else 0
 
 
 def _beside(other: Summary | None, sub: Summary) -> str:

@@ -368,6 +368,15 @@ def test_main_results_are_of_the_largest_scale(tmp_path: Path) -> None:
     for few, name in ((lines[:2], "control"), (lines[:3], "control"), (lines, "full")):
         text = main_results(write(tmp_path / f"{len(few)}.jsonl", few))
         assert f"| DemoNet on Fashion-MNIST, {name} |" in text and " 25 % |" in text and "| 84.9 → 84.7 |" in text
+    longer = [
+        line | {"scale": f"control with {given}"}
+        for given in ("epochs 4", "epochs 10", "epochs 20, warmup 0.1")
+        for line in lines[:2]
+    ]
+    for more, name in ((longer, "control with epochs 10"), (longer + lines[2:], "full")):
+        assert f"| DemoNet on Fashion-MNIST, {name} |" in main_results(
+            write(tmp_path / f"longer{len(more)}.jsonl", lines[:2] + more)
+        )
     beside = [{"scale": "full", "variant": name, "test_accuracy": 0.8} for name in ("random", "h2spg-equal-time")]
     beside[1]["test_accuracy"] = 0.85
     text = re.sub(r" +", " ", main_results(write(tmp_path / "beside.jsonl", lines + beside)))
