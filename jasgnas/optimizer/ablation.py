@@ -186,6 +186,39 @@ def costs_beside(plan_rise: ArrayLike, rises: ArrayLike, is_planned: ArrayLike) 
     return jnp.where(is_known, jnp.where(is_planned, -differences, differences), jnp.nan)
 
 
+def dearest_group(scores: ArrayLike, planned: ArrayLike) -> jax.Array:
+    """Returns the group of a plan whose return lowers the loss most, int32, -1 if that is known of none.
+
+    Args:
+        scores: minus what each group of the plan costs beside the others, see `costs_beside`; NaN where not known.
+        planned: the groups to choose from, bool `[num_groups]`.
+    """
+    costs = jnp.where(jnp.asarray(planned) & ~jnp.isnan(scores), -jnp.asarray(scores), -jnp.inf)
+    return jnp.where(jnp.any(costs > -jnp.inf), jnp.argmax(costs), -1).astype(jnp.int32)
+
+
+def scores_of_exchange(scores: ArrayLike, planned: ArrayLike, exchanged: ArrayLike) -> jax.Array:
+    """Returns the scores by which others are selected in the place of one group of a plan: by these the rest goes.
+
+    Others are measured beside the plan without that group, since what they cost beside all of it may be misleading.
+    Let two branches that compute alike both be planned to go. Each has a high cost, and what reads their sum has none,
+    so that both would return, or the reader go in the place of one. Without one of them costs are right.
+
+    Example:
+        >>> scores_of_exchange([-1.5, -1.5, -0.1], [True, True, False], 0).tolist()  # not again both, but the last one
+        [0.0, 4.099999904632568, -0.10000000149011612]
+
+    Args:
+        scores: minus how much more the loss rises if a group goes in the place of the one that is exchanged.
+        planned: the plan, bool `[num_groups]`.
+        exchanged: int, the group that is exchanged; if it is -1, the scores are returned as they are.
+    """
+    scores, index = jnp.asarray(scores), np.arange(np.shape(scores)[0])
+    most = 1 + jnp.sum(jnp.where(jnp.isfinite(scores), jnp.abs(scores), 0))
+    found = jnp.where(index == exchanged, 0, jnp.where(jnp.asarray(planned), most, scores))
+    return jnp.where(jnp.asarray(exchanged) < 0, scores, found)
+
+
 class Turns(NamedTuple):
     """Which evaluations of the loss are made while groups are scored.
 

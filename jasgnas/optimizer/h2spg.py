@@ -18,7 +18,16 @@ from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, BlindSelectionWarning
-from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss, Turns, Units, costs_beside, finite_rises
+from jasgnas.optimizer.ablation import (
+    FORWARD_PASSES,
+    Loss,
+    Turns,
+    Units,
+    costs_beside,
+    dearest_group,
+    finite_rises,
+    scores_of_exchange,
+)
 from jasgnas.optimizer.layout import (
     GroupLayout,
     GroupMoves,
@@ -350,6 +359,7 @@ class _Method:
             trial=each(bool),
             trial_rise=jnp.zeros([], dtype),
             num_trials=jnp.zeros([], jnp.int32),
+            exchanged=jnp.full([], -1, jnp.int32),
             selected_at=jnp.full([], self.phases.latest_start, jnp.int32),
             runner_up=jnp.full([], -1, jnp.int32),
             predicted_rise=jnp.zeros([], dtype),
@@ -442,6 +452,7 @@ class _Method:
             # Nor does what was selected by them count as a choice, which could settle, or be compared with another one.
             trial=state.trial & ~rises,
             num_trials=jnp.where(rises, 0, state.num_trials),
+            exchanged=jnp.where(rises, -1, state.exchanged),
             planned_rise=jnp.where(rises, 0, state.planned_rise),
             learning_rate=jnp.where(is_early, alpha, state.learning_rate).astype(state.learning_rate.dtype),
         )
@@ -529,6 +540,8 @@ class _Method:
         """
         step, phases = state.step, self.phases
         compares = turns is not None and turns.compares
+        # Not of channels, of which one matters little, nor if a choice is to settle.
+        exchanges = compares and not self.settle and not self._units.has_channels
         starts = phases.starts_at(step - state.selected_at)
         may_look = (self.settle & (step < state.selected_at)) | compares
         every = phases.look_every if turns is None else turns.look_every
@@ -537,14 +550,17 @@ class _Method:
         def select(old: H2SPGState) -> H2SPGState:
             state = self._with_better(old) if compares else old
             has_plan, is_new = jnp.any(state.trial) & compares, jnp.any(state.planned != old.planned)
+            # An exchange for which no time is left on trial was measured all the same, if on fewer batches.
+            is_fixed = has_plan & (is_new | (starts & (state.exchanged < 0)))
+            # Nothing is known of a group without a score: it comes last.
+            scores = jnp.where(state.num_scored != 0, state.scores, jnp.nan)
             found, redundant, runner_up = self.target.select(
-                # Nothing is known of a group without a score: it comes last.
-                jnp.where(state.num_scored != 0, state.scores, jnp.nan),
+                scores_of_exchange(scores, state.planned, state.exchanged) if exchanges else scores,
                 phases.round_of(step - jnp.minimum(step, state.selected_at)),
                 state.planned,
                 state.redundant,
                 # What groups are worth beside a new plan was not measured yet, nor was a set that would be found now.
-                has_plan & (starts | is_new),
+                is_fixed,
                 by_cost=score.is_cost,
                 hierarchical=self.hierarchical,
             )
@@ -552,12 +568,20 @@ class _Method:
             is_settled &= self.settle & (step < state.selected_at) & ~is_new
             is_taken = starts | (is_settled & ~has_plan)
             is_same = has_plan & jnp.all(found == state.trial)
+            # Beside a plan a set is selected on trial, then one in which a single group of the plan is exchanged.
+            stays = has_plan & ~(is_new | starts) & exchanges
+            is_at_end = jnp.all(found == state.planned) | (is_same & (state.num_trials > 0))
+            dearest = dearest_group(scores, state.planned & ~state.redundant)
+            exchanged = jnp.where(state.exchanged < 0, dearest, jnp.where(is_at_end, -1, state.exchanged))
+            exchanged = jnp.where(stays, exchanged, -1)
             # Removals do not add up: from here on it is measured anew, on what is left.
-            is_outdated = (is_taken | is_new | (~has_plan & compares)) & score.is_mean
+            is_outdated = is_taken | is_new | (~has_plan & compares) | (exchanged != state.exchanged)
+            is_outdated &= score.is_mean
             looked = state._replace(
                 planned=jnp.where(is_taken | ~has_plan & compares, found, state.planned),
                 trial=found,
                 num_trials=jnp.where(is_same & ~is_new, state.num_trials, 0),
+                exchanged=exchanged,
                 num_scored=jnp.where(is_outdated, outdated(state.num_scored), state.num_scored),
                 # What is planned is selected by the next update.
                 selected_at=jnp.where(is_settled, step + 1, state.selected_at),
@@ -567,7 +591,7 @@ class _Method:
                 selected_at=jnp.minimum(step, state.selected_at),
                 runner_up=runner_up,
                 start_norms=state.norms,
-                predicted_rise=self._predicted_rise(state, redundant, score),
+                predicted_rise=self._predicted_rise(state, found, redundant, score),
             )
             return jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), taken, looked)
 
@@ -575,22 +599,31 @@ class _Method:
         return selected._replace(inner=state.inner)
 
     def _with_better(self, state: H2SPGState) -> H2SPGState:
-        """Returns the state with the set on trial as the plan, if the loss without it rises less."""
+        """Returns the state with the set on trial as the plan, if the loss without it rises less.
+
+        Unless it should rise less still by the exchange of a group of the plan, which then is what comes next.
+        """
         is_better = (state.num_trials > 0) & (state.trial_rise < state.planned_rise)
+        if isinstance(self.target, Target):
+            is_measured = self.target.may_replace(state.exchanged) & ~state.planned & (state.num_scored > 0)
+            costs = jnp.where(is_measured & (state.exchanged >= 0), -state.scores, jnp.inf)
+            is_better &= state.trial_rise <= state.planned_rise + jnp.min(costs)
         return state._replace(
             planned=jnp.where(is_better, state.trial, state.planned),
             planned_rise=jnp.where(is_better, state.trial_rise, state.planned_rise),
         )
 
-    def _predicted_rise(self, state: H2SPGState, redundant: jax.Array, score: Score) -> jax.Array:
+    def _predicted_rise(self, state: H2SPGState, planned: jax.Array, redundant: jax.Array, score: Score) -> jax.Array:
         """Returns by how much the loss should rise without the groups that a round takes."""
         if not score.is_cost:
             return state.predicted_rise
         # What has no score has no cost that is known.
         is_known = redundant & ~state.redundant & (state.num_scored != 0)
         by_scores = jnp.sum(jnp.where(is_known, -state.scores, 0))
-        is_whole = jnp.all(state.planned == redundant) & ~jnp.any(state.redundant)
-        return jnp.where(is_whole & (state.planned_rise != 0), state.planned_rise, by_scores)
+        is_whole = jnp.all(planned == redundant) & ~jnp.any(state.redundant)
+        # What comes in by an exchange was measured by how much more the loss rises than without the plan before.
+        more = jnp.sum(jnp.where(planned & ~state.planned, -state.scores, 0))
+        return jnp.where(is_whole & (state.planned_rise != 0), state.planned_rise + more, by_scores)
 
     def _evaluate(
         self, stats: GroupStats, turns: Turns | None, is_due: jax.Array, loss: Loss, state: H2SPGState
@@ -598,7 +631,7 @@ class _Method:
         """Evaluates the loss without groups: without those just selected, or else without each unit whose turn it is.
 
         Units are measured beside those groups that are planned to go, once there is a plan: a unit most of which is
-        planned by how much less the loss rises when it stays.
+        planned by how much less the loss rises when it stays; the others without the group that is to be exchanged.
 
         Returns:
             The statistics with the rises of the loss, which of them are known, bool `[num_groups]`, and the state.
@@ -610,12 +643,13 @@ class _Method:
             return stats, is_due, self._with_measured(state, found[0], is_new)
         units, is_turn = self._whose_turn(state, turns, is_due)
         planned = state.planned & jnp.any(state.trial) & turns.compares
+        base = planned & (np.arange(len(planned)) != state.exchanged)
         # Groups that are on their way out stay out.
         is_open = ~state.redundant
         num_planned, num_open = self._units.total(planned & is_open), self._units.total(is_open)
         comes_back = 2 * num_planned > num_open
         is_member = (self._units.of_groups == units[:, None]) & is_open
-        beside = jnp.where(comes_back[units, None], planned & ~is_member, planned | is_member)
+        beside = jnp.where(comes_back[units, None], planned & ~is_member, base | is_member)
         gone = jnp.concatenate([jnp.stack([planned, state.trial]), beside]) if turns.compares else beside
         found = self._rises(loss, gone, is_new, is_turn, state)
         state = self._with_measured(state, found[0], is_new)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jasgnas.checks import checked_batches, loss_value
 from jasgnas.errors import ArgumentError, NonFiniteError
-from jasgnas.optimizer.ablation import Loss, Units, costs_beside, finite_rises
+from jasgnas.optimizer.ablation import Loss, Units, costs_beside, dearest_group, finite_rises, scores_of_exchange
 from jasgnas.optimizer.layout import Remainder, grouped_leaves, lay_out, sum_over_groups, with_grouped_leaves
 from jasgnas.optimizer.scores import DEFAULT_SCORES, Score, ScoreFn, find_score, group_stats, require_comparable
 from jasgnas.space.candidates import Candidates
@@ -112,8 +112,9 @@ def select_groups(
     Removals do not add up: of two branches that compute alike, either can go, and both cannot. So a first selection by
     the rise of the loss without each group alone is only where this starts. Each group is then measured beside that
     selection, a group of it by how much less the loss rises when it stays, and another set is selected by that. If the
-    loss without this one rises less, it takes the place of the first, and so on until one is not better. In training,
-    `h2spg` selects like this, spread over its updates.
+    loss without this one rises less, it takes the place of the first, and so on until one is not better. Then the group
+    whose return lowers the loss most is exchanged: the others are measured in its place. If that is better, it goes on
+    from there, else it ends. In training, `h2spg` selects like this, spread over its updates.
 
     Each round is `num_groups` + 4 forward passes per batch; there are few. One program is compiled for all of them. A
     loss that is not finite without a set counts as much larger than all others; a batch on which it is not finite with
@@ -173,18 +174,32 @@ def select_groups(
         """Returns the rises without the first of some sets, `[num_groups + 1]`, on each batch."""
         return [np.asarray(rises_of(tree, batch, gone, number)) for batch in kept]
 
-    scores, planned = np.full(len(every), np.nan), np.zeros(len(every), bool)
-    while True:
-        gone = np.concatenate([planned[None], planned ^ (every[:, None] == every)])
+    def scores_beside(planned: np.ndarray, base: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Returns the scores of a plan's groups beside the others of it, and of the others beside a base."""
+        beside = np.where(planned[:, None], planned, base) ^ (every[:, None] == every)
+        gone = np.concatenate([planned[None], beside])
         costs = _finite_mean([costs_beside(rises[0], rises[1:], planned) for rises in measured(gone, len(gone))])
         # What cannot go beside the others is judged by what was known of it before.
-        may_go = planned | [not hierarchical or space.is_valid(np.flatnonzero(each).tolist()) for each in gone[1:]]
-        scores = np.where(may_go & ~np.isnan(costs), -costs, scores)
+        may_go = planned | [not hierarchical or space.is_valid(np.flatnonzero(each).tolist()) for each in beside]
+        return np.where(may_go & ~np.isnan(costs), -costs, scores)
+
+    def is_better(trial: np.ndarray, planned: np.ndarray) -> bool:
+        both = np.concatenate([planned[None], trial[None], np.zeros((len(every) - 1, len(every)), bool)])
+        rises = _finite_mean([finite_rises(rises[:2]) for rises in measured(both, 2)])
+        return bool(rises[1] < rises[0])
+
+    none = np.zeros(len(every), bool)
+    scores = scores_beside(none, none, np.full(len(every), np.nan))
+    planned = np.isin(every, select(scores))
+    while True:
+        scores = scores_beside(planned, planned, scores)
         trial = np.isin(every, select(scores))
-        both = measured(np.concatenate([planned[None], trial[None], gone[2:]]), 2)
-        rises = _finite_mean([finite_rises(rises[:2]) for rises in both])
-        if planned.any() and not rises[1] < rises[0]:
-            return tuple(np.flatnonzero(planned).tolist())
+        if not is_better(trial, planned):
+            exchanged = int(dearest_group(scores, planned))
+            scores = scores_beside(planned, planned & (every != exchanged), scores)
+            trial = np.isin(every, select(scores_of_exchange(scores, planned, exchanged)))
+            if not is_better(trial, planned):
+                return tuple(np.flatnonzero(planned).tolist())
         planned = trial
 
 

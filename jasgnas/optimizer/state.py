@@ -41,6 +41,7 @@ class H2SPGState(NamedTuple):
         trial: bool `[num_groups]`, what was selected on trial last; none if nothing was.
         trial_rise: float, the rise without that, on average over the latest `num_trials` batches, as `planned_rise`.
         num_trials: int32, number of the batches since there is this plan and this trial.
+        exchanged: int32, the group of the plan in the place of which others are measured, -1 for none.
         selected_at: int32, update that makes the first selection; until then the latest one that may.
         runner_up: int32, the group that would have been next at the latest selection, -1 for none.
         predicted_rise: float, by how much the loss should rise without the groups of the latest selection:
@@ -72,6 +73,7 @@ class H2SPGState(NamedTuple):
     trial: jax.Array
     trial_rise: jax.Array
     num_trials: jax.Array
+    exchanged: jax.Array
     selected_at: jax.Array
     runner_up: jax.Array
     predicted_rise: jax.Array

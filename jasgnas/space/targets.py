@@ -146,6 +146,16 @@ class Target:
         start = jax.lax.cond(is_met, lambda: start, lambda: thin_out(planned))
         return start, jnp.where(is_met, largest, planned)
 
+    def may_replace(self, group: int | jax.Array) -> jax.Array:
+        """Tells of each group whether it may go in the place of a given one, bool `[num_groups]`.
+
+        Of a number those of its kind may; of a size those that save as much by themselves.
+        """
+        if self.of_kinds is None:
+            return jnp.asarray(self.saved) >= jnp.asarray(self.saved)[group]
+        of_kinds = jnp.asarray(self.of_kinds)
+        return jnp.all(of_kinds == of_kinds[:, group][:, None], axis=0)
+
     def _is_due(self) -> IsDueFn:
         """Returns what tells whether a group is wanted beside others: of a kind of which enough go, no more are."""
         if self.of_kinds is None:
