@@ -113,8 +113,27 @@ class TracedModel:
         return [self.program.avals[atom] if isinstance(atom, int) else atom.aval for atom in self.outputs]
 
 
-def trace_model(model: Model, call: Call) -> TracedModel:
+def in_dtypes_of(leaves: tuple[Leaf, ...], arrays: Mapping[str, Any]) -> tuple[Leaf, ...]:
+    """Returns leaves in the dtypes of given arrays, by path, which may have been cast since the leaves were made.
+
+    A leaf of which no array is left goes with the others of its dtype, if these are of one dtype now.
+    """
+    now = {path: abstract(array).dtype for path, array in arrays.items()}
+    cast: dict[Any, set[Any]] = {}
+    for leaf in leaves:
+        if leaf.path in now:
+            cast.setdefault(leaf.dtype, set()).add(now[leaf.path])
+    of_others = {before: next(iter(after)) for before, after in cast.items() if len(after) == 1}
+    return tuple(leaf._replace(dtype=now.get(leaf.path, of_others.get(leaf.dtype, leaf.dtype))) for leaf in leaves)
+
+
+def trace_model(model: Model, call: Call, leaves: tuple[Leaf, ...] | None = None) -> TracedModel:
     """Traces a model.
+
+    Args:
+        model: the model.
+        call: what it is called with.
+        leaves: its leaves, if they are of other dtypes than those it was made with.
 
     Raises:
         ArgumentError: there is no input array.
@@ -134,7 +153,8 @@ def trace_model(model: Model, call: Call) -> TracedModel:
         out_trees.append(out_tree)
         return flat, after
 
-    values = [leaf.aval for leaf in model.leaves]
+    leaves = model.leaves if leaves is None else leaves
+    values = [leaf.aval for leaf in leaves]
     program = trace(run, values, call.avals)
     program = unroll(program, [position < len(values) for position in range(len(program.inputs))])
-    return TracedModel(model.leaves, program, out_trees[-1])
+    return TracedModel(leaves, program, out_trees[-1])

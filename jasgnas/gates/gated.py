@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jasgnas.bridge import Leaf, Model, open_model
-from jasgnas.bridge.trace import Call, TracedModel, trace_model
+from jasgnas.bridge.trace import Call, TracedModel, in_dtypes_of, trace_model
 from jasgnas.collector import collector_paused
 from jasgnas.errors import ArgumentError
 from jasgnas.gates.edges import Edge, find_edges
@@ -65,7 +65,7 @@ class GatedRecipe:
             ArgumentError: in this call the network has other edges than in the one that the gates were made for.
         """
         call = Call.of(args, kwargs)
-        traced, edges = self._prepare(model, call)
+        traced, edges = self._prepare(model, call, in_dtypes_of(self.leaves, arrays))
         values = [arrays[leaf.path] for leaf in self.leaves]
         factors = {(each.number, each.operand): _factor(arrays[f"{ROOM}/{each.name}"], each.axis) for each in edges}
         results = evaluate_gated(traced.program, [*values, *call.arrays], factors)
@@ -73,12 +73,12 @@ class GatedRecipe:
         changed = {self.leaves[index].path: after[index] for index in traced.updated}
         return jax.tree.unflatten(traced.out_tree, results[: traced.num_outputs]), changed
 
-    def _prepare(self, model: Model, call: Call) -> tuple[TracedModel, list[Edge]]:
+    def _prepare(self, model: Model, call: Call, leaves: tuple[Leaf, ...]) -> tuple[TracedModel, list[Edge]]:
         """Traces a call, and finds the edges that have a gate."""
-        key = (model.static, call.avals, call.static, call.treedef)
+        key = (model.static, call.avals, call.static, call.treedef, tuple(leaf.dtype for leaf in leaves))
         if (known := self._calls.get(key)) is not None:
             return known
-        traced = trace_model(model, call)
+        traced = trace_model(model, call, leaves)
         edges = edges_of(traced)
         if (found := _sizes(edges)) != self.sizes:
             others = [f"{name} ({size})" for name, size in sorted(set(found) ^ set(self.sizes))]

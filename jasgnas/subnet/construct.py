@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jasgnas.bridge import Leaf, Model, flavours, matched
-from jasgnas.bridge.trace import Call, TracedModel, trace_model
+from jasgnas.bridge.trace import Call, TracedModel, in_dtypes_of, trace_model
 from jasgnas.collector import collector_paused
 from jasgnas.errors import (
     ArgumentError,
@@ -127,11 +127,10 @@ class Recipe:
             TreeMismatchError: the arrays are not those of the sub-network.
         """
         self.check(arrays)
-        call = Call.of(args, kwargs)
-        traced, plan = self._prepare(model, call)
+        call, leaves = Call.of(args, kwargs), in_dtypes_of(self.leaves, arrays)
+        traced, plan = self._prepare(model, call, leaves)
         inputs = [
-            Sliced(arrays.get(leaf.path), layout, leaf.aval)
-            for leaf, layout in zip(self.leaves, self.layouts, strict=True)
+            Sliced(arrays.get(leaf.path), layout, leaf.aval) for leaf, layout in zip(leaves, self.layouts, strict=True)
         ]
         results = evaluate(plan, [*inputs, *map(whole, call.arrays, call.avals)])
         outputs = [value.full() for value in results[: traced.num_outputs]]
@@ -153,12 +152,13 @@ class Recipe:
         if faults:
             raise TreeMismatchError("these are not the arrays of the sub-network:\n  " + "\n  ".join(faults))
 
-    def _prepare(self, model: Model, call: Call) -> tuple[TracedModel, Plan]:
+    def _prepare(self, model: Model, call: Call, leaves: tuple[Leaf, ...]) -> tuple[TracedModel, Plan]:
         """Traces a call, and plans how to evaluate it on the arrays of the sub-network."""
-        key = (model.static, call.avals, call.static, call.treedef)
+        dtypes = tuple(leaf.dtype for leaf in leaves)
+        key = (model.static, call.avals, call.static, call.treedef, dtypes)
         if (known := self._calls.get(key)) is not None:
             return known
-        traced = trace_model(model, call)
+        traced = trace_model(model, call, leaves)
         needs = _needs(traced, propagate_zeros(traced.program, self.zeros), self.layouts)
         for leaf, layout, var in zip(self.leaves, self.layouts, traced.program.inputs, strict=False):
             if not same(union(layout, needs.read(var)), layout):

@@ -479,3 +479,83 @@ def test_tabulate_lists_the_layers():
     for arguments in ((X,), ()):
         with pytest.raises(jasgnas.ArgumentError, match="cannot be called by itself"):
             subnet.items[2](*arguments)
+
+
+# Sub-networks whose parameters are cast, as for inference.
+
+
+class Branches(nnx.Module):
+    """Three branches, one of them without parameters."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(4, 4, rngs=rngs)
+        self.second = nnx.Linear(4, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(jnp.tanh(self.first(x)) + jnp.sin(self.second(x)) + x)
+
+
+class LinenBranches(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return jnp.tanh(nn.Dense(4)(x)) + jnp.sin(nn.Dense(4)(x)) + x
+
+
+def branches(params, x):
+    return jnp.tanh(x @ params["first"]) + jnp.sin(x @ params["second"] + params["bias"]) + x
+
+
+def cast(tree, dtype):
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+def cast_module(model, dtype):
+    copied = copy.deepcopy(model)
+    nnx.update(copied, cast(nnx.state(copied), dtype))
+    return copied
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_modules_can_be_cast(is_gated, dtype):
+    model = Branches(nnx.Rngs(0))
+    nnx.update(model, randomize(nnx.state(model, (nnx.Param, nnx.BatchStat))))
+    model.eval()
+    if is_gated:
+        model = jasgnas.gated(model, X)
+    space = jasgnas.search_space(model, X)
+    zeroed = space.zero(model, [1])
+    subnet = cast_module(jasgnas.construct_subnet(space, zeroed), dtype)
+    full, x = cast_module(zeroed, dtype), X.astype(dtype)
+    for call in (lambda model, x: model(x), nnx.jit(lambda model, x: model(x))):
+        assert call(subnet, x).dtype == call(full, x).dtype == dtype
+        np.testing.assert_allclose(*(np.asarray(call(each, x), np.float32) for each in (subnet, full)), atol=0.05)
+    # Only the parameters, or only the input: as Flax promotes them.
+    assert subnet(X).dtype == full(X).dtype and jasgnas.construct_subnet(space, zeroed)(x).dtype == zeroed(x).dtype
+    # A module that is built of cast parameters, and trained so.
+    again = jasgnas.construct_subnet(space, full)
+    np.testing.assert_array_equal(again(x), subnet(x))
+    gradients = nnx.grad(lambda model: jnp.sum(model(x).astype(jnp.float32)))(again)
+    assert all(each.dtype == dtype for each in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_variables_and_parameters_can_be_cast(dtype):
+    module = LinenBranches()
+    variables = randomize(module.init(jax.random.key(0), X))
+    space = jasgnas.search_space(module, X, variables=variables)
+    zeroed = space.zero(variables, [1])
+    subnet, sub_variables = jasgnas.construct_subnet(space, zeroed)
+    found = subnet.apply(cast(sub_variables, dtype), X.astype(dtype))
+    expected = module.apply(cast(zeroed, dtype), X.astype(dtype))
+    assert found.dtype == expected.dtype == dtype
+    np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(expected, np.float32), atol=0.05)
+
+    params = randomize({"first": jnp.ones((4, 4)), "second": jnp.ones((4, 4)), "bias": jnp.ones(4)})
+    space = jasgnas.search_space(branches, X, params=params)
+    zeroed = space.zero(params, [1])
+    fn, sub_params = jasgnas.construct_subnet(space, zeroed)
+    found, expected = fn(cast(sub_params, dtype), X.astype(dtype)), branches(cast(zeroed, dtype), X.astype(dtype))
+    assert found.dtype == expected.dtype == dtype
+    np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(expected, np.float32), atol=0.05)
