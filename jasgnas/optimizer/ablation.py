@@ -16,6 +16,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jasgnas.checks import loss_value
+from jasgnas.errors import ArgumentError
 from jasgnas.optimizer.layout import GroupLayout, grouped_leaves, with_grouped_leaves, without_groups
 from jasgnas.space.candidates import Candidates
 
@@ -55,7 +56,15 @@ class Loss(NamedTuple):
             value_fn: returns the loss, or a tuple that starts with it, given parameters and further arguments by name.
             extra: further arguments of `update`; those that `value_fn` names are handed to it.
             value: what it returns for the parameters, if that is known.
+
+        Raises:
+            ArgumentError: `value_fn` is no function.
         """
+        if not callable(value_fn):
+            raise ArgumentError(
+                f"value_fn must be a function of the parameters that returns the loss, got {value_fn!r}; the loss "
+                "itself is value="
+            )
         named = inspect.signature(value_fn).parameters.values()
         takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in named)
         names = {parameter.name for parameter in named}

@@ -296,7 +296,8 @@ def require_zero(space: SearchSpace, claimed: Iterable[int], zero: Iterable[int]
         said = "" if state is None else f", though the optimizer state ({_progress(state)}) says so. {CHANGED_UPDATES}"
         raise ArgumentError(
             f"the groups {space.names_of(alive)} are not entirely zero{said}. Nothing but exact zeros is removed: pass "
-            "the parameters that belong to the optimizer state, or space.zero(model, removed)"
+            "the parameters that belong to the optimizer state, or make these zero first, as an average of parameters "
+            "must be: space.zero(model, removed)"
         )
 
 

@@ -423,6 +423,12 @@ def test_the_loss_takes_the_arguments_that_it_names():
         tx.update(grads, state, PARAMS, value_fn=lambda params: network(params, X[0]))
 
 
+def test_a_loss_in_the_place_of_its_function_is_refused():
+    tx = chain(score="ablation", selection_steps=8)
+    with pytest.raises(ArgumentError, match=r"value_fn must be a function.*got 3\.0; the loss itself is value="):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value_fn=3.0)
+
+
 def test_a_window_too_short_to_measure_every_group_is_refused():
     tx = make_h2spg(score="ablation", selection_steps=4)
     with pytest.raises(
