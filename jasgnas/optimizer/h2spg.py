@@ -200,8 +200,9 @@ def h2spg(
             `[num_groups]` scores, larger for groups to remove sooner; or such scores, which stay as they are.
             "default" is `ablation` where `update` is given a `value_fn` and the updates suffice to measure every group,
             else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so six
-            times, `ablation` measures sets as well: groups are measured beside what is planned to go, and a set on
-            trial takes the place of the plan if the loss rises less without it, on the same batches. In a space with
+            times, `ablation` measures sets as well: groups are measured beside what is planned to go, or in the place
+            of one group of it, and a set on trial takes the place of the plan if the loss rises less without it, on the
+            same batches. In a space with
             channels "default" leaves `ablation` out. Asked for by name, it measures them by random quarters of a
             dimension, whose channels share the rise of the loss by their `gate`, so that it needs `grad`, too.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
