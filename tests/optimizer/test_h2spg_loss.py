@@ -1,5 +1,6 @@
 """What H2SPG makes of the gradient and the loss that it is given."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -268,6 +269,56 @@ def test_of_two_copies_one_goes(window):
     loss = lambda params, x: jnp.mean((copies(params, x) - copies(SUBSTITUTES, x)) ** 2)  # noqa: E731
     chosen = jasgnas.select_groups(space, history[-1], loss, batches, target_groups=2)
     assert {names[index] for index in chosen} in ({"b", "d"}, {"c", "d"})
+
+
+@pytest.mark.parametrize("target", [{"target_groups": 3}, {"target_params": 0.5}])
+def test_choices_among_substitutes_are_nearly_the_best(target):
+    """Of losses in which some pairs of branches stand in for each other: most choices are the best of all sets."""
+    names, num_updates = "abcdefg", 250
+
+    def branches(params, x):
+        return sum(jnp.tanh(x @ params[name]) for name in names)
+
+    params = {name: jnp.full((3, 3), 1.0) for name in names}
+    space = jasgnas.search_space(branches, X[0][:, :3], params=params)
+
+    def value_fn(params, single, pairs):
+        gone = jnp.stack([~jnp.any(params[name]) for name in names]).astype(jnp.float32)
+        return 1 + gone @ single + gone @ pairs @ gone
+
+    last = h2spg(
+        space, learning_rate=0.0, warmup_steps=num_updates, selection_steps=num_updates, projection_steps=5,
+        score="ablation", **target,
+    )  # fmt: skip
+
+    @jax.jit
+    def selected(single, pairs):
+        def step(state, _):
+            given = {"value": jnp.float32(1), "value_fn": value_fn, "single": single, "pairs": pairs}
+            return last.update(jax.tree.map(jnp.zeros_like, params), state, params, **given)[1], None
+
+        return jax.lax.scan(step, last.init(params), length=num_updates + 1)[0]
+
+    regrets, of_random = [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        single = 0.3 * np.abs(rng.normal(size=7)).astype(np.float32)
+        pairs = np.triu(2 * np.abs(rng.normal(size=(7, 7))) * (rng.random((7, 7)) < 0.3), 1).astype(np.float32)
+
+        def rise(gone, single=single, pairs=pairs):
+            is_gone = np.isin(np.arange(7), [names.index(space.groups[index].paths[0]) for index in gone])
+            return float(is_gone @ single + is_gone @ pairs @ is_gone)
+
+        state = selected(single, pairs)
+        found = np.flatnonzero(state.redundant).tolist()
+        number = 3 if "target_groups" in target else 4
+        assert space.is_valid(found) and len(found) == number
+        assert float(state.measured_rise) == pytest.approx(rise(found), abs=1e-5)
+        all_rises = [rise(gone) for gone in itertools.combinations(range(7), number)]
+        regrets.append(rise(found) - min(all_rises))
+        of_random.append(np.mean(all_rises) - min(all_rises))
+    assert np.mean(np.array(regrets) < 1e-5) >= 0.7
+    assert np.mean(regrets) < 0.1 * np.mean(of_random)
 
 
 def test_a_set_without_which_the_loss_is_not_finite_does_not_stay_planned():
