@@ -207,15 +207,15 @@ def dearest_group(scores: ArrayLike, planned: ArrayLike) -> jax.Array:
 
 
 def scores_of_exchange(scores: ArrayLike, planned: ArrayLike, exchanged: ArrayLike) -> jax.Array:
-    """Returns the scores by which others are selected in the place of one group of a plan: by these the rest goes.
+    """Returns the scores by which others are selected in the place of one group of a plan, the rest of which goes.
 
     Others are measured beside the plan without that group, since what they cost beside all of it may be misleading.
     Let two branches that compute alike both be planned to go. Each has a high cost, and what reads their sum has none,
     so that both would return, or the reader go in the place of one. Without one of them costs are right.
 
     Example:
-        >>> scores_of_exchange([-1.5, -1.5, -0.1], [True, True, False], 0).tolist()  # not again both, but the last one
-        [0.0, 4.099999904632568, -0.10000000149011612]
+        >>> scores_of_exchange([-1.5, -1.5, 0.25], [True, True, False], 0).tolist()
+        [0.0, 4.25, 0.25]
 
     Args:
         scores: minus how much more the loss rises if a group goes in the place of the one that is exchanged.

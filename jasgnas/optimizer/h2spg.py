@@ -202,9 +202,9 @@ def h2spg(
             else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so six
             times, `ablation` measures sets as well: groups are measured beside what is planned to go, or in the place
             of one group of it, and a set on trial takes the place of the plan if the loss rises less without it, on the
-            same batches. In a space with
-            channels "default" leaves `ablation` out. Asked for by name, it measures them by random quarters of a
-            dimension, whose channels share the rise of the loss by their `gate`, so that it needs `grad`, too.
+            same batches. In a space with channels "default" leaves `ablation` out. Asked for by name, it measures them
+            by random quarters of a dimension, whose channels share the rise of the loss by their `gate`, so that it
+            needs `grad`, too.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
         forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
             one in two updates.
