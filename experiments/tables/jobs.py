@@ -56,7 +56,6 @@ VARIANTS = {
     "slim": Variant("channels alone", {"kinds": "channels"}),
     "both": Variant("structures and channels", {"kinds": "both"}),
     "slim-ablation": Variant("channels alone, by the loss", {"kinds": "channels", "score": "ablation"}),
-    "both-ablation": Variant("structures and channels, by the loss", {"kinds": "both", "score": "ablation"}),
     "slim-random": Variant("control: random channels", {"kinds": "channels", "score": "random"}),
     "slim-equal-time": Variant("channels alone, equal time", {"kinds": "channels"}, equal_time=True),
 }
