@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -16,16 +16,16 @@ from experiments.data import Dataset, open_dataset
 from experiments.data.files import read_files
 from experiments.engine.presets import DIGITS
 from experiments.gpu.checks import checks
-from experiments.gpu.journal import Journal
+from experiments.gpu.journal import Journal, Thing, Work
 from experiments.gpu.page import write_page
 from experiments.gpu.races import RACES, Deadline, Races
 from experiments.gpu.speed import measurements
 
-_TIMED_FIRST = 2
-"""Measurements before the trainings; the others come where time is left: one of a network has taken 53 s on an H100."""
+_SHARE_BEFORE_TRAININGS = 3 / 8
+"""Of the minutes: what is not measured by then is measured after the trainings, where time is left."""
 
-_SECONDS_TIMED = 60
-"""What a measurement takes, about, compilation included."""
+_SECONDS_TIMED = 40
+"""What a measurement takes, about, the compilation that is timed included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run(config: Gpu, command: str) -> None:
 
     rows = config.rows if "training" in config.parts else ()
     chosen = [race.small if tiny else race for race in RACES if race.name in rows]
-    timed = list(measurements(tiny=tiny)) if "speed" in config.parts else []
+    todo = list(measurements(tiny=tiny)) if "speed" in config.parts else []
     try:
         with ThreadPoolExecutor() as pool:
             images = {
@@ -84,15 +84,19 @@ def run(config: Gpu, command: str) -> None:
             }
             for each in checks(tiny=tiny) if "checks" in config.parts else ():
                 pool.submit(journal.do, *each)
+            prepared = [(thing, pool.submit(prepare)) for thing, prepare in todo if journal.figures(thing) is None]
         # Nothing else compiles while these are timed.
-        for each in timed[:_TIMED_FIRST]:
-            journal.do(*each)
+        while prepared and deadline.passed < _SHARE_BEFORE_TRAININGS:
+            _measure(journal, *prepared.pop(0))
         Races(chosen, journal, lambda data: images[data.name, data.image_size].result()).run(deadline)
-        for each in timed[_TIMED_FIRST:]:
-            if deadline.remaining > _SECONDS_TIMED:
-                journal.do(*each)
+        while prepared and deadline.remaining > _SECONDS_TIMED:
+            _measure(journal, *prepared.pop(0))
     finally:
         print(f"Written in {write_page(config.results, config.scale)}", flush=True)
+
+
+def _measure(journal: Journal, thing: Thing, prepared: Future[Work]) -> None:
+    journal.do(thing, lambda: prepared.result()())
 
 
 def _open(config: Gpu, name: str, size: int | None) -> Dataset:

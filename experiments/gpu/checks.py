@@ -19,6 +19,9 @@ from experiments.gpu.networks import random_network
 _BATCH = 4
 _STEPS = 4
 
+_UNTUNED = {"xla_gpu_autotune_level": 0}
+"""Else a GPU's compiler tries out kernels for every shape, one program after the other: in vain for a single call."""
+
 NETWORKS = ("demo_net", "resnet18_cifar", "stacked_unets", "regnet_x_200mf_cifar", "vit_s16", "decoder_small")
 """Convolutions in blocks, grouped, in a U-Net; attention with and without a mask."""
 
@@ -113,4 +116,4 @@ def _outputs(model: nnx.Module, inputs: np.ndarray, dtype: str) -> jax.Array:
     # Otherwise products of float32 are rounded to fewer digits, in an order that depends on the width.
     with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
         variables = jax.device_put(variables, jax.devices()[0])
-        return jax.jit(network.evaluate)(variables, inputs)
+        return jax.jit(network.evaluate, compiler_options=_UNTUNED)(variables, inputs)

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from experiments.common.lines import append_json_line, read_json_lines
 from experiments.common.machine import machine_facts
+
+T = TypeVar("T")
 
 Work = Callable[[], dict[str, Any]]
 """Finds the figures of a thing."""
@@ -39,10 +41,8 @@ class Thing(NamedTuple):
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def called_with(
-    part: str, name: str, function: Callable[..., dict[str, Any]], /, **settings: Any
-) -> tuple[Thing, partial[dict[str, Any]]]:
-    """Returns what is done by calling a function, whose arguments decide what it finds, and the work."""
+def called_with(part: str, name: str, function: Callable[..., T], /, **settings: Any) -> tuple[Thing, partial[T]]:
+    """Returns what is done by calling a function, whose arguments decide what is found, and the call."""
     return Thing(part, name, settings), partial(function, **settings)
 
 

@@ -50,12 +50,18 @@ class Deadline:
 
     def __init__(self, minutes: float):
         """Counts from now."""
-        self._end = time.perf_counter() + 60 * minutes
+        self._seconds = 60 * minutes
+        self._end = time.perf_counter() + self._seconds
 
     @property
     def remaining(self) -> float:
         """Seconds that are left."""
         return self._end - time.perf_counter()
+
+    @property
+    def passed(self) -> float:
+        """Share of the time that has passed."""
+        return 1 - self.remaining / self._seconds
 
 
 class Race(NamedTuple):

@@ -26,6 +26,9 @@ from jasgnas.space.mixtures import resolve_mixture
 NETWORKS = (("resnet18_cifar", 256), ("demo_net", 256), ("vit_s16", 64), ("stacked_unets", 256))
 """Names and batch sizes, in order of value."""
 
+Preparation = Callable[[], Work]
+"""Makes and compiles what is measured, and returns the work that is left: the measurement, which wants to be alone."""
+
 _WARMUP_STEPS = _PROJECTION_STEPS = 10_000
 _NUM_CLASSES = 10
 _LEARNING_RATE = 1e-3
@@ -44,32 +47,35 @@ class Repeats(NamedTuple):
     rounds: int = 5
 
 
-def measurements(*, tiny: bool) -> Iterator[tuple[Thing, Work]]:
-    """Yields each measurement, and the work that returns its figures."""
+def measurements(*, tiny: bool) -> Iterator[tuple[Thing, Preparation]]:
+    """Yields each measurement, and its preparation.
+
+    Preparations may run beside each other and beside other work, but not while something is measured.
+    """
     dtype = "float32" if tiny else "bfloat16"  # a CPU takes minutes to compile bfloat16
     repeats = Repeats(calls=2, rounds=1) if tiny else Repeats()  # and a tenth of a second and more for a step
     for name, batch_size in (("demo_net", 4),) if tiny else NETWORKS:
         settings = {"name": name, "batch_size": batch_size, "dtype": dtype, "repeats": repeats}
-        yield called_with("speed", f"{name}, batch {batch_size}", measure_network, **settings)
+        yield called_with("speed", f"{name}, batch {batch_size}", prepare_network, **settings)
         if name == NETWORKS[0][0] or tiny:
             width, depth = (10, 4) if tiny else (_WIDTH, _DEPTH)
             what = f"selection among {width * depth:,} channels"
-            yield called_with("speed", what, measure_selection, width=width, depth=depth, rounds=repeats.rounds)
+            yield called_with("speed", what, prepare_selection, width=width, depth=depth, rounds=repeats.rounds)
 
 
-def measure_network(name: str, batch_size: int, dtype: str, repeats: Repeats) -> dict[str, Any]:
-    """Measures training steps and forward passes of a network and of a random sub-network, computed in a dtype.
+def prepare_network(name: str, batch_size: int, dtype: str, repeats: Repeats) -> Work:
+    """Prepares to measure training steps and forward passes of a network and of a random sub-network.
 
     Args:
         name: name of the network in the zoo.
         batch_size: images of a step.
-        dtype: name of the dtype.
+        dtype: name of the dtype that they are computed in.
         repeats: how often everything is timed.
 
     Returns:
-        Milliseconds of a training step, called one by one and many in one call: plain, with H2SPG in each of its
-        phases, of the sub-network; of a forward pass of both; seconds of compilation; MiB of temporary memory, as the
-        compiler says, and at the peak of a step, where the device tells and has not held more before; and the
+        What finds milliseconds of a training step, called one by one and many in one call: plain, with H2SPG in each of
+        its phases, of the sub-network; of a forward pass of both; seconds of compilation; MiB of temporary memory, as
+        the compiler says, and at the peak of a step, where the device tells and has not held more before; and the
         sub-network's share of the multiply-adds.
     """
     with jax.default_device(jax.devices("cpu")[0]):
@@ -103,14 +109,12 @@ def measure_network(name: str, batch_size: int, dtype: str, repeats: Repeats) ->
 
     def compiled(key: str, num_steps: int = 1) -> tuple[Any, float]:
         """Returns so many steps in one call, and the seconds of compilation."""
-        network, tx = states[key]
-        step = make_train_step(Network(network), tx, options, None)
 
         def steps(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
-            return jax.lax.scan(lambda state, _: step(state, batch), state, length=num_steps)
+            return jax.lax.scan(lambda state, _: one_step[key](state, batch), state, length=num_steps)
 
         started = time.perf_counter()
-        called = jax.jit(step if num_steps == 1 else steps, donate_argnums=0)
+        called = jax.jit(one_step[key] if num_steps == 1 else steps, donate_argnums=0)
         return called.lower(initial[key], batch).compile(), time.perf_counter() - started
 
     def compiled_forward(network: nnx.Module) -> Any:
@@ -118,18 +122,46 @@ def measure_network(name: str, batch_size: int, dtype: str, repeats: Repeats) ->
         executable = jax.jit(Network(network).evaluate).lower(*arguments).compile()
         return partial(_repeated, partial(executable, *arguments), repeats.calls)
 
+    one_step = {key: make_train_step(Network(network), tx, options, None) for key, (network, tx) in states.items()}
     with ThreadPoolExecutor() as pool:
         sub = pool.submit(compiled, "sub-network")
         in_one_call = pool.map(lambda key: compiled(key, repeats.calls)[0], states)
         forward = dict(zip(("full", "sub-network"), pool.map(compiled_forward, (model, subnet)), strict=True))
         joined = dict(zip(states, in_one_call, strict=True))
-        steps = {"sub-network": sub.result()}
+        programs = _Programs(initial, batch, compiled, {"sub-network": sub.result()}, joined, forward)
+    facts = {"macs_share": macs[1] / macs[0], "removed": len(removed)}
+    chosen = np.isin(np.arange(len(space.groups)), removed)
+    return lambda: facts | _measured(programs, chosen, repeats)
+
+
+class _Programs(NamedTuple):
+    """What is run, by what it is: `plain`, `H2SPG` and `sub-network`.
+
+    Attributes:
+        initial: states that trainings start with.
+        batch: the batch of every step.
+        compiled: compiles the step of one of them, and returns it with the seconds that it took.
+        steps: those that are compiled, in the same form.
+        joined: many steps in one call.
+        forward: many forward passes of the full network and of the sub-network.
+    """
+
+    initial: dict[str, TrainState]
+    batch: Batch
+    compiled: Callable[[str], tuple[Any, float]]
+    steps: dict[str, tuple[Any, float]]
+    joined: dict[str, Any]
+    forward: dict[str, Callable[[], Any]]
+
+
+def _measured(programs: _Programs, chosen: np.ndarray, repeats: Repeats) -> dict[str, Any]:
+    """Measures programs; `chosen`, bool `[num_groups]`, are the groups that H2SPG has selected where it has."""
+    initial, batch = programs.initial, programs.batch
     # One by one, since their times of compilation are compared, and last: the first program that is compiled would take
     # longer, as the compiler starts and tries out kernels that the others have, too.
-    steps |= {key: compiled(key) for key in ("plain", "H2SPG")}
+    steps = programs.steps | {key: programs.compiled(key) for key in ("plain", "H2SPG")}
     peaks = {key: _peak_mib(_Training(steps[key][0], initial[key], batch, 1)) for key in ("plain", "H2SPG")}
     momentum, state = initial["H2SPG"].opt_state
-    chosen = np.isin(np.arange(len(space.groups)), removed)
     phases = {
         "warm-up": (0, state.redundant),
         "scoring": (_WARMUP_STEPS - 1000, state.redundant),
@@ -141,13 +173,11 @@ def measure_network(name: str, batch_size: int, dtype: str, repeats: Repeats) ->
         there = momentum, state._replace(step=jnp.int32(number), redundant=jnp.asarray(redundant))
         starts[f"H2SPG, {phase}"] = "H2SPG", initial["H2SPG"]._replace(opt_state=there)
     runs = {name: _Training(steps[key][0], start, batch, repeats.calls) for name, (key, start) in starts.items()}
-    joined_runs = {name: _Training(joined[key], start, batch, 1) for name, (key, start) in starts.items()}
+    joined_runs = {name: _Training(programs.joined[key], start, batch, 1) for name, (key, start) in starts.items()}
     seconds = interleaved_seconds(runs, repeats.rounds)
     joined_seconds = interleaved_seconds(joined_runs, repeats.rounds)
-    forward_seconds = interleaved_seconds(forward, repeats.rounds)
+    forward_seconds = interleaved_seconds(programs.forward, repeats.rounds)
     return {
-        "macs_share": macs[1] / macs[0],
-        "removed": len(removed),
         "step_ms": {key: 1e3 * value / repeats.calls for key, value in seconds.items()},
         "joined_step_ms": {key: 1e3 * value / repeats.calls for key, value in joined_seconds.items()},
         "forward_ms": {key: 1e3 * value / repeats.calls for key, value in forward_seconds.items()},
@@ -190,20 +220,24 @@ def _repeated(call: Callable[[], Any], number: int) -> Any:
     return [call() for _ in range(number)][-1]
 
 
-def measure_selection(width: int, depth: int, rounds: int) -> dict[str, Any]:
-    """Measures one selection by cost among the channels of a stack of dense layers, to half of its multiply-adds."""
+def prepare_selection(width: int, depth: int, rounds: int) -> Work:
+    """Prepares to measure one selection by cost among the channels of dense layers, to half of their multiply-adds."""
     with jax.default_device(jax.devices("cpu")[0]):
         layers = nnx.eval_shape(lambda: _Stack(width, depth, nnx.Rngs(0)))
         space = jasgnas.search_space(layers, jax.ShapeDtypeStruct((1, width), jnp.float32), channels=True)
         mixture = resolve_mixture(space.candidates, {"target_macs": 0.5}, 1, True, Limits())
         scores = np.random.default_rng(0).normal(size=len(space.groups)).astype(np.float32)
-    none = jnp.zeros(len(space.groups), bool)
-    select = jax.jit(lambda scores: mixture.select(scores, -1, mixture.fallback, none, by_cost=True).redundant)
-    started = time.perf_counter()
-    jax.block_until_ready(select(scores))
-    first = time.perf_counter() - started
-    seconds = interleaved_seconds({"": lambda: select(scores)}, rounds)[""]
-    return {"groups": len(space.groups), "ms": 1e3 * seconds, "first_call_seconds": first}
+
+    def measure() -> dict[str, Any]:
+        none = jnp.zeros(len(space.groups), bool)
+        select = jax.jit(lambda scores: mixture.select(scores, -1, mixture.fallback, none, by_cost=True).redundant)
+        started = time.perf_counter()
+        jax.block_until_ready(select(scores))
+        first = time.perf_counter() - started
+        seconds = interleaved_seconds({"": lambda: select(scores)}, rounds)[""]
+        return {"groups": len(space.groups), "ms": 1e3 * seconds, "first_call_seconds": first}
+
+    return measure
 
 
 class _Stack(nnx.Module):

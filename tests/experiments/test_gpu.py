@@ -452,13 +452,15 @@ def test_the_command_ends_when_the_minutes_are_over_whatever_is_under_way(tmp_pa
         from experiments.gpu.journal import Thing
 
         forever = threading.Event().wait
-        things = [Thing("speed", name, {}) for name in ("done", "never done")]
-        command.measurements = lambda tiny: zip(things, (lambda: {"ms": 1.5}, forever))
+        things = [Thing("speed", name, {}) for name in ("cannot be prepared", "done", "never done")]
+        preparations = (lambda: 1 / 0, lambda: lambda: {"ms": 1.5}, lambda: forever)
+        command.measurements = lambda tiny: zip(things, preparations)
         command.main()
     """
     options = ["--scale", "smoke", "--parts", "speed", "--minutes", "0.1", "--results", str(tmp_path)]
     assert f"The time is over. Written in {tmp_path}" in outcome(code, options)
-    assert [line.name for line in read_lines(tmp_path / "gpu.jsonl")] == ["done"]
+    found = [(line.name, line.failed) for line in read_lines(tmp_path / "gpu.jsonl")]
+    assert found == [("cannot be prepared", True), ("done", False)]
     assert (tmp_path / "gpu-smoke.md").exists()
 
 
