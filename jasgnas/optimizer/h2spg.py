@@ -402,9 +402,10 @@ class _Method:
         us = [u.astype(jnp.result_type(x, u)) for x, u in zip(xs, us, strict=True)]
         loss = None if value_fn is None else Loss.of(layout, params, value_fn, extra, value)
         score = self._resolved_score(grad, loss)
-        gs = None
-        if grad is not None and (score.needs in ("grad", "gate", "any") or self._shares(score)):
-            gs = grouped_gradients(layout, params, grad)
+        # A gradient of another tree is refused also where it is not looked at.
+        gs = None if grad is None else grouped_gradients(layout, params, grad)
+        if score.needs not in ("grad", "gate", "any") and not self._shares(score):
+            gs = None
 
         sums, state = self._measure(layout, xs, us, gs, score, state)
         stats = group_stats(sums, alpha, layout.num_params, self.candidates.savings)

@@ -220,8 +220,9 @@ def test_a_window_too_short_to_measure_every_group_is_refused():
         tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=0.0, value_fn=lambda params: jnp.float32(0))
 
 
-def test_gradients_of_another_tree_are_refused():
-    tx = make_h2spg(score="gate")
+@pytest.mark.parametrize("score", ["gate", "magnitude"])  # which does not look at them
+def test_gradients_of_another_tree_are_refused(score):
+    tx = make_h2spg(score=score)
     with pytest.raises(TreeMismatchError, match="grad= has nothing, or another shape, for b, c. Expected"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS, grad={**PARAMS, "b": jnp.ones(3), "c": None})
 
