@@ -165,8 +165,8 @@ def h2spg(
             its paths do with the same text. Patterns are met one after the other, so that a limit for each edge before
             one for all edges of a node leaves a node the best operations of its best edges. It may be the only target:
             then fewer stay where scores are in units of the loss and that falls without.
-        warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be. 30 % of the
-            training is a good start: sooner, little has been learned that scores could go by, and later, little is
+        warmup_steps: updates before the first selection, at least 1; with `settle` the most there may be. 15 to 30 % of
+            the training are a good start: sooner, little has been learned that scores could go by, and later, little is
             left of the training for what stays. A network that is trained already needs as many as measure its groups.
         projection_steps: updates over which redundant groups go to zero, at least `periods`. 10 % of the training is a
             good start; all that remains after it trains the groups that stay.
