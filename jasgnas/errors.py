@@ -85,7 +85,7 @@ class OneModeWarning(UserWarning):
 
 
 class EarlySelectionWarning(UserWarning):
-    """H2SPG selects while the learning rate still rises, before anything has been learned."""
+    """H2SPG selects before anything has been learned, or before the loss without every group has been measured."""
 
 
 class BlindSelectionWarning(UserWarning):

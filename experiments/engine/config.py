@@ -122,6 +122,8 @@ class H2SPGConfig:
     """Rounds of selection and projection."""
     score: str = "default"
     """Name of the redundancy score: `default`, one of `jasgnas.optimizer.scores.SCORES`, or `random`, a baseline."""
+    forward_passes: float | None = None
+    """How many evaluations of the loss a scored update may cost, on average; by default one in two updates."""
     hierarchical: bool = True
     """Remove only what leaves a valid network; otherwise the best scores, for comparisons."""
     epsilon: float = 0.0
@@ -179,7 +181,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     ),
     "positive and finite": (
         lambda value: 0 < value < math.inf,
-        ("optimizer.learning_rate", "optimizer.step_factor", "optimizer.clip_norm"),
+        ("optimizer.learning_rate", "optimizer.step_factor", "optimizer.clip_norm", "h2spg.forward_passes"),
     ),
 }
 """What numbers must be: in words, as a condition, and which settings, by their names on the command line."""

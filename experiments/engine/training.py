@@ -296,9 +296,9 @@ class Training:
         }
 
     def _selection(self, h2spg: jasgnas.H2SPGState) -> Record:
-        """Returns when groups were selected, what came next, and what the loss was to be and is without them.
+        """Returns which groups were selected and when, what came next, and what the loss was to be and is without them.
 
-        The scores that decided stay as they are after the last selection: they are written once for each.
+        The scores that decided stay as they are after the last selection: they are written once, as the groups.
         """
         num_redundant = int(np.sum(h2spg.redundant))
         is_new, self._num_explained = num_redundant != self._num_explained, num_redundant
@@ -307,6 +307,7 @@ class Training:
             "runner_up": int(h2spg.runner_up),
             "predicted_rise": float(h2spg.predicted_rise),
             "measured_rise": float(h2spg.measured_rise),
+            "redundant": h2spg.redundant.tolist() if is_new else None,
             "scores": h2spg.scores.tolist() if is_new else None,
         }
 

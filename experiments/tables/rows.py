@@ -25,7 +25,11 @@ class Figures(NamedTuple):
 
 
 _TARGETS = ("target_sparsity", "target_params", "target_macs")
-_PHASES = ("warmup", "projection")
+_OF_H2SPG = {
+    "warmup": "warmup_fraction",
+    "projection": "projection_fraction",
+    **{name: name for name in ("settle", "forward_passes")},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Size:
     """Part of the steps before H2SPG selects, in place of the row's own."""
     projection: float | None = None
     """Part of the steps in which it sets to zero what it has selected."""
+    settle: bool | None = None
+    """Whether it selects as soon as the choice settles."""
+    forward_passes: float | None = None
+    """How many evaluations of the loss a scored update may cost, on average."""
     drop_path: float | None = None
     """Probability of dropping a path, in place of the recipe's."""
     auxiliary_weight: float | None = None
@@ -100,8 +108,8 @@ class Size:
         )
         if targets := self.given().keys() & set(_TARGETS):
             h2spg = h2spg.with_target(**{name: getattr(self, name) for name in targets})
-        phases = self.given().keys() & set(_PHASES)
-        h2spg = replace(h2spg, **{f"{name}_fraction": getattr(self, name) for name in phases})
+        of_h2spg = self.given().keys() & _OF_H2SPG.keys()
+        h2spg = replace(h2spg, **{_OF_H2SPG[name]: getattr(self, name) for name in of_h2spg})
         return replace(
             config,
             model=model,

@@ -5,6 +5,7 @@ is measured here, by evaluating it, inside the jitted training step.
 """
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -228,6 +229,40 @@ def scores_of_exchange(scores: ArrayLike, planned: ArrayLike, exchanged: ArrayLi
     return jnp.where(jnp.asarray(exchanged) < 0, scores, found)
 
 
+def tied(scores: jax.Array) -> jax.Array:
+    """Returns which scores equal another one but for rounding, bool `[n]`; none that are zero.
+
+    Example:
+        >>> tied(jnp.array([-0.0405, -2.0, -0.0405001, 0.0, 0.0])).tolist()
+        [True, False, True, False, False]
+
+    Args:
+        scores: float `[n]`, none above zero.
+    """
+    order = jnp.argsort(scores)
+    ordered = scores[order]
+    is_near = jnp.diff(ordered) <= _TIE * jnp.abs(ordered[:-1])
+    is_near = jnp.append(is_near, False) | jnp.append(False, is_near)
+    return jnp.zeros_like(is_near).at[order].set(is_near & (ordered != 0))
+
+
+def with_ties_broken(scores: jax.Array, rises: jax.Array) -> jax.Array:
+    """Returns scores that tied, a little lower the more the loss rises without their group, float `[n]`.
+
+    Example:
+        >>> broken = with_ties_broken(jnp.array([-0.0405, -2.0, -0.0405001]), jnp.array([0.230, jnp.nan, 0.123]))
+        >>> jnp.argsort(-broken).tolist()
+        [2, 0, 1]
+
+    Args:
+        scores: float `[n]`, none above zero.
+        rises: how much the loss rises, float `[n]`; NaN for groups that are not concerned.
+    """
+    is_concerned = ~jnp.isnan(rises)
+    ranks = jnp.argsort(jnp.argsort(jnp.where(is_concerned, rises, jnp.inf)))
+    return jnp.where(is_concerned, scores * (1 + 4 * _TIE * ranks), scores)
+
+
 class Turns(NamedTuple):
     """Which evaluations of the loss are made while groups are scored.
 
@@ -265,7 +300,7 @@ class Turns(NamedTuple):
             most = int(num_updates * forward_passes) - others
             number = max(1, min(num_groups, most, max(_AT_A_TIME, int(forward_passes) - others)))
             every = math.ceil((number + others) / forward_passes)
-            interval = max(look_every, 2 * math.ceil(num_groups / number) * every)
+            interval = max(look_every, math.ceil(2 * num_groups / number) * every)
             return cls(number, every, interval, num_updates // every * number, others > own)
 
         # Beside the groups, the set planned and the one on trial. First a set is found, then another one by what groups
@@ -273,12 +308,25 @@ class Turns(NamedTuple):
         comparing = turns(own + 2)
         return comparing if comparing.look_every * 3 <= num_updates else turns(own)
 
+    @classmethod
+    def least_updates(cls, forward_passes: float, num_groups: int, knows_value: bool) -> int:
+        """Returns the least number of scored updates that measure every group; arguments as of `within`."""
+        lengths = itertools.count(1)
+        return next(
+            each
+            for each in lengths
+            if cls.within(each, forward_passes, num_groups, knows_value).num_measured >= num_groups
+        )
+
 
 _PARTS = 4
 """Of a dimension so many parts are measured, one at a time: few enough channels that the rest still works."""
 
 _MUCH = 1000.0
 """How many times as large as all others a rise is taken to be that is infinite."""
+
+_TIE = 1e-4
+"""Scores that differ by a smaller part of them are equal: they are averages of squares of sums, in 32 bits."""
 
 _AT_A_TIME = 6
 """So few that no update takes much longer than others, and so many that what is evaluated beside them is little."""

@@ -18,7 +18,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
-from jasgnas.errors import ArgumentError, BlindSelectionWarning
+from jasgnas.errors import ArgumentError, BlindSelectionWarning, EarlySelectionWarning
 from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss
 from jasgnas.optimizer.layout import (
     GroupLayout,
@@ -194,7 +194,8 @@ def h2spg(
             of one group of it, and a set on trial takes the place of the plan if the loss rises less without it, on the
             same batches. In a space with channels "default" leaves `ablation` out. Asked for by name, it measures them
             by random quarters of a dimension, whose channels share the rise of the loss by their `gate`, so that it
-            needs `grad`, too.
+            needs `grad`, too. Structures that tie by `gate` are told apart by the loss without each, where there is a
+            `value_fn`.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
         forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
             one in two updates.
@@ -217,7 +218,8 @@ def h2spg(
             space, or not to each other.
 
     Warns:
-        EarlySelectionWarning: the learning rate still rises where the selection is made.
+        EarlySelectionWarning: the learning rate still rises where the selection is made; by `update`, too few updates
+            are scored for the default to measure every group, so that `gate` takes the place of `ablation`.
         BlindSelectionWarning: by `update`, the default score is given neither the gradient nor the loss.
 
     Example:
@@ -413,7 +415,7 @@ class _Method:
         state = self.planner.select(state, score, turns)
         is_due = jnp.broadcast_to(phases.is_scored(step, state.selected_at), state.scores.shape)
         if loss is not None:
-            stats, is_due, state = self.planner.evaluate(stats, turns, is_due, loss, state)
+            stats, is_due, state = self.planner.evaluate(stats, score, turns, is_due, loss, state)
         since = step - state.selected_at
         strengths = shrinking_strengths(stats, self.lmbda, self.amplify, self.hat)
         # Parameters and updates are read again only where something can move.
@@ -475,10 +477,18 @@ class _Method:
         knows_grad, knows_loss = grad is not None, loss is not None
         given = {"": True, "any": True, "grad": knows_grad, "gate": knows_grad, "value_fn": knows_loss}
         if self.score is None:
+            measures = loss is not None and not self.planner.has_channels
             # With too few updates to measure every group, the gradient says more.
-            suffices = loss is not None and (not knows_grad or self.planner.measures_all(loss))
-            can_measure = suffices and not self.planner.has_channels
-            needs = next(needs for needs in DEFAULT_SCORES if given[needs] and (needs != "value_fn" or can_measure))
+            shortage = self.planner.shortage(loss) if loss is not None and measures and knows_grad else ""
+            given["value_fn"] = measures and not shortage
+            needs = next(needs for needs in DEFAULT_SCORES if given[needs])
+            if shortage:
+                warnings.warn(
+                    f"the selection comes too early to be made by the loss, and is made by {DEFAULT_SCORES[needs]}: "
+                    f"{shortage}",
+                    EarlySelectionWarning,
+                    3,
+                )
             if not needs:
                 warnings.warn(
                     f"h2spg is given neither the gradient nor the loss, and selects by {DEFAULT_SCORES[needs]}, which "

@@ -20,6 +20,8 @@ from jasgnas.optimizer.ablation import (
     dearest_group,
     finite_rises,
     scores_of_exchange,
+    tied,
+    with_ties_broken,
 )
 from jasgnas.optimizer.phases import Phases
 from jasgnas.optimizer.scores import GroupStats, Score
@@ -59,9 +61,18 @@ class Planner:
         """Tells whether some of what is measured are quarters of dimensions, whose channels share what is found."""
         return self._units.has_channels
 
-    def measures_all(self, loss: Loss) -> bool:
-        """Tells whether there are updates enough to measure every group."""
-        return self._all_turns(loss).num_measured >= self._ablated.sum()
+    def shortage(self, loss: Loss) -> str:
+        """Returns what is missing for every group to be measured, nothing if there are updates enough."""
+        turns, number = self._all_turns(loss), int(self._ablated.sum())
+        if turns.num_measured >= number:
+            return ""
+        units = "groups and quarters of dimensions" if self._units.has_channels else "groups"
+        least = Turns.least_updates(self.forward_passes, number, loss.value is not None)
+        return (
+            f"{self._num_updates} scored updates with forward_passes={self.forward_passes} measure "
+            f"{turns.num_measured} {units}, and there are {number}: give selection_steps={least} (and warmup_steps), "
+            "or more forward_passes"
+        )
 
     def select(self, state: H2SPGState, score: Score, turns: Turns | None) -> H2SPGState:
         """Selects: on trial as often as is wanted, and where a round starts this round's share of what is planned.
@@ -157,10 +168,12 @@ class Planner:
         return jnp.where(is_whole & (state.planned_rise != 0), state.planned_rise + more, by_scores)
 
     def evaluate(
-        self, stats: GroupStats, turns: Turns | None, is_due: jax.Array, loss: Loss, state: H2SPGState
+        self, stats: GroupStats, score: Score, turns: Turns | None, is_due: jax.Array, loss: Loss, state: H2SPGState
     ) -> tuple[GroupStats, jax.Array, H2SPGState]:
         """Evaluates the loss without groups: without those just selected, or else without each unit whose turn it is.
 
+        Where no units have turns, since another score decides, structures that tie by it are measured at the end: by
+        `gate`, two branches into one norm of their sum have derivatives that add up to zero, whatever each is worth.
         Units are measured beside those groups that are planned to go, once there is a plan: a unit most of which is
         planned by how much less the loss rises when it stays; the others without the group that is to be exchanged.
 
@@ -170,8 +183,12 @@ class Planner:
         is_new = self.phases.starts_at(state.step - state.selected_at)
         # There is one place in the program where the loss is evaluated, whatever it is evaluated for.
         if turns is None:
-            found = self._rises(loss, state.redundant[None], is_new, is_new, state)
-            return stats, is_due, self._with_measured(state, found[0], is_new)
+            order, num_tied = self._tied_first(state, score)
+            indices = np.arange(self.candidates.num_groups)
+            found = self._rises(loss, state.redundant | (indices == order[:, None]), num_tied, is_new, state)
+            state = self._with_measured(state, found[0], is_new)
+            rises = jnp.full(len(indices), jnp.nan, found.dtype).at[order].set(jnp.where(is_new, jnp.nan, found))
+            return stats, is_due, state._replace(scores=with_ties_broken(state.scores, rises))
         units, is_turn = self._whose_turn(state, turns, is_due)
         planned = state.planned & jnp.any(state.trial) & turns.compares
         base = planned & (np.arange(len(planned)) != state.exchanged)
@@ -182,7 +199,7 @@ class Planner:
         is_member = (self._units.of_groups == units[:, None]) & is_open
         beside = jnp.where(comes_back[units, None], planned & ~is_member, base | is_member)
         gone = jnp.concatenate([jnp.stack([planned, state.trial]), beside]) if turns.compares else beside
-        found = self._rises(loss, gone, is_new, is_turn, state)
+        found = self._rises(loss, gone, jnp.where(is_turn, len(gone), 0), is_new, state)
         state = self._with_measured(state, found[0], is_new)
         is_turn &= ~is_new
         rises, is_known = found[-len(units) :], jnp.broadcast_to(is_turn, units.shape)
@@ -201,14 +218,23 @@ class Planner:
         rises = self._units.shared(of_units, is_concerned, stats.gate)
         return stats._replace(loss_rise=jnp.where(is_measured, rises, jnp.nan)), is_measured, state
 
-    def _rises(
-        self, loss: Loss, gone: jax.Array, is_new: jax.Array, is_turn: jax.Array, state: H2SPGState
-    ) -> jax.Array:
-        """Returns the rises of the loss without sets of groups; of a new selection that alone, in the first place."""
-        gone = jnp.where(is_new, state.redundant, gone)
+    def _tied_first(self, state: H2SPGState, score: Score) -> tuple[jax.Array, jax.Array]:
+        """Returns structures, those that tie by `gate` before all others, and how many are to be measured now."""
+        num = self.candidates.num_structures if score.needs == "gate" else 0
+        if not num:
+            return jnp.zeros(1, jnp.int32), jnp.int32(0)
+        is_tied = tied(state.scores[:num]) & ~state.redundant[:num]
+        is_time = self.phases.starts_at(state.step + 1 - state.selected_at)
+        return jnp.argsort(~is_tied, stable=True), jnp.where(is_time, jnp.sum(is_tied), 0)
+
+    def _rises(self, loss: Loss, gone: jax.Array, number: jax.Array, is_new: jax.Array, state: H2SPGState) -> jax.Array:
+        """Returns the rises of the loss without the first of some sets, or a new selection's in the first place.
+
+        Those that are not evaluated are NaN.
+        """
+        gone, number = jnp.where(is_new, state.redundant, gone), jnp.where(is_new, 1, number)
         unknown = jnp.full(len(gone), jnp.nan, state.measured_rise.dtype)
-        number = jnp.where(is_new, 1, len(gone))
-        return jax.lax.cond(is_new | is_turn, lambda: loss.rises(gone, number).astype(unknown.dtype), lambda: unknown)
+        return jax.lax.cond(number > 0, lambda: loss.rises(gone, number).astype(unknown.dtype), lambda: unknown)
 
     def _with_measured(self, state: H2SPGState, rise: jax.Array, is_new: jax.Array) -> H2SPGState:
         """Returns the state with the rise of the loss without a new selection."""
@@ -229,20 +255,18 @@ class Planner:
         Raises:
             ArgumentError: there are too few updates to measure every group.
         """
-        turns, number = self._all_turns(loss), self._ablated.sum()
-        if turns.num_measured < number:
-            units = "groups and quarters of dimensions" if self._units.has_channels else "groups"
-            raise ArgumentError(
-                f"{self.phases.latest_start - self.phases.first_scoring} scored updates with forward_passes="
-                f"{self.forward_passes} measure {turns.num_measured} {units}, and there are {number}: give more "
-                "selection_steps (and warmup_steps), or more forward_passes"
-            )
-        return turns
+        if shortage := self.shortage(loss):
+            raise ArgumentError(shortage)
+        return self._all_turns(loss)
 
     def _all_turns(self, loss: Loss) -> Turns:
-        num_updates = self.phases.latest_start - self.phases.first_scoring
         number, knows_value = int(self._ablated.sum()), loss.value is not None
-        return Turns.within(num_updates, self.forward_passes, number, knows_value, self.phases.look_every)
+        return Turns.within(self._num_updates, self.forward_passes, number, knows_value, self.phases.look_every)
+
+    @property
+    def _num_updates(self) -> int:
+        """How many updates are scored before the first selection, at most."""
+        return self.phases.latest_start - self.phases.first_scoring
 
     def _whose_turn(self, state: H2SPGState, turns: Turns, is_scored: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the units whose turn it is to be measured, int `[n]`, and whether any is measured in this update."""

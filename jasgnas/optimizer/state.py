@@ -141,7 +141,8 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
         opt_state: anything that `h2spg_state` accepts.
 
     Returns:
-        `step` (int32, the updates made) and `phase`; `num_redundant` and, of the redundant groups, `num_zero` and
+        `step` (int32, the updates made) and `phase`; `redundant` (bool `[num_groups]`, which groups were selected),
+        `num_redundant` (int32) and, of the redundant groups, `num_zero` and
         `num_removed` (int32; `jasgnas.shrink` has taken these out), `group_sparsity` (float, fraction of groups that
         are zero), and the vectors `scores` and `shrinking_norms` (float `[num_groups]`, 0 for groups not on their way
         to zero). `num_revived` (int32) counts the groups that were
@@ -163,6 +164,7 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
     return {
         "step": state.step,
         "phase": state.phase,
+        "redundant": state.redundant,
         "num_redundant": jnp.sum(state.redundant, dtype=jnp.int32),
         "num_zero": jnp.sum(state.zero & state.redundant, dtype=jnp.int32),
         "num_revived": jnp.sum(state.revived, dtype=jnp.int32),

@@ -18,9 +18,10 @@ _MAX_POINTS = 1000
 # Numbers in the chart of all groups together.
 _MAX_NORMS = 100_000
 
-# Columns that hold a number for every group. The first that is there is the chart of the norms.
+# Columns that hold a number for every group. The first that is there is the chart of the norms; which groups went is
+# shown by the drawing of the network.
 _NORMS = ("group_norms", "shrinking_norms")
-_VECTORS = (*_NORMS, "scores")
+_VECTORS = (*_NORMS, "scores", "redundant")
 # What `h2spg_metrics` says of the latest selection: facts, no curves.
 SELECTION = ("selected_at", "runner_up", "predicted_rise", "measured_rise")
 # What it counts, as curves of one chart.

@@ -80,6 +80,7 @@ def test_main_job_leaves_its_results(finished: tuple[Config, job.Results]) -> No
     assert log[-1]["num_zero"] == 2 and log[-1]["phase"] == 2
     (explained,) = (record for record in log if record.get("scores"))
     assert len(explained["scores"]) == explained["num_groups"] and explained["runner_up"] >= -1
+    assert len(explained["redundant"]) == explained["num_groups"] and sum(explained["redundant"]) == 2
     assert '"scores":{' in report
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import jasgnas
 from jasgnas.errors import ArgumentError, BlindSelectionWarning, EarlySelectionWarning, TreeMismatchError
+from jasgnas.optimizer.ablation import Turns
 from jasgnas.optimizer.h2spg import h2spg
 from jasgnas.optimizer.state import DONE, h2spg_metrics, h2spg_state
 from tests.optimizer.loss_problem import BRANCHES, NUM_BATCHES, PARAMS, SPACE, WIDTH, X, Y, loss_of, network
@@ -155,6 +156,7 @@ def test_the_rise_without_the_selected_groups_is_measured():
     metrics = h2spg_metrics(state)
     assert float(metrics["measured_rise"]) == float(found.measured_rise)
     assert int(metrics["selected_at"]) == 16
+    np.testing.assert_array_equal(metrics["redundant"], found.redundant)
 
 
 @pytest.mark.exhaustive
@@ -214,10 +216,67 @@ def test_a_loss_in_the_place_of_its_function_is_refused():
 
 def test_a_window_too_short_to_measure_every_group_is_refused():
     tx = make_h2spg(score="ablation", selection_steps=4)
-    with pytest.raises(
-        ArgumentError, match="4 scored updates with forward_passes=0.5 measure 2 groups, and there are 4"
-    ):
-        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=0.0, value_fn=lambda params: jnp.float32(0))
+    given = {"value": 0.0, "value_fn": lambda params: jnp.float32(0)}
+    shortage = "4 scored updates with forward_passes=0.5 measure 2 groups, and there are 4: give selection_steps=8"
+    with pytest.raises(ArgumentError, match=shortage):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, **given)
+    # The default goes by the gradient then, and says so; with as many as it says, by the loss.
+    tx = make_h2spg(selection_steps=4)
+    with pytest.warns(EarlySelectionWarning, match=f"early to be made by the loss, and is made by gate: {shortage}"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, grad=PARAMS, **given)
+    for options in ({"score": "ablation"}, {}):
+        tx = make_h2spg(selection_steps=8, **options)
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, grad=PARAMS, **given)
+
+
+def normalised(params, x):
+    """Of b and c, whose sum is normalised, the derivatives by their gates add up to zero; d and a matter more."""
+    both = x @ params["b"] + x @ params["c"]
+    both = both * jax.lax.rsqrt(jnp.mean(both**2, axis=-1, keepdims=True))
+    return both + 4 * jnp.tanh(x @ params["a"]) + 4 * jnp.tanh(x @ params["d"])
+
+
+@pytest.mark.parametrize("periods", [1, 2])
+@pytest.mark.parametrize("useless", ["b", "c"])
+def test_ties_by_gate_are_broken_by_the_loss(useless, periods):
+    params = {name: leaf for name, leaf in PARAMS.items() if name != "head"}
+    space = jasgnas.search_space(normalised, X[0], params=params)
+    names = [group.paths[0] for group in space.groups]
+
+    def value_fn(params, number):
+        wanted = 2 * normalised({**PARAMS, useless: 0 * PARAMS[useless]}, X[number]) + Y[number]
+        return jnp.mean((normalised(params, X[number]) - wanted) ** 2)
+
+    tx = h2spg(
+        space, learning_rate=0.01, target_groups=periods, warmup_steps=8, projection_steps=8, score="gate",
+        periods=periods,
+    )  # fmt: skip
+
+    @jax.jit
+    def step(params, state, number):
+        value, grads = jax.value_and_grad(value_fn)(params, number)
+        given = {"grad": grads, "value": value, "value_fn": value_fn, "number": number}
+        updates, state = tx.update(jax.tree.map(lambda g: -0.01 * g, grads), state, params, **given)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for number in range(9):
+        params, state = step(params, state, jnp.int32(number % NUM_BATCHES))
+    b_score, c_score = state.scores[np.array([names.index("b"), names.index("c")])]
+    assert float(b_score) == pytest.approx(float(c_score), rel=1e-3)
+    assert [names[index] for index in np.flatnonzero(state.redundant)] == [useless]
+
+
+@pytest.mark.parametrize("knows_value", [True, False])
+@pytest.mark.parametrize("forward_passes", [0.5, 0.3, 1, 4, 9.5])
+@pytest.mark.parametrize("num_groups", [1, 4, 6, 7, 20, 47])
+def test_the_least_window_that_measures_every_group(num_groups, forward_passes, knows_value):
+    def measured(updates):
+        return Turns.within(updates, forward_passes, num_groups, knows_value).num_measured
+
+    least = Turns.least_updates(forward_passes, num_groups, knows_value)
+    assert measured(least) >= num_groups
+    assert all(measured(updates) < num_groups for updates in range(1, least))
 
 
 @pytest.mark.parametrize("score", ["gate", "magnitude"])  # which does not look at them

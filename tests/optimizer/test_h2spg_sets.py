@@ -244,12 +244,12 @@ def test_a_comparison_that_settles_ends_early():
     ("given", "expected"),
     [
         # Six groups and two sets, as many evaluations as half of the updates.
-        ((300, 0.5, 13, True), (6, 16, 96, 108, True)),
+        ((300, 0.5, 13, True), (6, 16, 80, 108, True)),
         ((150, 0.5, 5, True), (5, 14, 28, 50, True)),
         ((150, 0.5, 5, True, 40), (5, 14, 40, 50, True)),
         ((150, 0.5, 5, False), (5, 16, 32, 45, True)),
         # Too few for six passes, or three sets: groups alone.
-        ((150, 0.5, 13, True), (6, 12, 72, 72, False)),
+        ((150, 0.5, 13, True), (6, 12, 60, 72, False)),
         ((150, 0.5, 5, True, 51), (5, 10, 51, 75, False)),
         ((16, 1.0, 4, True), (4, 4, 8, 16, False)),
         ((16, 8.0, 4, True), (4, 1, 2, 64, True)),
