@@ -122,6 +122,8 @@ class H2SPGConfig:
     """Rounds of selection and projection."""
     score: str = "default"
     """Name of the redundancy score: `default`, one of `jasgnas.optimizer.scores.SCORES`, or `random`, a baseline."""
+    look_every: int | None = None
+    """After how many scored updates a set is selected on trial; by default about five times in all."""
     forward_passes: float | None = None
     """How many evaluations of the loss a scored update may cost, on average; by default one in two updates."""
     hierarchical: bool = True
@@ -164,7 +166,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda value: value >= 1,
         (
             *("epochs", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every", "num_steps"),
-            *("h2spg.min_channels", "h2spg.multiple_of"),
+            *("h2spg.min_channels", "h2spg.multiple_of", "h2spg.look_every"),
             *("data.num_train", "data.num_test", "data.image_size"),
         ),
     ),

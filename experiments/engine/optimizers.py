@@ -78,6 +78,7 @@ def add_h2spg(
         settle=config.settle,
         periods=config.periods,
         score=_random_score(seed) if config.score == "random" else config.score,
+        look_every=config.look_every,
         forward_passes=config.forward_passes,
         hierarchical=config.hierarchical,
         epsilon=config.epsilon,

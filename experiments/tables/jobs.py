@@ -65,7 +65,7 @@ _USUAL = {
     **{"model.gated": False, "model.ungated": (), "h2spg.tie": (), "h2spg.keep": ()},
     "num_steps": None,
     **{"h2spg.kinds": "structures", "h2spg.min_channels": None, "h2spg.multiple_of": None},
-    "h2spg.forward_passes": None,
+    **{"h2spg.look_every": None, "h2spg.forward_passes": None},
 }
 """Settings that say nothing about a run in which they are so: those of runs that were recorded without them."""
 

@@ -28,7 +28,7 @@ _TARGETS = ("target_sparsity", "target_params", "target_macs")
 _OF_H2SPG = {
     "warmup": "warmup_fraction",
     "projection": "projection_fraction",
-    **{name: name for name in ("settle", "forward_passes")},
+    **{name: name for name in ("settle", "look_every", "forward_passes")},
 }
 
 
@@ -66,6 +66,8 @@ class Size:
     """Part of the steps in which it sets to zero what it has selected."""
     settle: bool | None = None
     """Whether it selects as soon as the choice settles."""
+    look_every: int | None = None
+    """After how many scored updates it selects a set on trial; with as many as there are, no sets are compared."""
     forward_passes: float | None = None
     """How many evaluations of the loss a scored update may cost, on average."""
     drop_path: float | None = None

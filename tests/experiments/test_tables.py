@@ -205,8 +205,8 @@ def test_size_takes_the_rest_of_the_recipe_with_it() -> None:
     assert Size(drop_path=0.0).apply(row.config, 96).model == dataclasses.replace(row.config.model, drop_path=0.0)
     h2spg = dataclasses.replace(row.config.h2spg, warmup_fraction=0.1, projection_fraction=0.05)
     assert Size(warmup=0.1, projection=0.05).apply(row.config, 96).h2spg == h2spg
-    h2spg = dataclasses.replace(row.config.h2spg, settle=True, forward_passes=4.0)
-    assert Size(settle=True, forward_passes=4.0).apply(row.config, 96).h2spg == h2spg
+    given = {"settle": True, "look_every": 90, "forward_passes": 4.0}
+    assert Size(**given).apply(row.config, 96).h2spg == dataclasses.replace(row.config.h2spg, **given)
     assert Size(learning_rate=0.1, batch_size=24).apply(row.config, 96).optimizer.learning_rate == 0.1
     assert Size().apply(row.config, 96) == row.config
 
