@@ -417,6 +417,22 @@ def test_a_gradient_that_is_not_finite_where_a_group_is_frozen_does_not_spread()
     assert not updates["a"].any() and updates["b"].any()
 
 
+def test_a_gradient_beside_accumulated_ones_is_that_of_the_last_mini_batch():
+    tx = optax.MultiSteps(chain(score="gate", warmup_steps=4, selection_steps=4), every_k_schedule=2)
+    params, state, seen = PARAMS, tx.init(PARAMS), []
+    step = jax.jit(lambda params, state, grads: tx.update(grads, state, params, grad=grads))
+    for number in range(8):
+        if number % 2:
+            seen.append(products(params, number) ** 2)
+        updates, state = step(params, state, jax.grad(loss_of)(params, number % NUM_BATCHES))
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(h2spg_state(state).scores, -np.mean(seen, axis=0), rtol=1e-4)
+    inside = optax.MultiSteps(make_h2spg(score="gate"), every_k_schedule=2).gradient_transformation()
+    tx = optax.chain(optax.sgd(0.05), inside)
+    with pytest.raises(ArgumentError, match=r"needs the gradient \(grad\), which update was not given"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, grad=PARAMS)
+
+
 COMPARING = {"score": "ablation", "selection_steps": 8, "target_groups": 2, "forward_passes": 6.0}
 """Sets are compared."""
 
