@@ -24,6 +24,10 @@ from jasgnas.space.candidates import Candidates
 FORWARD_PASSES = 0.5
 """Evaluations of the loss per scored update, on average, unless told otherwise."""
 
+COMPARED_BATCHES = 10
+"""On so many batches at least two sets are compared, unless told otherwise: what the loss rises by without a set varies
+from batch to batch, and a choice by two or three of them is one by chance."""
+
 
 class Loss(NamedTuple):
     """The loss of the current batch, as a function of which groups are zero.
@@ -282,7 +286,13 @@ class Turns(NamedTuple):
 
     @classmethod
     def within(
-        cls, num_updates: int, forward_passes: float, num_groups: int, knows_value: bool, look_every: int = 1
+        cls,
+        num_updates: int,
+        forward_passes: float,
+        num_groups: int,
+        knows_value: bool,
+        look_every: int = 1,
+        least_batches: int = COMPARED_BATCHES,
     ) -> "Turns":
         """Returns as many turns as can be made, evenly.
 
@@ -292,6 +302,7 @@ class Turns(NamedTuple):
             num_groups: how many groups there are to measure.
             knows_value: whether the loss with all groups is given.
             look_every: after how many updates a set is to be selected on trial, at least.
+            least_batches: on how many batches sets are compared, at least.
         """
         num_groups = max(num_groups, 1)
         own = 0 if knows_value else 1
@@ -300,8 +311,9 @@ class Turns(NamedTuple):
             most = int(num_updates * forward_passes) - others
             number = max(1, min(num_groups, most, max(_AT_A_TIME, int(forward_passes) - others)))
             every = math.ceil((number + others) / forward_passes)
-            interval = max(look_every, math.ceil(2 * num_groups / number) * every)
-            return cls(number, every, interval, num_updates // every * number, others > own)
+            compares = others > own
+            num_turns = max(math.ceil(2 * num_groups / number), least_batches if compares else 1)
+            return cls(number, every, max(look_every, num_turns * every), num_updates // every * number, compares)
 
         # Beside the groups, the set planned and the one on trial. First a set is found, then another one by what groups
         # are worth beside it, and then the two are compared.

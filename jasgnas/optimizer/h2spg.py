@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, BlindSelectionWarning, EarlySelectionWarning
-from jasgnas.optimizer.ablation import FORWARD_PASSES, Loss
+from jasgnas.optimizer.ablation import COMPARED_BATCHES, FORWARD_PASSES, Loss
 from jasgnas.optimizer.layout import (
     GroupLayout,
     GroupMoves,
@@ -178,7 +178,8 @@ def h2spg(
         settle: selects as soon as two selections on trial, one after the other, differ in at most a tenth of their
             groups, or, where sets are compared, as no better one is found.
         look_every: after how many scored updates a set is selected on trial, with `settle` or `ablation`; None for
-            about five times in all. `ablation` measures every group twice in between.
+            about five times in all. `ablation` measures every group twice in between, and, with None, compares sets on
+            ten batches at least.
         periods: rounds of selection and projection.
         lmbda: λ, the least strength of the shrinking.
         amplify: how far λ exceeds the least value that lets a group shrink that the optimizer would let grow.
@@ -189,13 +190,13 @@ def h2spg(
         score: name of a score in `jasgnas.optimizer.scores.SCORES`; a function of `GroupStats` that returns
             `[num_groups]` scores, larger for groups to remove sooner; or such scores, which stay as they are.
             "default" is `ablation` where `update` is given a `value_fn` and the updates suffice to measure every group,
-            else `gate` where the gradient is known, else `magnitude`, with a warning. Where they suffice to do so six
-            times, `ablation` measures sets as well: groups are measured beside what is planned to go, or in the place
-            of one group of it, and a set on trial takes the place of the plan if the loss rises less without it, on the
-            same batches. In a space with channels "default" leaves `ablation` out. Asked for by name, it measures them
-            by random quarters of a dimension, whose channels share the rise of the loss by their `gate`, so that it
-            needs `grad`, too. Structures that tie by `gate` are told apart by the loss without each, where there is a
-            `value_fn`.
+            else `gate` where the gradient is known, else `magnitude`, with a warning. Where there are three times
+            `look_every` of them, `ablation` measures sets as well: groups are measured beside what is planned to go, or
+            in the place of one group of it, and a set on trial takes the place of the plan if the loss rises less
+            without it, on the same batches. In a space with channels "default" leaves `ablation` out. Asked for by
+            name, it measures them by random quarters of a dimension, whose channels share the rise of the loss by their
+            `gate`, so that it needs `grad`, too. Structures that tie by `gate` are told apart by the loss without each,
+            where there is a `value_fn`.
         per_cost: whether minus the score of a function or an array is a cost in units of the loss.
         forward_passes: how many evaluations of the loss per scored update `ablation` may cost, on average; None for
             one in two updates.
@@ -286,6 +287,7 @@ def h2spg(
         phases=divide_phases(learning_rate, warmup_steps, selection_steps, projection_steps, periods, look_every),
         settle=settle,
         forward_passes=forward_passes,
+        least_batches=1 if look_every else COMPARED_BATCHES,
         hierarchical=hierarchical,
     )
     method = _Method(

@@ -46,6 +46,7 @@ class Planner:
         phases: when what is done.
         settle: whether a selection that settles is made early.
         forward_passes: how many evaluations of the loss a scored update may cost, on average.
+        least_batches: on how many batches two sets are compared, at least.
         hierarchical: whether the network must stay valid.
     """
 
@@ -54,6 +55,7 @@ class Planner:
     phases: Phases
     settle: bool
     forward_passes: float
+    least_batches: int
     hierarchical: bool
 
     @property
@@ -261,7 +263,8 @@ class Planner:
 
     def _all_turns(self, loss: Loss) -> Turns:
         number, knows_value = int(self._ablated.sum()), loss.value is not None
-        return Turns.within(self._num_updates, self.forward_passes, number, knows_value, self.phases.look_every)
+        look_every, least_batches = self.phases.look_every, self.least_batches
+        return Turns.within(self._num_updates, self.forward_passes, number, knows_value, look_every, least_batches)
 
     @property
     def _num_updates(self) -> int:

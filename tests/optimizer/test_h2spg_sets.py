@@ -166,7 +166,7 @@ def test_choices_among_substitutes_are_nearly_the_best(target):
 
     last = h2spg(
         space, learning_rate=0.0, warmup_steps=num_updates, selection_steps=num_updates, projection_steps=5,
-        score="ablation", **target,
+        score="ablation", look_every=num_updates // 5, **target,
     )  # fmt: skip
 
     @jax.jit
@@ -209,7 +209,7 @@ def test_a_set_without_which_the_loss_is_not_finite_does_not_stay_planned():
 
     last = h2spg(
         space, learning_rate=0.0, target_groups=2, warmup_steps=24, projection_steps=4, selection_steps=20,
-        forward_passes=3, score="ablation",
+        forward_passes=3, look_every=5, score="ablation",
     )  # fmt: skip
     state, step = last.init(SUBSTITUTES), jax.jit(partial(last.update, value=jnp.float32(1), value_fn=value_fn))
     for _ in range(25):
@@ -257,7 +257,15 @@ def test_a_comparison_that_settles_ends_early():
     ],
 )
 def test_turns_keep_to_the_evaluations_that_are_allowed(given, expected):
-    turns = Turns.within(*given)
+    turns = Turns.within(*given, least_batches=1)
     assert turns == expected
     own = (2 if turns.compares else 0) + (not given[3])
     assert given[0] // turns.every * (turns.number + own) <= given[0] * given[1]
+
+
+def test_sets_are_compared_on_some_batches_unless_told_otherwise():
+    """Six groups and two sets take sixteen updates: three times ten such."""
+    assert Turns.within(480, 0.5, 6, True) == (6, 16, 160, 180, True)
+    assert not Turns.within(479, 0.5, 6, True).compares
+    assert Turns.within(2000, 0.5, 6, True, look_every=400).look_every == 400
+    assert Turns.within(96, 0.5, 6, True, least_batches=1).compares
