@@ -24,9 +24,9 @@ from jasgnas.space.candidates import Candidates
 FORWARD_PASSES = 0.5
 """Evaluations of the loss per scored update, on average, unless told otherwise."""
 
-COMPARED_BATCHES = 10
-"""On so many batches at least two sets are compared, unless told otherwise: what the loss rises by without a set varies
-from batch to batch, and a choice by two or three of them is one by chance."""
+MEASURED_BETWEEN = 3
+"""So often at least every group is measured from one set on trial to the next, unless told otherwise: what the loss
+rises by varies from batch to batch, and where it is measured less often, groups by themselves are the better guide."""
 
 
 class Loss(NamedTuple):
@@ -273,7 +273,7 @@ class Turns(NamedTuple):
     Attributes:
         number: how many groups are measured at a time.
         every: the updates from one time to the next.
-        look_every: after how many updates a set may be selected on trial: every group was measured twice by then.
+        look_every: after how many updates a set may be selected on trial: every group was measured some times by then.
         num_measured: how many measurements there are before the first selection.
         compares: whether there are enough of them to measure sets of groups, too.
     """
@@ -292,7 +292,7 @@ class Turns(NamedTuple):
         num_groups: int,
         knows_value: bool,
         look_every: int = 1,
-        least_batches: int = COMPARED_BATCHES,
+        measured_between: int = MEASURED_BETWEEN,
     ) -> "Turns":
         """Returns as many turns as can be made, evenly.
 
@@ -302,7 +302,7 @@ class Turns(NamedTuple):
             num_groups: how many groups there are to measure.
             knows_value: whether the loss with all groups is given.
             look_every: after how many updates a set is to be selected on trial, at least.
-            least_batches: on how many batches sets are compared, at least.
+            measured_between: how often every group is measured in between, at least.
         """
         num_groups = max(num_groups, 1)
         own = 0 if knows_value else 1
@@ -311,9 +311,8 @@ class Turns(NamedTuple):
             most = int(num_updates * forward_passes) - others
             number = max(1, min(num_groups, most, max(_AT_A_TIME, int(forward_passes) - others)))
             every = math.ceil((number + others) / forward_passes)
-            compares = others > own
-            num_turns = max(math.ceil(2 * num_groups / number), least_batches if compares else 1)
-            return cls(number, every, max(look_every, num_turns * every), num_updates // every * number, compares)
+            interval = max(look_every, math.ceil(measured_between * num_groups / number) * every)
+            return cls(number, every, interval, num_updates // every * number, others > own)
 
         # Beside the groups, the set planned and the one on trial. First a set is found, then another one by what groups
         # are worth beside it, and then the two are compared.

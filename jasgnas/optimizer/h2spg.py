@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from jasgnas.checks import NUMBERS, check_integer, check_number
 from jasgnas.errors import ArgumentError, BlindSelectionWarning, EarlySelectionWarning
-from jasgnas.optimizer.ablation import COMPARED_BATCHES, FORWARD_PASSES, Loss
+from jasgnas.optimizer.ablation import FORWARD_PASSES, MEASURED_BETWEEN, Loss
 from jasgnas.optimizer.layout import (
     GroupLayout,
     GroupMoves,
@@ -178,8 +178,7 @@ def h2spg(
         settle: selects as soon as two selections on trial, one after the other, differ in at most a tenth of their
             groups, or, where sets are compared, as no better one is found.
         look_every: after how many scored updates a set is selected on trial, with `settle` or `ablation`; None for
-            about five times in all. `ablation` measures every group twice in between, and, with None, compares sets on
-            ten batches at least.
+            about five times in all. `ablation` measures every group at least twice in between, with None three times.
         periods: rounds of selection and projection.
         lmbda: λ, the least strength of the shrinking.
         amplify: how far λ exceeds the least value that lets a group shrink that the optimizer would let grow.
@@ -287,7 +286,7 @@ def h2spg(
         phases=divide_phases(learning_rate, warmup_steps, selection_steps, projection_steps, periods, look_every),
         settle=settle,
         forward_passes=forward_passes,
-        least_batches=1 if look_every else COMPARED_BATCHES,
+        measured_between=2 if look_every else MEASURED_BETWEEN,
         hierarchical=hierarchical,
     )
     method = _Method(

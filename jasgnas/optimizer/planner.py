@@ -46,7 +46,7 @@ class Planner:
         phases: when what is done.
         settle: whether a selection that settles is made early.
         forward_passes: how many evaluations of the loss a scored update may cost, on average.
-        least_batches: on how many batches two sets are compared, at least.
+        measured_between: how often every group is measured from one set on trial to the next, at least.
         hierarchical: whether the network must stay valid.
     """
 
@@ -55,7 +55,7 @@ class Planner:
     phases: Phases
     settle: bool
     forward_passes: float
-    least_batches: int
+    measured_between: int
     hierarchical: bool
 
     @property
@@ -263,8 +263,8 @@ class Planner:
 
     def _all_turns(self, loss: Loss) -> Turns:
         number, knows_value = int(self._ablated.sum()), loss.value is not None
-        look_every, least_batches = self.phases.look_every, self.least_batches
-        return Turns.within(self._num_updates, self.forward_passes, number, knows_value, look_every, least_batches)
+        look_every, times = self.phases.look_every, self.measured_between
+        return Turns.within(self._num_updates, self.forward_passes, number, knows_value, look_every, times)
 
     @property
     def _num_updates(self) -> int:

@@ -257,15 +257,15 @@ def test_a_comparison_that_settles_ends_early():
     ],
 )
 def test_turns_keep_to_the_evaluations_that_are_allowed(given, expected):
-    turns = Turns.within(*given, least_batches=1)
+    turns = Turns.within(*given, measured_between=2)
     assert turns == expected
     own = (2 if turns.compares else 0) + (not given[3])
     assert given[0] // turns.every * (turns.number + own) <= given[0] * given[1]
 
 
-def test_sets_are_compared_on_some_batches_unless_told_otherwise():
-    """Six groups and two sets take sixteen updates: three times ten such."""
-    assert Turns.within(480, 0.5, 6, True) == (6, 16, 160, 180, True)
-    assert not Turns.within(479, 0.5, 6, True).compares
-    assert Turns.within(2000, 0.5, 6, True, look_every=400).look_every == 400
-    assert Turns.within(96, 0.5, 6, True, least_batches=1).compares
+def test_every_group_is_measured_nine_times_where_sets_are_compared():
+    """A turn measures six of 16 groups, beside two sets, every sixteen updates: eight turns from trial to trial."""
+    assert Turns.within(384, 0.5, 16, True) == (6, 16, 128, 144, True)
+    assert not Turns.within(383, 0.5, 16, True).compares
+    assert Turns.within(2000, 0.5, 16, True, look_every=400).look_every == 400
+    assert Turns.within(288, 0.5, 16, True, measured_between=2).compares
