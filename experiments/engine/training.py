@@ -298,7 +298,7 @@ class Training:
     def _selection(self, h2spg: jasgnas.H2SPGState) -> Record:
         """Returns which groups were selected and when, what came next, and what the loss was to be and is without them.
 
-        The scores that decided stay as they are after the last selection: they are written once, as the groups.
+        The scores that decided stay as they are after the last selection: with the groups they are written once.
         """
         num_redundant = int(np.sum(h2spg.redundant))
         is_new, self._num_explained = num_redundant != self._num_explained, num_redundant

@@ -322,12 +322,11 @@ class Turns(NamedTuple):
     @classmethod
     def least_updates(cls, forward_passes: float, num_groups: int, knows_value: bool) -> int:
         """Returns the least number of scored updates that measure every group; arguments as of `within`."""
-        lengths = itertools.count(1)
-        return next(
-            each
-            for each in lengths
-            if cls.within(each, forward_passes, num_groups, knows_value).num_measured >= num_groups
-        )
+
+        def suffices(num_updates: int) -> bool:
+            return cls.within(num_updates, forward_passes, num_groups, knows_value).num_measured >= num_groups
+
+        return next(filter(suffices, itertools.count(1)))
 
 
 _PARTS = 4
