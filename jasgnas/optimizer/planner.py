@@ -190,7 +190,8 @@ class Planner:
             found = self._rises(loss, state.redundant | (indices == order[:, None]), num_tied, is_new, state)
             state = self._with_measured(state, found[0], is_new)
             rises = jnp.full(len(indices), jnp.nan, found.dtype).at[order].set(jnp.where(is_new, jnp.nan, found))
-            return stats, is_due, state._replace(scores=with_ties_broken(state.scores, rises))
+            scores = jax.lax.cond(num_tied > 0, lambda: with_ties_broken(state.scores, rises), lambda: state.scores)
+            return stats, is_due, state._replace(scores=scores)
         units, is_turn = self._whose_turn(state, turns, is_due)
         planned = state.planned & jnp.any(state.trial) & turns.compares
         base = planned & (np.arange(len(planned)) != state.exchanged)
