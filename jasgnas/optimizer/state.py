@@ -144,8 +144,8 @@ def h2spg_metrics(opt_state: Any) -> dict[str, jax.Array]:
         `step` (int32, the updates made) and `phase`; `redundant` (bool `[num_groups]`, which groups were selected),
         their number, `num_redundant`, and how many of them are `num_zero` and `num_removed` (int32; `jasgnas.shrink`
         has taken these out), `group_sparsity` (float, fraction of groups that are zero), and the vectors `scores` and
-        `shrinking_norms` (float `[num_groups]`, 0 for groups not on their way to zero). `num_revived` (int32) counts the
-        groups that were
+        `shrinking_norms` (float `[num_groups]`, 0 for groups not on their way to zero). `num_revived` (int32) counts
+        the groups that were
         set to zero and are not: it is 0 where `h2spg` is the last link. `num_skipped` (int32) counts the scores left
         out since they were not finite. Of the latest selection: `selected_at` (int32, its update, or the latest one
         that may be), `runner_up` (int32, the group that came next, or -1), and `predicted_rise` and `measured_rise`
